@@ -1,0 +1,11 @@
+//! Decisions and algorithms of tally. Values in, plans out: this crate knows no PostgreSQL, no I/O and no clock.
+//!
+//! The words of the project:
+//! - a *source* is a table of events; a *rollup* is the stored answer to a `GROUP BY` over it;
+//! - a *row tag* says which transaction wrote a row; a *tick* brings every rollup of a source up to one snapshot;
+//! - a *sketch* is a small mergeable value that estimates a distinct count;
+//! - a *partition set* is a partitioned table whose partitions tally makes ahead of the clock;
+//! - a *job* is a piece of work that a background worker does again and again.
+
+pub mod error;
+pub mod ident;

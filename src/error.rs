@@ -1,0 +1,70 @@
+//! Errors of core and of SPI become PostgreSQL error reports: the only place that turns an SQLSTATE into PostgreSQL's number.
+
+use pgrx::prelude::*;
+use pgrx::pg_sys::panic::ErrorReport;
+use tally_core::error::Explain;
+
+/// What can go wrong in a function of tally.
+#[derive(Debug)]
+pub(crate) struct Error {
+    message: String,
+    sqlstate: &'static str,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
+        Self { message: message.into(), sqlstate, detail: None, hint: None }
+    }
+
+    pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: Explain> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self {
+            message: error.to_string(),
+            sqlstate: error.sqlstate(),
+            detail: error.detail(),
+            hint: error.hint(),
+        }
+    }
+}
+
+/// A misuse of SPI by tally itself; errors of the SQL that runs pass through unchanged.
+pub(crate) fn spi(error: pgrx::spi::SpiError) -> Error {
+    Error::new("XX000", format!("unexpected answer from SPI: {error}"))
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let mut report = ErrorReport::new(code(error.sqlstate), error.message, pgrx::function_name!());
+        if let Some(detail) = error.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = error.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+/// PostgreSQL packs an SQLSTATE six bits per character, the first one lowest (MAKE_SQLSTATE in elog.h).
+fn code(sqlstate: &str) -> PgSqlErrorCode {
+    let packed = sqlstate
+        .bytes()
+        .enumerate()
+        .fold(0i32, |packed, (position, byte)| packed | (i32::from(byte.wrapping_sub(b'0')) & 0x3f) << (6 * position));
+    PgSqlErrorCode::from(packed)
+}

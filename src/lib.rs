@@ -1,0 +1,30 @@
+//! tally: event tables that keep their own exact, incremental rollups. This file is the table of contents;
+//! `docs/architecture.md` shows the way of a row, `core/` holds the decisions.
+#![deny(unsafe_code)]
+
+use pgrx::prelude::*;
+
+mod catalog;
+mod error;
+mod jobs;
+mod partition;
+mod pg;
+mod refresh;
+mod settings;
+
+pgrx::pg_module_magic!();
+
+// Every SQL object is written by hand in sql/*.sql, with its comment right below it; functions in Rust are
+// `#[pg_extern(sql = false)]`. The files run in the order of `requires`.
+extension_sql_file!("../sql/bootstrap.sql", bootstrap);
+
+/// Called by PostgreSQL when the library is loaded.
+#[pg_guard]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "PostgreSQL finds this function by its symbol")]
+pub extern "C-unwind" fn _PG_init() {
+    if pg::is_binary_upgrade() {
+        return;
+    }
+    settings::define();
+}

@@ -1,0 +1,21 @@
+//! What the rest of the extension may use of PostgreSQL: safe wrappers and re-exports. All unsafe code lives below here.
+#![allow(unsafe_code)]
+
+mod owner;
+
+pub(crate) use owner::as_extension_owner;
+pub(crate) use pgrx::pg_sys::Oid;
+
+use pgrx::pg_sys;
+
+/// Is this server started by pg_upgrade, to restore objects and nothing else?
+pub(crate) fn is_binary_upgrade() -> bool {
+    // SAFETY: a plain flag, set by the postmaster before any library is loaded.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
+/// Makes an unknown setting below `tally.` an error. To be called after all settings are defined.
+pub(crate) fn reserve_setting_prefix() {
+    // SAFETY: a NUL-terminated string that the function copies.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"tally".as_ptr()) }
+}
