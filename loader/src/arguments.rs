@@ -1,0 +1,127 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Loads a Kafka topic into a PostgreSQL table by binary COPY, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "tally-loader", version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log more: -v for debug, -vv for trace.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of the log lines on stderr.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create the state tables, or check those of the extension; may be repeated.
+    Init(InitArguments),
+    /// Compare the configuration with the live catalog and topic; changes nothing.
+    Check(CheckArguments),
+    /// Load the topic until stopped.
+    Run(RunArguments),
+    /// Produce a seeded clickstream.
+    Generate(GenerateArguments),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct InitArguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Give this role what a loader needs: the state tables, and INSERT on the target.
+    #[arg(long, value_name = "ROLE")]
+    pub grant: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CheckArguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Stop when each part has reached the end it had at the start.
+    #[arg(long)]
+    pub until_end: bool,
+}
+
+/// Arguments of `generate`: a seeded clickstream to a topic, a file or standard output, or an embedded broker.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArguments {
+    /// How values are distributed.
+    #[arg(long, value_enum, default_value_t = GenerateMode::Reference)]
+    pub mode: GenerateMode,
+    /// Number of events.
+    #[arg(long, default_value_t = 2_000_000)]
+    pub rows: u64,
+    /// Same seed, same bytes.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Events per second; without it as fast as possible.
+    #[arg(long)]
+    pub rate: Option<u64>,
+    /// Where the events go.
+    #[arg(long, value_enum, default_value_t = GenerateTo::Stdout)]
+    pub to: GenerateTo,
+    /// Topic to write to (`--to topic`), or to create in the embedded broker (`--serve`).
+    #[arg(long, default_value = "clickstream")]
+    pub topic: String,
+    /// Kafka bootstrap servers, comma-separated (`--to topic`).
+    #[arg(long, value_delimiter = ',')]
+    pub brokers: Vec<String>,
+    /// File to write (`--to file`).
+    #[arg(long, value_name = "FILE")]
+    pub path: Option<PathBuf>,
+    /// Run a Kafka broker inside this process, filled with the events, until stopped (Cargo feature `demo`).
+    #[arg(long)]
+    pub serve: bool,
+    /// Address of the embedded broker; port 0 takes a free one and prints it.
+    #[arg(long, default_value = "127.0.0.1:0", requires = "serve")]
+    pub listen: SocketAddr,
+    /// Serve the lines of this file instead of generated events.
+    #[arg(long, value_name = "FILE.ndjson")]
+    pub from: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GenerateMode {
+    /// Independent, uniform fields: the worst case for rollups, and what existing producers send.
+    Reference,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GenerateTo {
+    Topic,
+    File,
+    Stdout,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

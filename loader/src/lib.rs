@@ -1,0 +1,16 @@
+//! `tally-loader` moves messages of a Kafka topic into a PostgreSQL table by binary COPY, exactly once: the position in the
+//! topic is committed in the transaction of the rows, behind a fence that a loader which lost its part cannot pass.
+//!
+//! Words: a *part* is a Kafka partition (never a partition of the table, that is a *leaf*). A *position* is the next offset to
+//! read. An *epoch* is a number that grows with every claim of a part.
+#![deny(unsafe_code)]
+
+pub mod arguments;
+pub mod check;
+pub mod error;
+pub mod generate;
+pub mod init;
+pub mod logging;
+pub mod run;
+
+pub use error::{Error, Result};
