@@ -7,5 +7,6 @@
 //! - a *partition set* is a partitioned table whose partitions tally makes ahead of the clock;
 //! - a *job* is a piece of work that a background worker does again and again.
 
+pub mod bucket;
 pub mod error;
 pub mod ident;
