@@ -10,3 +10,5 @@
 pub mod bucket;
 pub mod error;
 pub mod ident;
+pub mod schedule;
+pub mod time;

@@ -1,0 +1,166 @@
+//! When jobs run: examples first, then properties. proptest prints the seed of a failure and keeps it in `proptest-regressions/`.
+
+use super::*;
+use proptest::prelude::*;
+
+const SECOND: i64 = 1_000_000;
+const RETRY: Retry = Retry { min: Duration::from_secs(5), max: Duration::from_secs(900) };
+
+fn group(database: u32) -> Group {
+    Group { database, owner: 10 }
+}
+
+fn waiting(database: u32, due: i64) -> Job {
+    Job { group: group(database), due: Timestamp(due), state: State::Waiting }
+}
+
+fn running(database: u32) -> Job {
+    Job { group: group(database), due: Timestamp(0), state: State::Running }
+}
+
+fn starts(jobs: &[Job], free_slots: usize, now: i64) -> Vec<usize> {
+    due(jobs, free_slots, Timestamp(now)).into_iter().map(|start| start.0).collect()
+}
+
+#[test]
+fn a_job_starts_when_it_is_due_and_not_before() {
+    assert_eq!(starts(&[waiting(1, 10)], 4, 9), []);
+    assert_eq!(starts(&[waiting(1, 10)], 4, 10), [0]);
+}
+
+#[test]
+fn one_worker_is_started_for_all_due_jobs_of_a_group() {
+    assert_eq!(starts(&[waiting(1, 9), waiting(1, 8), waiting(2, 10)], 4, 10), [1, 2]);
+}
+
+#[test]
+fn a_second_worker_comes_when_the_first_is_busy_for_too_long() {
+    let jobs = [running(1), waiting(1, 0)];
+    assert_eq!(starts(&jobs, 4, 99_999), []);
+    assert_eq!(next_look(&jobs, Timestamp(50_000)), Some(Timestamp(100_000)));
+    assert_eq!(starts(&jobs, 4, 100_000), [1]);
+}
+
+#[test]
+fn the_last_slot_is_kept_for_a_group_without_a_worker() {
+    let jobs = [running(1), waiting(1, 0), waiting(2, 5 * SECOND)];
+    assert_eq!(starts(&jobs, 1, 4 * SECOND), []);
+    assert_eq!(starts(&jobs, 1, 5 * SECOND), [2]);
+    assert_eq!(starts(&jobs, 3, 5 * SECOND), [2, 1]);
+}
+
+#[test]
+fn held_jobs_do_not_run() {
+    let held = Job { state: State::Held, ..waiting(1, 0) };
+    assert_eq!(starts(&[held], 4, SECOND), []);
+    assert_eq!(next_look(&[held], Timestamp(0)), None);
+}
+
+#[test]
+fn failures_wait_twice_as_long_each_time_up_to_the_maximum() {
+    let delays: Vec<u64> = (1..=12).map(|failures| RETRY.delay(failures, 0.5).as_secs()).collect();
+    assert_eq!(delays, [5, 10, 20, 40, 80, 160, 320, 640, 900, 900, 900, 900]);
+    assert_eq!(RETRY.delay(u32::MAX, 1.0), RETRY.longest());
+}
+
+#[test]
+fn a_success_clears_all_troubles() {
+    let troubles = Troubles { failures: 7, waits: 3, crashes: 2 };
+    let every = Duration::from_secs(5);
+    let (after, next) = troubles.after(Outcome::Done, Timestamp(0), every, RETRY, Timestamp(SECOND), 0.5);
+    assert_eq!((after, next), (Troubles::default(), Timestamp(5 * SECOND)));
+}
+
+#[test]
+fn waits_for_locks_are_no_failures_until_there_are_too_many() {
+    let mut troubles = Troubles::default();
+    for _ in 1..WAITS_TO_FAIL {
+        let outcome = Outcome::of_error("55P03");
+        (troubles, _) = troubles.after(outcome, Timestamp(0), RETRY.min, RETRY, Timestamp(0), 0.0);
+        assert_eq!(troubles.failures, 0);
+    }
+    (troubles, _) = troubles.after(Outcome::Waited, Timestamp(0), RETRY.min, RETRY, Timestamp(0), 0.0);
+    assert_eq!(troubles, Troubles { failures: 1, waits: 0, crashes: 0 });
+}
+
+#[test]
+fn three_crashes_hold_a_job_and_failures_never_do() {
+    let mut troubles = Troubles::default();
+    for _ in 0..1_000 {
+        (troubles, _) = troubles.after(Outcome::Failed, Timestamp(0), RETRY.min, RETRY, Timestamp(0), 0.0);
+    }
+    assert!(!troubles.hold());
+    for crash in 1..=CRASHES_TO_HOLD {
+        (troubles, _) = troubles.after(Outcome::Crashed, Timestamp(0), RETRY.min, RETRY, Timestamp(0), 0.0);
+        assert_eq!(troubles.hold(), crash == CRASHES_TO_HOLD);
+    }
+}
+
+#[test]
+fn a_clock_set_back_by_a_day_does_not_stop_a_job() {
+    let every = Duration::from_secs(5);
+    let now = Timestamp(0);
+    assert_eq!(replan(Timestamp(86_400 * SECOND), RETRY.longest(), every, now), now + every);
+    let backing_off = now + RETRY.delay(99, 0.9);
+    assert_eq!(replan(backing_off, RETRY.longest(), every, now), backing_off);
+}
+
+fn any_job() -> impl Strategy<Value = Job> {
+    (0..4u32, 0..3u32, -400_000..400_000i64, 0..3u8).prop_map(|(database, owner, due, state)| Job {
+        group: Group { database, owner },
+        due: Timestamp(due),
+        state: [State::Waiting, State::Running, State::Held][state as usize],
+    })
+}
+
+proptest! {
+    #[test]
+    fn only_due_waiting_jobs_start_each_once_and_never_more_than_the_free_slots(
+        jobs in prop::collection::vec(any_job(), 0..40), free in 0..8usize,
+    ) {
+        let started = due(&jobs, free, Timestamp(0));
+        prop_assert!(started.len() <= free);
+        for (position, Start(at)) in started.iter().enumerate() {
+            prop_assert!(jobs[*at].state == State::Waiting && jobs[*at].due <= Timestamp(0));
+            prop_assert!(!started[..position].contains(&Start(*at)));
+        }
+    }
+
+    #[test]
+    fn every_group_with_due_jobs_gets_a_worker_if_slots_last(jobs in prop::collection::vec(any_job(), 0..40)) {
+        let started = due(&jobs, jobs.len() + 1, Timestamp(0));
+        for job in jobs.iter().filter(|job| job.state == State::Waiting && job.due <= Timestamp(0)) {
+            let busy = jobs.iter().any(|other| other.group == job.group && other.state == State::Running);
+            prop_assert!(busy || started.iter().any(|start| jobs[start.0].group == job.group));
+        }
+    }
+
+    /// A launcher that sleeps until `next_look` and then starts what is due leaves nothing behind.
+    #[test]
+    fn nothing_is_due_before_the_next_look(jobs in prop::collection::vec(any_job(), 0..40), ahead in 0..400_000i64) {
+        let quiet = due(&jobs, usize::MAX, Timestamp(0)).is_empty();
+        if let (true, Some(look)) = (quiet, next_look(&jobs, Timestamp(0))) {
+            let before = Timestamp(ahead.min(look.0 - 1));
+            prop_assert!(due(&jobs, usize::MAX, before).is_empty());
+            prop_assert!(!due(&jobs, usize::MAX, look).is_empty());
+        }
+    }
+
+    #[test]
+    fn the_next_run_is_the_first_point_of_the_grid_after_now(
+        scheduled in -1_000_000..1_000_000i64, every in 1..100_000u64, now in -1_000_000..1_000_000i64,
+    ) {
+        let next = next_run(Timestamp(scheduled), Duration::from_micros(every), Timestamp(now));
+        prop_assert_eq!((next.0 - scheduled) % every as i64, 0);
+        prop_assert!(next.0 > now || next.0 == scheduled + every as i64);
+        prop_assert!(next.0 - every as i64 <= now.max(scheduled));
+    }
+
+    #[test]
+    fn no_time_overflows(scheduled: i64, every: u64, now: i64, failures: u32, random in 0.0..1.0f64) {
+        next_run(Timestamp(scheduled), Duration::from_micros(every), Timestamp(now));
+        replan(Timestamp(scheduled), RETRY.longest(), Duration::from_micros(every), Timestamp(now));
+        prop_assert!(RETRY.delay(failures, random) <= RETRY.longest());
+        prop_assert!(RETRY.delay(failures, random) >= RETRY.min.mul_f64(0.85));
+    }
+}
