@@ -11,4 +11,3 @@ pub mod bucket;
 pub mod error;
 pub mod ident;
 pub mod schedule;
-pub mod time;

@@ -4,7 +4,7 @@
 //! a late run does not shift the ones after it, and runs that were missed are made good by one. After a failure the job
 //! waits longer each time, but nothing disables it; only a job that was running in three crashes of the server in a row is held.
 
-use crate::time::Timestamp;
+use crate::bucket::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub fn next_look(jobs: &[Job], now: Timestamp) -> Option<Timestamp> {
     let workers = busy(jobs);
     jobs.iter()
         .filter(|job| job.state == State::Waiting)
-        .map(|job| (job.due + PATIENCE * workers.get(&job.group).copied().unwrap_or(0)).max(now))
+        .map(|job| later(job.due, PATIENCE * workers.get(&job.group).copied().unwrap_or(0)).max(now))
         .min()
 }
 
@@ -96,26 +96,34 @@ fn busy(jobs: &[Job]) -> HashMap<Group, u32> {
 }
 
 fn is_impatient(job: &Job, working: u32, now: Timestamp) -> bool {
-    now.since(job.due) >= PATIENCE * working
+    later(job.due, PATIENCE * working) <= now
 }
 
 /// The first point after `now` of the grid that `scheduled` and `every` span.
 ///
 /// ```
-/// use {std::time::Duration, tally_core::{schedule::next_run, time::Timestamp}};
+/// use {std::time::Duration, tally_core::{bucket::Timestamp, schedule::next_run}};
 /// let every = Duration::from_micros(10);
 /// assert_eq!(next_run(Timestamp(100), every, Timestamp(104)), Timestamp(110));
 /// assert_eq!(next_run(Timestamp(100), every, Timestamp(137)), Timestamp(140)); // three runs missed, one made good
 /// ```
 pub fn next_run(scheduled: Timestamp, every: Duration, now: Timestamp) -> Timestamp {
-    let step = i64::try_from(every.as_micros()).unwrap_or(i64::MAX).max(1);
-    let missed = now.0.saturating_sub(scheduled.0).max(0) / step;
-    Timestamp(scheduled.0.saturating_add(step.saturating_mul(missed.saturating_add(1))))
+    let step = micros(every).max(1);
+    let missed = now.since(scheduled).max(0) / step;
+    scheduled.plus(step.saturating_mul(missed.saturating_add(1)))
+}
+
+fn later(moment: Timestamp, span: Duration) -> Timestamp {
+    moment.plus(micros(span))
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A due time that no rule can have set, because the clock was set back: it becomes `now + every`.
 pub fn replan(due: Timestamp, longest: Duration, every: Duration, now: Timestamp) -> Timestamp {
-    if due > now + longest.max(every) { now + every } else { due }
+    if due > later(now, longest.max(every)) { later(now, every) } else { due }
 }
 
 /// The limits of the wait after a failure.
@@ -191,11 +199,11 @@ impl Troubles {
             Outcome::Done => return (Troubles::default(), next_run(scheduled, every, now)),
             Outcome::Waited if self.waits + 1 < WAITS_TO_FAIL => {
                 let after = Troubles { waits: self.waits + 1, ..self };
-                return (after, now + retry.delay(1, random));
+                return (after, later(now, retry.delay(1, random)));
             }
             Outcome::Waited | Outcome::Failed => failed,
             Outcome::Crashed => Troubles { crashes: self.crashes.saturating_add(1), ..failed },
         };
-        (after, now + retry.delay(after.failures, random))
+        (after, later(now, retry.delay(after.failures, random)))
     }
 }
