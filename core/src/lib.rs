@@ -11,3 +11,4 @@ pub mod bucket;
 pub mod error;
 pub mod ident;
 pub mod schedule;
+pub mod sketch;
