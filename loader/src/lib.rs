@@ -7,6 +7,7 @@
 
 pub mod arguments;
 pub mod check;
+pub mod config;
 pub mod error;
 pub mod generate;
 pub mod init;
