@@ -47,6 +47,14 @@ pub(crate) fn spi(error: pgrx::spi::SpiError) -> Error {
     Error::new("XX000", format!("unexpected answer from SPI: {error}"))
 }
 
+/// For statements that may answer no row: SPI calls that a wrong position.
+pub(crate) fn no_row_is_none<T>(answer: pgrx::spi::Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
+        Err(pgrx::spi::SpiError::InvalidPosition) => Ok(None),
+        other => other.map_err(spi),
+    }
+}
+
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
         let mut report = ErrorReport::new(code(error.sqlstate), error.message, pgrx::function_name!());
@@ -67,4 +75,10 @@ fn code(sqlstate: &str) -> PgSqlErrorCode {
         .enumerate()
         .fold(0i32, |packed, (position, byte)| packed | (i32::from(byte.wrapping_sub(b'0')) & 0x3f) << (6 * position));
     PgSqlErrorCode::from(packed)
+}
+
+/// Ends the current statement with this error: for functions that PostgreSQL calls without pgrx in between.
+pub(crate) fn raise(error: Error) -> ! {
+    ErrorReport::from(error).report(PgLogLevel::ERROR);
+    unreachable!("a report at level ERROR does not return")
 }

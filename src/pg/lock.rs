@@ -1,0 +1,56 @@
+//! Locks: the one that makes ticks of a source take turns, and locks on tables that are tried and never queued for.
+
+use pgrx::pg_sys::{self, Oid};
+use std::time::Duration;
+
+/// Locks the refreshes of a source until the end of the transaction. It is a lock on an object of its own kind, so that it
+/// meets nobody but other refreshes, and taking it assigns no transaction id. Returns false if it is taken and `wait` is false.
+pub(crate) fn lock_refresh(sources_table: Oid, source: Oid, wait: bool) -> bool {
+    // SAFETY: fills a lock tag by value and asks the lock manager; an ERROR (lock timeout, deadlock, cancel) passes through.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: sources_table.to_u32(),
+            locktag_field3: source.to_u32(),
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        let result = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, !wait);
+        if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return false;
+        }
+        pg_sys::AcceptInvalidationMessages();
+        true
+    }
+}
+
+/// Tries to lock all of `relations` in ACCESS EXCLUSIVE mode, for `tries` times with a pause between. It never stands in the
+/// queue, so nobody queues behind it. Returns false, holding nothing, when the last try has failed.
+pub(crate) fn try_access_exclusive(relations: &[Oid], tries: u32, pause: Duration) -> bool {
+    let mode = pg_sys::AccessExclusiveLock as i32;
+    for attempt in 0..tries {
+        if attempt > 0 {
+            std::thread::sleep(pause);
+            pgrx::check_for_interrupts!();
+        }
+        // SAFETY: plain calls of the lock manager for tables of this database.
+        let taken = unsafe {
+            relations.iter().take_while(|relation| pg_sys::ConditionalLockRelationOid(**relation, mode)).count()
+        };
+        if taken == relations.len() {
+            return true;
+        }
+        for relation in &relations[..taken] {
+            // SAFETY: locked just above.
+            unsafe { pg_sys::UnlockRelationOid(*relation, mode) };
+        }
+    }
+    false
+}
+
+/// Tries once to lock a table against other maintenance (VACUUM, ANALYZE, CREATE INDEX); readers and writers go on.
+pub(crate) fn try_maintenance(relation: Oid) -> bool {
+    // SAFETY: a plain call of the lock manager.
+    unsafe { pg_sys::ConditionalLockRelationOid(relation, pg_sys::ShareUpdateExclusiveLock as i32) }
+}
