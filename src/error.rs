@@ -1,7 +1,7 @@
 //! Errors of core and of SPI become PostgreSQL error reports: the only place that turns an SQLSTATE into PostgreSQL's number.
 
-use pgrx::prelude::*;
 use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
 use tally_core::error::Explain;
 
 /// What can go wrong in a function of tally.
@@ -33,12 +33,7 @@ impl Error {
 
 impl<E: Explain> From<E> for Error {
     fn from(error: E) -> Self {
-        Self {
-            message: error.to_string(),
-            sqlstate: error.sqlstate(),
-            detail: error.detail(),
-            hint: error.hint(),
-        }
+        Self { message: error.to_string(), sqlstate: error.sqlstate(), detail: error.detail(), hint: error.hint() }
     }
 }
 

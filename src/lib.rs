@@ -19,12 +19,9 @@ pgrx::pg_module_magic!();
 // Every SQL object is written by hand in sql/*.sql, with its comment right below it; functions in Rust are
 // `#[pg_extern(sql = false)]`. The files run in the order of `requires`.
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
-<<<<<<< HEAD
 extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
-=======
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
->>>>>>> 8582008 (Keep rollups exact by row tags and snapshots)
 
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]

@@ -22,7 +22,11 @@ use tally_core::snapshot;
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[pg_extern(sql = false)]
-fn tally_create_rollup(name: &str, definition: &str, refresh_interval: Interval) -> std::result::Result<Oid, ErrorReport> {
+fn tally_create_rollup(
+    name: &str,
+    definition: &str,
+    refresh_interval: Interval,
+) -> std::result::Result<Oid, ErrorReport> {
     Ok(create(name, definition, refresh_interval)?)
 }
 
@@ -81,7 +85,8 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let now = Snapshot::take();
     let counted = if is_tracked {
         // The other rollups of the source come along, since its state is one.
-        let state = now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
+        let state =
+            now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
         match refresh::advance(source, &state, &now)? {
             None => state,
             Some((counted, report)) => {
@@ -110,7 +115,8 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
 
 fn check_interval(interval: &Interval) -> Result<()> {
     let whole = Duration::from_micros(u64::try_from(interval.micros()).unwrap_or(0));
-    let sensible = interval.months() == 0 && interval.days() == 0 && whole >= Duration::from_secs(1) && whole <= LONGEST_INTERVAL;
+    let sensible =
+        interval.months() == 0 && interval.days() == 0 && whole >= Duration::from_secs(1) && whole <= LONGEST_INTERVAL;
     if sensible {
         return Ok(());
     }
@@ -147,7 +153,11 @@ fn oid_of(name: &QualifiedName) -> Result<Oid> {
 /// Comments for whoever meets the relations in psql or pgAdmin.
 fn describe(relations: &Relations) -> Result<()> {
     let comments = [
-        ("VIEW", &relations.public, format!("rollup of {}, always exact; kept by the extension tally", relations.source)),
+        (
+            "VIEW",
+            &relations.public,
+            format!("rollup of {}, always exact; kept by the extension tally", relations.source),
+        ),
         (
             "VIEW",
             &relations.rows,
@@ -156,7 +166,10 @@ fn describe(relations: &Relations) -> Result<()> {
         (
             "TABLE",
             &relations.stored,
-            format!("groups of the rollup {} as of the last refresh; read it, but write to {} only", relations.public, relations.source),
+            format!(
+                "groups of the rollup {} as of the last refresh; read it, but write to {} only",
+                relations.public, relations.source
+            ),
         ),
     ];
     for (kind, relation, comment) in comments {

@@ -64,8 +64,9 @@ fn tally_current_incarnation() -> std::result::Result<i16, pgrx::pg_sys::panic::
 /// never queued for: nobody waits behind us.
 pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
     if has_column(source)? {
-        return Err(Error::new("42701", format!("column \"{TAG}\" of {name} already exists"))
-            .hint(format!("Rename or drop it: tally needs a column of that name. ALTER TABLE {name} DROP COLUMN {TAG};")));
+        return Err(Error::new("42701", format!("column \"{TAG}\" of {name} already exists")).hint(format!(
+            "Rename or drop it: tally needs a column of that name. ALTER TABLE {name} DROP COLUMN {TAG};"
+        )));
     }
     let tree = partition_tree(source)?;
     if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
@@ -118,7 +119,9 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
 
 fn busy(name: &QualifiedName) -> Error {
     Error::new("55P03", format!("could not lock {name}"))
-        .detail("Transactions that use the table did not end within 5 seconds. Nothing was changed and nobody had to wait.")
+        .detail(
+            "Transactions that use the table did not end within 5 seconds. Nothing was changed and nobody had to wait.",
+        )
         .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
 }
 

@@ -111,14 +111,20 @@ impl Counted {
 /// A snapshot that cannot be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    IncarnationOutOfRange { incarnation: u16 },
-    XidOutOfRange { xid: u64 },
+    IncarnationOutOfRange {
+        incarnation: u16,
+    },
+    XidOutOfRange {
+        xid: u64,
+    },
     /// The transaction has written something before it came to refresh.
     WroteBeforeRefresh,
     /// The transaction looks at an old snapshot.
     NotReadCommitted,
     /// A row carries the tag of a transaction that does not exist yet.
-    TagFromTheFuture { source: String },
+    TagFromTheFuture {
+        source: String,
+    },
 }
 
 impl fmt::Display for Error {

@@ -197,10 +197,8 @@ unsafe fn source(entry: *mut pg_sys::RangeTblEntry, alias: *const c_char) -> Sou
             (_, b'p') => SourceKind::PartitionedTable,
             _ => SourceKind::Other,
         };
-        let name = QualifiedName::new(
-            text(pg_sys::get_namespace_name(form.relnamespace)),
-            text(form.relname.data.as_ptr()),
-        );
+        let name =
+            QualifiedName::new(text(pg_sys::get_namespace_name(form.relnamespace)), text(form.relname.data.as_ptr()));
         pg_sys::RelationClose(relation);
         Source { name, alias: text(alias), kind, only: !(*entry).inh }
     }

@@ -88,12 +88,8 @@ impl Snapshot {
                 let mut values = [0; N];
                 for (position, value) in values.iter_mut().enumerate() {
                     let mut is_null = false;
-                    let datum = pg_sys::SPI_getbinval(
-                        *(*table).vals,
-                        (*table).tupdesc,
-                        position as i32 + 1,
-                        &mut is_null,
-                    );
+                    let datum =
+                        pg_sys::SPI_getbinval(*(*table).vals, (*table).tupdesc, position as i32 + 1, &mut is_null);
                     *value = if is_null { 0 } else { datum.value() as i64 };
                 }
                 Ok(Some(values))

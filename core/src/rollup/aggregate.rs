@@ -41,7 +41,9 @@ pub enum Refusal {
     WithinGroup,
     Variadic,
     /// The argument's type has no sum or order that merges.
-    Type { type_name: String },
+    Type {
+        type_name: String,
+    },
     /// Values that are equal under this collation may have different bytes, and a sketch would count them twice.
     NondeterministicCollation,
 }
@@ -165,7 +167,10 @@ mod tests {
     #[test]
     fn an_average_is_kept_as_sum_and_count() {
         let average = algebra(&call("pg_catalog", "avg", &["bigint"])).unwrap();
-        assert_eq!(average.partials.iter().map(|p| p.function).collect::<Vec<_>>(), ["pg_catalog.sum", "pg_catalog.count"]);
+        assert_eq!(
+            average.partials.iter().map(|p| p.function).collect::<Vec<_>>(),
+            ["pg_catalog.sum", "pg_catalog.count"]
+        );
     }
 
     #[test]
@@ -184,15 +189,18 @@ mod tests {
     #[test]
     fn a_sketch_of_values_without_one_byte_form_is_refused() {
         assert!(algebra(&call("tally", "hll_agg", &["bigint", "integer"])).is_ok());
-        assert_eq!(algebra(&call("tally", "distinct_count", &["jsonb"])), Err(Refusal::Type { type_name: "jsonb".into() }));
-        assert_eq!(algebra(&call("tally", "distinct_count", &["tally.hll"])).unwrap().partials[0].function, "tally.hll_union_agg");
+        assert_eq!(
+            algebra(&call("tally", "distinct_count", &["jsonb"])),
+            Err(Refusal::Type { type_name: "jsonb".into() })
+        );
+        assert_eq!(
+            algebra(&call("tally", "distinct_count", &["tally.hll"])).unwrap().partials[0].function,
+            "tally.hll_union_agg"
+        );
     }
 
     #[test]
     fn a_sum_without_merge_names_its_type() {
-        assert_eq!(
-            algebra(&call("pg_catalog", "avg", &["money"])),
-            Err(Refusal::Type { type_name: "money".into() })
-        );
+        assert_eq!(algebra(&call("pg_catalog", "avg", &["money"])), Err(Refusal::Type { type_name: "money".into() }));
     }
 }

@@ -51,10 +51,8 @@ pub fn create_stored_table(definition: &Definition, relations: &Relations) -> St
 /// What the stored table needs besides its columns and before its first row.
 pub fn constrain_stored_table(definition: &Definition, relations: &Relations) -> String {
     let never_null = definition.keys.iter().filter(|key| key.never_null).map(|key| key.name.as_str());
-    let actions: Vec<String> = never_null
-        .chain([ROWS])
-        .map(|column| format!("ALTER COLUMN {} SET NOT NULL", quote(column)))
-        .collect();
+    let actions: Vec<String> =
+        never_null.chain([ROWS]).map(|column| format!("ALTER COLUMN {} SET NOT NULL", quote(column))).collect();
     format!("ALTER TABLE {} {}", relations.stored, actions.join(", "))
 }
 
@@ -140,7 +138,8 @@ pub fn merge_delta(definition: &Definition, relations: &Relations, state: &Count
     let mut assignments = vec![format!("{ROWS} = s.{ROWS} OPERATOR(pg_catalog.+) excluded.{ROWS}")];
     for partial in &definition.partials {
         let name = quote(&partial.name);
-        assignments.push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
+        assignments
+            .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
     }
     let order = names(&index_order(definition)).join(", ");
     format!(

@@ -43,8 +43,8 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
     }
     check_targets(analysis)?;
     for (position, call) in analysis.aggregates.iter().enumerate() {
-        let algebra = aggregate::algebra(call)
-            .map_err(|refusal| Error::Aggregate { sql: call.sql.clone(), refusal })?;
+        let algebra =
+            aggregate::algebra(call).map_err(|refusal| Error::Aggregate { sql: call.sql.clone(), refusal })?;
         for argument in &call.arguments {
             check_stable(&call.sql, &argument.expression)?;
         }
@@ -56,7 +56,8 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
             .iter()
             .map(|argument| column(&mut definition.arguments, &mut names, "argument", &argument.expression.sql))
             .collect();
-        let filter = call.filter.as_ref().map(|filter| column(&mut definition.filters, &mut names, "filter", &filter.sql));
+        let filter =
+            call.filter.as_ref().map(|filter| column(&mut definition.filters, &mut names, "filter", &filter.sql));
         let wanted = wanted_name(analysis, position);
         let finish = add_partials(&mut definition.partials, &mut names, &algebra, &columns, filter.as_deref(), &wanted);
         definition.finishes.push(finish);
@@ -216,7 +217,9 @@ impl fmt::Display for Error {
                 write!(f, "function {} in {place} is {kind}", function.signature)
             }
             Self::NondeterministicKey { sql } => write!(f, "grouping by {sql} uses a nondeterministic collation"),
-            Self::KeyWithoutOrder { sql, type_name } => write!(f, "grouping by {sql} needs an order of type {type_name}"),
+            Self::KeyWithoutOrder { sql, type_name } => {
+                write!(f, "grouping by {sql} needs an order of type {type_name}")
+            }
             Self::UngroupedColumn { column } => {
                 write!(f, "column {} must appear in GROUP BY or in an aggregate", quote(column))
             }
@@ -271,7 +274,9 @@ impl Explain for Error {
                 SourceRefusal::Rollup => "Define the rollup on the source table for now.",
                 SourceRefusal::NotATable => "Name an ordinary or partitioned table of this database.",
                 SourceRefusal::Temporary => "Use a permanent table: workers cannot see the tables of a session.",
-                SourceRefusal::Unlogged => "ALTER TABLE .. SET LOGGED: a crash would empty the table but not the rollup.",
+                SourceRefusal::Unlogged => {
+                    "ALTER TABLE .. SET LOGGED: a crash would empty the table but not the rollup."
+                }
             },
             Self::Unstable { function, .. } if function.volatile => {
                 "Compute the value when the row is written and store it in a column."
@@ -281,11 +286,15 @@ impl Explain for Error {
                  date_bin('1 hour', event_time, '2000-01-01Z'); otherwise store the value in a column."
             }
             Self::NondeterministicKey { .. } => "Add COLLATE with a deterministic collation to the expression.",
-            Self::KeyWithoutOrder { .. } => "Cast it to a type with a default btree and hash operator class, such as text or jsonb.",
+            Self::KeyWithoutOrder { .. } => {
+                "Cast it to a type with a default btree and hash operator class, such as text or jsonb."
+            }
             Self::UngroupedColumn { .. } => "Add it to GROUP BY.",
             Self::DuplicateColumn { .. } => "Give each column a name of its own with AS.",
             Self::Aggregate { refusal, .. } => match refusal {
-                Refusal::CountDistinct => "Use tally.distinct_count(x) for the number, or tally.hll_agg(x) for a sketch that merges.",
+                Refusal::CountDistinct => {
+                    "Use tally.distinct_count(x) for the number, or tally.hll_agg(x) for a sketch that merges."
+                }
                 Refusal::Distinct => "Leave out DISTINCT; distinct values are counted by tally.distinct_count(x).",
                 Refusal::Ordered => "Leave out ORDER BY inside the call.",
                 Refusal::Variadic => "Write the arguments out.",
@@ -312,7 +321,9 @@ fn described(part: Unsupported) -> (&'static str, &'static str) {
         Unsupported::SubqueryInFrom => ("a subquery in FROM", "Write the table directly in FROM."),
         Unsupported::FunctionInFrom => ("a function in FROM", "Name a table in FROM."),
         Unsupported::NoTable => ("a query without a table", "Name the event table in FROM."),
-        Unsupported::Subquery => ("a subquery", "Store the value in a column of the source, or join when you read the rollup."),
+        Unsupported::Subquery => {
+            ("a subquery", "Store the value in a column of the source, or join when you read the rollup.")
+        }
         Unsupported::WindowFunction => ("a window function", "Use the window function when you read the rollup."),
         Unsupported::SetReturningFunction => ("a set-returning function", "Unnest when you read the rollup."),
         Unsupported::Distinct => ("SELECT DISTINCT", "GROUP BY gives each group once already; leave DISTINCT out."),
