@@ -10,7 +10,5 @@
 pub mod bucket;
 pub mod error;
 pub mod ident;
-pub mod rollup;
 pub mod schedule;
 pub mod sketch;
-pub mod snapshot;

@@ -7,8 +7,6 @@
 
 pub mod arguments;
 pub mod check;
-pub mod config;
-pub mod copy;
 pub mod error;
 pub mod generate;
 pub mod init;
