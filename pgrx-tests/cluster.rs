@@ -47,7 +47,8 @@ const WATCHDOG: &str = r#"
     if [ -z "${TALLY_KEEP_SERVER-}" ]; then rm -rf -- "$folder"; fi
 "#;
 
-/// A fresh database of the shared server, with the extension created in it.
+/// A fresh database of the shared server, with the extension created in it. It is dropped with the value, and its
+/// sessions are ended then: keep the value as long as the sessions.
 ///
 /// # Panics
 /// When the server does not start or the extension is not installed.
@@ -80,6 +81,11 @@ impl Database<'_> {
     /// A new session as `role`, which must exist and may log in.
     pub fn connect_as(&self, role: &str) -> Client {
         self.cluster.connect_as(&self.name, role)
+    }
+
+    /// A psql with your own options; see [`Cluster::psql_command`].
+    pub fn psql_command(&self) -> Command {
+        self.cluster.psql_command(&self.name)
     }
 
     /// What the real psql prints for `sql`; see [`Cluster::psql`].
@@ -141,13 +147,18 @@ impl Cluster {
 
     /// A fresh database with the extension created in it.
     pub fn database(&self) -> Database<'_> {
+        let database = self.empty_database();
+        database.connect().batch_execute("CREATE EXTENSION tally").expect("CREATE EXTENSION tally");
+        database
+    }
+
+    /// A fresh database without the extension.
+    pub fn empty_database(&self) -> Database<'_> {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let mut server = self.connect("postgres");
         // Nobody can be connected to template0, so this never waits for another test.
         server.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0")).expect("CREATE DATABASE");
-        let database = Database { cluster: self, name };
-        database.connect().batch_execute("CREATE EXTENSION tally").expect("CREATE EXTENSION tally");
-        database
+        Database { cluster: self, name }
     }
 
     /// For libpq and for every client that reads its format.
@@ -455,8 +466,11 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Runs a program with `input` on its standard input, which another thread writes: the program may print meanwhile.
-fn feed(command: &mut Command, input: &str) -> Output {
+/// Runs a program to its end with `input` on its standard input, which another thread writes: the program may print meanwhile.
+///
+/// # Panics
+/// When the program cannot be started.
+pub fn feed(command: &mut Command, input: &str) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut stdin = child.stdin.take().expect("standard input is a pipe");

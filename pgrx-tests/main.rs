@@ -1,5 +1,9 @@
 //! What a user of tally can observe, tested over a connection to a real server that has the extension installed
 //! (`make install`, then `cargo server`). One module per concept; the servers come from `cluster.rs`.
 
+/// The documents are true: their SQL runs as written and prints what they say.
+mod documentation;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
+/// What a DBA sees is complete: comments, settings, privileges.
+mod surface;

@@ -1,3 +1,32 @@
 //! The only code that reads or writes tally's own tables: one file per table below `catalog/`.
 
-pub(crate) mod jobs;
+pub(crate) mod rollups;
+pub(crate) mod sources;
+
+use crate::error::{Error, Result, no_row_is_none};
+use crate::pg::Oid;
+use pgrx::Spi;
+use tally_core::ident::QualifiedName;
+
+/// The present name of a relation.
+pub(crate) fn name_of(relation: Oid) -> Result<QualifiedName> {
+    let name = Spi::get_two_with_args::<String, String>(
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c \
+         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) $1",
+        &[relation.into()],
+    );
+    match no_row_is_none(name.map(Some))? {
+        Some((Some(schema), Some(name))) => Ok(QualifiedName { schema, name }),
+        _ => Err(Error::new("42P01", format!("relation with OID {} does not exist", relation.to_u32()))),
+    }
+}
+
+/// Only the owner of a table may have it counted, or change how.
+pub(crate) fn require_owner(relation: Oid) -> Result<()> {
+    if crate::pg::owns(relation) {
+        return Ok(());
+    }
+    let name = name_of(relation)?;
+    Err(Error::new("42501", format!("must be owner of table {name}"))
+        .hint("Ask its owner, or a member of the role that owns it."))
+}

@@ -1,6 +1,6 @@
 //! Errors of core and of SPI become PostgreSQL error reports: the only place that turns an SQLSTATE into PostgreSQL's number.
 
-use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::error::Explain;
 
@@ -42,6 +42,14 @@ pub(crate) fn spi(error: pgrx::spi::SpiError) -> Error {
     Error::new("XX000", format!("unexpected answer from SPI: {error}"))
 }
 
+/// For statements that may answer no row: SPI calls that a wrong position.
+pub(crate) fn no_row_is_none<T>(answer: pgrx::spi::Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
+        Err(pgrx::spi::SpiError::InvalidPosition) => Ok(None),
+        other => other.map_err(spi),
+    }
+}
+
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
         let mut report = ErrorReport::new(code(error.sqlstate), error.message, pgrx::function_name!());
@@ -55,40 +63,6 @@ impl From<Error> for ErrorReport {
     }
 }
 
-/// An error that has been caught, whoever raised it, as the record of a run keeps it.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub sqlstate: String,
-    pub message: String,
-    pub detail: Option<String>,
-    pub hint: Option<String>,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self { sqlstate: error.sqlstate.into(), message: error.message, detail: error.detail, hint: error.hint }
-    }
-}
-
-impl From<CaughtError> for Failure {
-    fn from(caught: CaughtError) -> Self {
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = caught;
-        Self {
-            sqlstate: text(report.sql_error_code() as i32),
-            message: report.message().into(),
-            detail: report.detail().map(Into::into),
-            hint: report.hint().map(Into::into),
-        }
-    }
-}
-
-/// The five characters of PostgreSQL's packed number.
-fn text(packed: i32) -> String {
-    (0..5).map(|position| char::from(b'0' + (packed >> (6 * position) & 0x3f) as u8)).collect()
-}
-
 /// PostgreSQL packs an SQLSTATE six bits per character, the first one lowest (MAKE_SQLSTATE in elog.h).
 fn code(sqlstate: &str) -> PgSqlErrorCode {
     let packed = sqlstate
@@ -96,4 +70,10 @@ fn code(sqlstate: &str) -> PgSqlErrorCode {
         .enumerate()
         .fold(0i32, |packed, (position, byte)| packed | (i32::from(byte.wrapping_sub(b'0')) & 0x3f) << (6 * position));
     PgSqlErrorCode::from(packed)
+}
+
+/// Ends the current statement with this error: for functions that PostgreSQL calls without pgrx in between.
+pub(crate) fn raise(error: Error) -> ! {
+    ErrorReport::from(error).report(PgLogLevel::ERROR);
+    unreachable!("a report at level ERROR does not return")
 }

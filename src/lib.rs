@@ -10,22 +10,25 @@ mod jobs;
 mod partition;
 mod pg;
 mod refresh;
+mod rollup;
 mod settings;
-mod workers;
+mod tags;
 
 pgrx::pg_module_magic!();
 
 // Every SQL object is written by hand in sql/*.sql, with its comment right below it; functions in Rust are
 // `#[pg_extern(sql = false)]`. The files run in the order of `requires`.
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
-extension_sql_file!("../sql/jobs.sql", name = "jobs");
+extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
+extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
+extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]
+#[allow(unsafe_code, reason = "PostgreSQL finds this function by its symbol")]
 pub extern "C-unwind" fn _PG_init() {
     if pg::is_binary_upgrade() {
         return;
     }
     settings::define();
-    workers::register();
 }

@@ -1,16 +1,165 @@
 //! One tick of a source: merge the delta into its rollups and store the new snapshot, in one transaction.
+//!
+//! ```text
+//!  state in tally.sources: snapshot S0          this tick: snapshot S1
+//!
+//!     counted by S0  │  new to S0, counted by S1   │  not counted by S1
+//!     (stored)       │  = the delta: merged now    │  (pending: open transactions, later ones)
+//! ```
+//!
+//! Nothing here waits for a writer: rows of a transaction that is open in S1 stay new, and the tick after its commit finds
+//! them by their tag.
 
-use crate::error::Result;
-use crate::pg::Oid;
+use crate::catalog::{self, rollups, sources};
+use crate::error::{Error, Result, spi};
+use crate::pg::{self, Oid, Snapshot};
+use crate::tags;
+use pgrx::prelude::*;
+use std::time::Instant;
+use tally_core::rollup::sql;
+use tally_core::snapshot::{self, Counted};
 
 /// What a tick did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Report {
     /// Source rows counted.
     pub rows: i64,
+    /// Groups touched, over all rollups of the source.
+    pub groups: i64,
 }
 
-/// Brings every rollup of the source up to a new snapshot. The transaction must be READ COMMITTED and must not have an id yet.
-pub(crate) fn tick(_source: Oid) -> Result<Report> {
-    Ok(Report::default())
+/// Brings every rollup of the source up to a new snapshot. A second caller waits for the running tick, then takes its own
+/// snapshot. The transaction must be READ COMMITTED and must not have an id yet: rows that it has written would stay pending
+/// behind rows of later transactions.
+pub(crate) fn tick(source: Oid) -> Result<Report> {
+    require_fresh_transaction()?;
+    pg::lock_refresh(sources::table()?, source, true);
+    tick_locked(source)
+}
+
+/// The same, but gives up at once when another session refreshes the source; then the answer is None.
+pub(crate) fn tick_unless_busy(source: Oid) -> Result<Option<Report>> {
+    require_fresh_transaction()?;
+    if !pg::lock_refresh(sources::table()?, source, false) {
+        return Ok(None);
+    }
+    tick_locked(source).map(Some)
+}
+
+fn require_fresh_transaction() -> Result<()> {
+    if !pg::is_read_committed() {
+        return Err(snapshot::Error::NotReadCommitted.into());
+    }
+    if pg::own_xid().is_some() {
+        return Err(snapshot::Error::WroteBeforeRefresh.into());
+    }
+    Ok(())
+}
+
+fn tick_locked(source: Oid) -> Result<Report> {
+    let started = Instant::now();
+    // The lock came before the snapshot: S1 sees the state that the last holder of the lock has stored.
+    let now = Snapshot::take();
+    let Some(state) = now.read(|| sources::state(source))? else {
+        return Ok(Report::default());
+    };
+    match advance(source, &state, &now)? {
+        None => Ok(Report::default()),
+        Some((counted, report)) => {
+            sources::advance(source, &counted, &report, started.elapsed())?;
+            summarize_tail(source)?;
+            Ok(report)
+        }
+    }
+}
+
+/// Merges into every rollup of the source what is new to `state` and counted by the snapshot. The caller holds the refresh
+/// lock and stores the state that comes back. None: there was nothing new, and nothing has been written.
+pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Option<(Counted, Report)>> {
+    let name = catalog::name_of(source)?;
+    let counted = counted_by(now)?;
+    counted.follows(state)?;
+    let rollups = now.read(|| rollups::of_source(source))?;
+    let relations = rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>()?;
+    tags::audit(source, &name)?;
+    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
+    let _settings = pg::pin_settings();
+    let incarnation = tags::incarnation()?.number as u16;
+    let not_yet_assigned = snapshot::tag(incarnation, pg::next_xid())?;
+    let probe = pg::as_user(owner, || now.execute::<2>(&sql::probe(&name, state, not_yet_assigned)))?;
+    match probe {
+        Some([_, future]) if future != 0 => {
+            return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
+        }
+        Some([new, _]) if new != 0 => {}
+        _ => return Ok(None),
+    }
+    let mut report = Report::default();
+    for (rollup, relations) in rollups.iter().zip(&relations) {
+        let statement = sql::merge_delta(&rollup.definition, relations, state, &counted);
+        if let Some([groups, rows]) = pg::as_user(owner, || now.execute::<2>(&statement))? {
+            report.groups += groups;
+            report.rows = report.rows.max(rows);
+        }
+    }
+    Ok(Some((counted, report)))
+}
+
+/// The state that a transaction stores after it has counted everything that the snapshot counts.
+pub(crate) fn counted_by(now: &Snapshot) -> Result<Counted> {
+    let incarnation = tags::incarnation()?.number as u16;
+    Ok(Counted::from_snapshot(incarnation, now.xmax(), &now.in_progress(), now.own_xid())?)
+}
+
+/// Notes the tags of the newest pages in the BRIN indexes, from the end of each partition backwards to the first range that
+/// is noted already. A range that is not noted would be read by every later tick. Maintenance that runs on a partition goes
+/// first: it notes the ranges as well.
+fn summarize_tail(source: Oid) -> Result<()> {
+    let indexes = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT x.indexrelid, x.indrelid, pg_catalog.pg_relation_size(x.indrelid::pg_catalog.regclass) \
+                    OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::bigint \
+               FROM pg_catalog.pg_index AS x \
+               JOIN pg_catalog.pg_class AS i ON i.oid OPERATOR(pg_catalog.=) x.indexrelid AND i.relkind OPERATOR(pg_catalog.=) 'i' \
+               JOIN pg_catalog.pg_am AS m ON m.oid OPERATOR(pg_catalog.=) i.relam AND m.amname OPERATOR(pg_catalog.=) 'brin' \
+               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indexrelid AND a.attnum OPERATOR(pg_catalog.=) 1 \
+                    AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' \
+              WHERE x.indrelid OPERATOR(pg_catalog.=) $1 \
+                 OR x.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t WHERE t.isleaf)",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| Ok((row.get::<Oid>(1)?, row.get::<Oid>(2)?, row.get::<i64>(3)?)))
+            .collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)?;
+    for (index, table, pages) in indexes {
+        let (Some(index), Some(table), Some(pages)) = (index, table, pages) else { continue };
+        if pages == 0 || !pg::try_maintenance(table) {
+            continue;
+        }
+        let mut page = pages - 1;
+        while page >= 0 {
+            let noted = Spi::get_one_with_args::<i32>(
+                "SELECT pg_catalog.brin_summarize_range($1::pg_catalog.regclass, $2)",
+                &[index.into(), page.into()],
+            )
+            .map_err(spi)?;
+            if noted.unwrap_or(0) == 0 {
+                break;
+            }
+            page -= tags::PAGES_PER_RANGE;
+        }
+    }
+    Ok(())
+}
+
+/// `CALL tally.refresh(rollup)`
+#[pg_extern(sql = false)]
+fn tally_refresh(rollup: Option<Oid>) -> std::result::Result<(), pgrx::pg_sys::panic::ErrorReport> {
+    let rollup = rollup.ok_or_else(|| Error::new("22004", "the rollup must not be NULL"))?;
+    let source = rollups::source_of(rollup)?;
+    catalog::require_owner(source)?;
+    tick(source)?;
+    Ok(())
 }

@@ -7,6 +7,8 @@
 
 pub mod arguments;
 pub mod check;
+pub mod config;
+pub mod copy;
 pub mod error;
 pub mod generate;
 pub mod init;

@@ -1,25 +1,56 @@
-//! The lock that means "this job is being run". It is an ordinary heavyweight lock on the object (`tally.jobs`, job id), so
-//! PostgreSQL gives it back whatever happens, and everybody can see it in `pg_locks`.
+//! Locks: the one that makes ticks of a source take turns, and locks on tables that are tried and never queued for.
 
 use pgrx::pg_sys::{self, Oid};
+use std::time::Duration;
 
-/// Takes the lock until the end of the transaction. False if somebody else has it. Assigns no transaction id.
-pub(crate) fn try_lock_job(job: i32) -> bool {
-    // SAFETY: catalog look-ups by NUL-terminated names (an unknown name is an error of PostgreSQL or an invalid oid), and a lock
-    // tag as SET_LOCKTAG_OBJECT fills it.
+/// Locks the refreshes of a source until the end of the transaction. It is a lock on an object of its own kind, so that it
+/// meets nobody but other refreshes, and taking it assigns no transaction id. Returns false if it is taken and `wait` is false.
+pub(crate) fn lock_refresh(sources_table: Oid, source: Oid, wait: bool) -> bool {
+    // SAFETY: fills a lock tag by value and asks the lock manager; an ERROR (lock timeout, deadlock, cancel) passes through.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"tally".as_ptr(), false);
-        let class = pg_sys::get_relname_relid(c"jobs".as_ptr(), schema);
         let tag = pg_sys::LOCKTAG {
-            locktag_field1: Oid::to_u32(pg_sys::MyDatabaseId),
-            locktag_field2: class.to_u32(),
-            locktag_field3: job.cast_unsigned(),
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: sources_table.to_u32(),
+            locktag_field3: source.to_u32(),
             locktag_field4: 0,
             locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
             locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
         };
-        let taken = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as pg_sys::LOCKMODE, false, true);
-        // ALREADY_HELD: a lock of this very transaction, so somebody runs the job inside of itself.
-        taken == pg_sys::LockAcquireResult::LOCKACQUIRE_OK
+        let result = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, !wait);
+        if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return false;
+        }
+        pg_sys::AcceptInvalidationMessages();
+        true
     }
+}
+
+/// Tries to lock all of `relations` in ACCESS EXCLUSIVE mode, for `tries` times with a pause between. It never stands in the
+/// queue, so nobody queues behind it. Returns false, holding nothing, when the last try has failed.
+pub(crate) fn try_access_exclusive(relations: &[Oid], tries: u32, pause: Duration) -> bool {
+    let mode = pg_sys::AccessExclusiveLock as i32;
+    for attempt in 0..tries {
+        if attempt > 0 {
+            std::thread::sleep(pause);
+            pgrx::check_for_interrupts!();
+        }
+        // SAFETY: plain calls of the lock manager for tables of this database.
+        let taken = unsafe {
+            relations.iter().take_while(|relation| pg_sys::ConditionalLockRelationOid(**relation, mode)).count()
+        };
+        if taken == relations.len() {
+            return true;
+        }
+        for relation in &relations[..taken] {
+            // SAFETY: locked just above.
+            unsafe { pg_sys::UnlockRelationOid(*relation, mode) };
+        }
+    }
+    false
+}
+
+/// Tries once to lock a table against other maintenance (VACUUM, ANALYZE, CREATE INDEX); readers and writers go on.
+pub(crate) fn try_maintenance(relation: Oid) -> bool {
+    // SAFETY: a plain call of the lock manager.
+    unsafe { pg_sys::ConditionalLockRelationOid(relation, pg_sys::ShareUpdateExclusiveLock as i32) }
 }

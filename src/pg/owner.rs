@@ -1,5 +1,5 @@
-//! Running our own statements with the rights of the extension's owner, because the owners of tables may not write tally's
-//! catalog by themselves.
+//! Running statements with the rights of somebody else: our own statements on tally's catalog as the extension's owner, the
+//! expressions of a rollup as the owner of its source.
 
 use pgrx::pg_sys::{self, Oid};
 
@@ -22,10 +22,8 @@ fn become_user(user: Oid) -> SavedIdentity {
     // SAFETY: two valid pointers to write to; the new user exists because it owns an object of this database.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut saved.user, &mut saved.context);
-        pg_sys::SetUserIdAndSecContext(
-            user,
-            saved.context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32 | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
-        );
+        let context = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        pg_sys::SetUserIdAndSecContext(user, saved.context | context as i32);
     }
     saved
 }
@@ -37,18 +35,72 @@ pub(crate) fn as_extension_owner<T>(action: impl FnOnce() -> T) -> T {
     action()
 }
 
+/// Runs `action` as `user`, restricted to what a maintenance command may do.
+pub(crate) fn as_user<T>(user: Oid, action: impl FnOnce() -> T) -> T {
+    let _restored_afterwards = become_user(user);
+    action()
+}
+
+/// The owner of tally's schema: bootstrap.sql makes sure that it is whoever installed the extension, or a superuser.
 fn extension_owner() -> Oid {
-    // SAFETY: a catalog look-up by a NUL-terminated name; an unknown extension gives an error of PostgreSQL.
+    // SAFETY: catalog look-ups by a NUL-terminated name; an unknown schema gives an error of PostgreSQL.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"tally".as_ptr(), false);
-        let tuple =
-            pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::NAMESPACEOID as i32, pg_sys::Datum::from(schema));
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::NAMESPACEOID as i32, schema.into());
         if tuple.is_null() {
             return pg_sys::GetUserId();
         }
-        let form = pg_sys::GETSTRUCT(tuple) as *mut pg_sys::FormData_pg_namespace;
-        let owner = (*form).nspowner;
+        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_namespace>()).nspowner;
         pg_sys::ReleaseSysCache(tuple);
         owner
+    }
+}
+
+/// Settings that are pinned until this value goes out of scope: names are looked up in pg_catalog only, and a table under
+/// row-level security gives an error and not a part of its rows.
+pub(crate) struct PinnedSettings {
+    level: i32,
+}
+
+pub(crate) fn pin_settings() -> PinnedSettings {
+    // SAFETY: the nest level is closed in `drop`, or by the abort of the transaction.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for (name, value) in [(c"search_path", c"pg_catalog, pg_temp"), (c"row_security", c"off")] {
+        // SAFETY: NUL-terminated constants, copied by the function; valid settings with valid values.
+        unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    PinnedSettings { level }
+}
+
+impl Drop for PinnedSettings {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort of the (sub)transaction restores the settings.
+        if !std::thread::panicking() {
+            // SAFETY: the level opened in `pin_settings`; levels close in reverse order because values do.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.level) }
+        }
+    }
+}
+
+/// May the current user do everything to this table that its owner may?
+pub(crate) fn owns(relation: Oid) -> bool {
+    // SAFETY: catalog look-ups.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let owns = pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        let owns = pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId());
+        owns
     }
 }

@@ -1,0 +1,42 @@
+# `make help` lists the targets. Everything real is in cargo and scripts/.
+# PG_CONFIG names the PostgreSQL that tally is built for, installed into and tested with.
+export PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+# build.rs keeps the schema section of the library; cargo-pgrx's own way would compile every dependency twice.
+export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
+
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+.PHONY: all install install-debug test unit server kafka lint help
+
+all: ## build extension and loader in release mode
+	scripts/setup build
+	cargo pgrx package --pg-config "$(PG_CONFIG)"
+	cargo build --release --package tally-loader
+
+install: ## build in release mode and install the extension (PG_CONFIG=..; DESTDIR=.. for packagers)
+	scripts/setup build
+	scripts/install
+
+test: unit server kafka ## run every test; replaces the installed extension by a debug build
+
+unit: ## the tests that need no PostgreSQL
+	scripts/setup test
+	cargo test --no-fail-fast --package tally-core
+	cargo test --no-fail-fast --package tally-loader --lib --bins
+
+server: install-debug ## the tests over a connection to a throw-away server
+	cargo test --no-fail-fast --package tally-server-tests
+
+kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
+	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --tests
+
+install-debug:
+	scripts/setup test
+	scripts/install --debug
+
+lint: ## format, clippy, the border around PostgreSQL's C API, shell scripts
+	scripts/setup lint
+	scripts/lint
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1 \t\2/p' Makefile | expand -t 20

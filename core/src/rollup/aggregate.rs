@@ -1,0 +1,206 @@
+//! The algebra of aggregates, in one table: partial columns, merge, finish.
+//!
+//! For every aggregate here and any split of the rows of a group into parts, finishing the merged partial values gives what
+//! the aggregate gives over all rows. Sums and averages of `real` and `double precision` are the exception: their last bits
+//! depend on the order of the rows, in PostgreSQL as well as here.
+
+use super::analysis::AggregateCall;
+
+/// How an aggregate is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Algebra {
+    pub partials: Vec<PartialForm>,
+    /// The answer; `{0}`, `{1}` stand for the partial columns.
+    pub finish: &'static str,
+}
+
+/// One partial column of an aggregate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartialForm {
+    /// The aggregate function that makes it over the arguments of the call.
+    pub function: &'static str,
+    /// Is it called with the arguments of the call? Otherwise it is called as `f(*)`.
+    pub with_arguments: bool,
+    /// A cast of its first argument that makes the partial sum exact.
+    pub cast: Option<&'static str>,
+    /// How two partial values become one; `{a}` and `{b}` stand for them.
+    pub merge: &'static str,
+    /// What the column is called behind the name of the select-list entry, if the aggregate has several.
+    pub suffix: &'static str,
+    pub is_sketch: bool,
+}
+
+/// Why a known aggregate cannot be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    Unknown,
+    /// `count(DISTINCT x)`: a sketch is the answer.
+    CountDistinct,
+    Distinct,
+    Ordered,
+    WithinGroup,
+    Variadic,
+    /// The argument's type has no sum or order that merges.
+    Type {
+        type_name: String,
+    },
+    /// Values that are equal under this collation may have different bytes, and a sketch would count them twice.
+    NondeterministicCollation,
+}
+
+/// The types whose values have one byte form per SQL value, so that a sketch of them can be stored.
+pub const HASHED: [&str; 10] = [
+    "smallint",
+    "integer",
+    "bigint",
+    "boolean",
+    "text",
+    "character varying",
+    "date",
+    "timestamp without time zone",
+    "timestamp with time zone",
+    "uuid",
+];
+
+// Either side may be missing: a group that is only stored, or only pending.
+const ADD_COUNT: &str = "COALESCE({a}, 0) OPERATOR(pg_catalog.+) COALESCE({b}, 0)";
+const ADD: &str = "COALESCE({a} OPERATOR(pg_catalog.+) {b}, {a}, {b})";
+const UNION: &str = "COALESCE(tally.hll_union({a}, {b}), {a}, {b})";
+
+const fn plain(function: &'static str, merge: &'static str) -> PartialForm {
+    PartialForm { function, with_arguments: true, cast: None, merge, suffix: "", is_sketch: false }
+}
+
+const fn sketch(function: &'static str) -> PartialForm {
+    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, UNION) }
+}
+
+/// Looks an aggregate call up.
+pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
+    let types: Vec<&str> = call.arguments.iter().map(|argument| argument.type_name.as_str()).collect();
+    let function = (call.function.schema.as_str(), call.function.name.as_str());
+    if call.within_group {
+        return Err(Refusal::WithinGroup);
+    }
+    if call.distinct {
+        return Err(if function == ("pg_catalog", "count") { Refusal::CountDistinct } else { Refusal::Distinct });
+    }
+    if call.ordered {
+        return Err(Refusal::Ordered);
+    }
+    if call.variadic {
+        return Err(Refusal::Variadic);
+    }
+    let (partials, finish) = match (function, types.as_slice()) {
+        (("pg_catalog", "count"), []) => {
+            (vec![PartialForm { with_arguments: false, ..plain("pg_catalog.count", ADD_COUNT) }], "{0}")
+        }
+        (("pg_catalog", "count"), [_]) => (vec![plain("pg_catalog.count", ADD_COUNT)], "{0}"),
+        (("pg_catalog", "sum"), [kind]) => match *kind {
+            "smallint" | "integer" | "bigint" | "numeric" | "interval" | "real" | "double precision" | "money" => {
+                (vec![plain("pg_catalog.sum", ADD)], "{0}")
+            }
+            other => return Err(Refusal::Type { type_name: other.into() }),
+        },
+        // The divisions are those of PostgreSQL's own final functions: numeric by numeric, interval and float by float.
+        (("pg_catalog", "avg"), [kind]) => {
+            let (cast, finish) = match *kind {
+                "smallint" | "integer" | "bigint" | "numeric" => {
+                    (None, "{0}::numeric OPERATOR(pg_catalog./) NULLIF({1}, 0)::numeric")
+                }
+                // sum(real) adds up in single precision, avg(real) in double.
+                "real" => (Some("double precision"), "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision"),
+                "interval" | "double precision" => {
+                    (None, "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision")
+                }
+                other => return Err(Refusal::Type { type_name: other.into() }),
+            };
+            let sum = PartialForm { cast, suffix: "sum", ..plain("pg_catalog.sum", ADD) };
+            (vec![sum, PartialForm { suffix: "count", ..plain("pg_catalog.count", ADD_COUNT) }], finish)
+        }
+        // LEAST and GREATEST follow the default order of the type, as min and max do, and ignore NULLs.
+        (("pg_catalog", "min"), [_]) => (vec![plain("pg_catalog.min", "LEAST({a}, {b})")], "{0}"),
+        (("pg_catalog", "max"), [_]) => (vec![plain("pg_catalog.max", "GREATEST({a}, {b})")], "{0}"),
+        (("tally", "hll_agg" | "distinct_count"), [kind, ..]) if *kind != "tally.hll" && !HASHED.contains(kind) => {
+            return Err(Refusal::Type { type_name: (*kind).into() });
+        }
+        (("tally", "hll_agg" | "distinct_count"), [_, ..]) if !call.arguments[0].deterministic => {
+            return Err(Refusal::NondeterministicCollation);
+        }
+        (("tally", "hll_agg"), [_] | [_, _]) => (vec![sketch("tally.hll_agg")], "{0}"),
+        (("tally", "hll_union_agg" | "sum"), ["tally.hll"]) => (vec![sketch("tally.hll_union_agg")], "{0}"),
+        (("tally", "distinct_count"), ["tally.hll"]) => {
+            (vec![sketch("tally.hll_union_agg")], "COALESCE(tally.hll_count({0}), 0)")
+        }
+        (("tally", "distinct_count"), [_]) => (vec![sketch("tally.hll_agg")], "COALESCE(tally.hll_count({0}), 0)"),
+        _ => return Err(Refusal::Unknown),
+    };
+    Ok(Algebra { partials, finish })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::analysis::{Argument, Expression};
+    use super::*;
+    use crate::ident::QualifiedName;
+
+    fn call(schema: &str, name: &str, types: &[&str]) -> AggregateCall {
+        AggregateCall {
+            function: QualifiedName::new(schema, name),
+            sql: format!("{name}(..)"),
+            arguments: types
+                .iter()
+                .map(|kind| Argument {
+                    expression: Expression { sql: "x".into(), unstable: vec![] },
+                    type_name: (*kind).into(),
+                    deterministic: true,
+                })
+                .collect(),
+            filter: None,
+            distinct: false,
+            ordered: false,
+            within_group: false,
+            variadic: false,
+        }
+    }
+
+    #[test]
+    fn an_average_is_kept_as_sum_and_count() {
+        let average = algebra(&call("pg_catalog", "avg", &["bigint"])).unwrap();
+        assert_eq!(
+            average.partials.iter().map(|p| p.function).collect::<Vec<_>>(),
+            ["pg_catalog.sum", "pg_catalog.count"]
+        );
+    }
+
+    #[test]
+    fn a_function_of_the_same_name_elsewhere_is_unknown() {
+        assert_eq!(algebra(&call("public", "sum", &["bigint"])), Err(Refusal::Unknown));
+        assert_eq!(algebra(&call("pg_catalog", "array_agg", &["bigint"])), Err(Refusal::Unknown));
+    }
+
+    #[test]
+    fn count_distinct_has_its_own_refusal() {
+        let distinct = |name| AggregateCall { distinct: true, ..call("pg_catalog", name, &["bigint"]) };
+        assert_eq!(algebra(&distinct("count")), Err(Refusal::CountDistinct));
+        assert_eq!(algebra(&distinct("sum")), Err(Refusal::Distinct));
+    }
+
+    #[test]
+    fn a_sketch_of_values_without_one_byte_form_is_refused() {
+        assert!(algebra(&call("tally", "hll_agg", &["bigint", "integer"])).is_ok());
+        assert_eq!(
+            algebra(&call("tally", "distinct_count", &["jsonb"])),
+            Err(Refusal::Type { type_name: "jsonb".into() })
+        );
+        assert_eq!(
+            algebra(&call("tally", "distinct_count", &["tally.hll"])).unwrap().partials[0].function,
+            "tally.hll_union_agg"
+        );
+    }
+
+    #[test]
+    fn a_sum_without_merge_names_its_type() {
+        assert_eq!(algebra(&call("pg_catalog", "avg", &["money"])), Err(Refusal::Type { type_name: "money".into() }));
+    }
+}

@@ -1,0 +1,146 @@
+//! What PostgreSQL's parser found in the definition of a rollup, as plain values. Expressions are fully qualified SQL text.
+
+use crate::ident::QualifiedName;
+
+/// A defining query after parse analysis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Analysis {
+    /// Parts of the query that are outside what a rollup can be, in the order found.
+    pub unsupported: Vec<Unsupported>,
+    pub source: Option<Source>,
+    /// The condition of WHERE.
+    pub condition: Option<Expression>,
+    /// The expressions of GROUP BY.
+    pub keys: Vec<Key>,
+    /// The select list.
+    pub targets: Vec<Target>,
+    /// Every distinct aggregate call of the select list; `Target::aggregates` are positions in here.
+    pub aggregates: Vec<AggregateCall>,
+}
+
+/// The one table of FROM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    pub name: QualifiedName,
+    /// The name that the query uses for it.
+    pub alias: String,
+    pub kind: SourceKind,
+    /// `FROM ONLY`.
+    pub only: bool,
+}
+
+/// What sort of relation the source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    Table,
+    PartitionedTable,
+    /// A partition of another table: its parent should be the source.
+    Partition,
+    /// The public view of another rollup.
+    Rollup,
+    /// A view, foreign table, materialized view or catalog.
+    Other,
+    Temporary,
+    Unlogged,
+}
+
+/// An expression and what keeps it from being the same in every session.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Expression {
+    pub sql: String,
+    /// Functions in it that are not immutable.
+    pub unstable: Vec<UnstableFunction>,
+}
+
+/// A function whose answer may differ from session to session or from call to call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnstableFunction {
+    /// With its argument types: `date_trunc(text,timestamp with time zone)`.
+    pub signature: String,
+    pub volatile: bool,
+}
+
+/// A grouping expression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    pub expression: Expression,
+    /// The name of the first select-list entry that is exactly this expression.
+    pub name: Option<String>,
+    /// Can no value of it be NULL?
+    pub never_null: bool,
+    /// Is it a time that cuts the source into buckets?
+    pub is_time: bool,
+    /// The name of its type, as `format_type()` writes it.
+    pub type_name: String,
+    /// Are its values equal only if they are the same bytes to every reader (no nondeterministic collation)?
+    pub deterministic: bool,
+    /// Has its type an equality that can hash and sort?
+    pub groupable: bool,
+}
+
+/// A visible column of the rollup.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    pub name: String,
+    /// The expression as written.
+    pub sql: String,
+    /// Positions in `Analysis::aggregates` of the aggregates in it.
+    pub aggregates: Vec<usize>,
+    /// Is the expression nothing but one aggregate call?
+    pub is_aggregate: bool,
+    /// Functions around the aggregates that are not immutable.
+    pub unstable: Vec<UnstableFunction>,
+    /// A source column that is used outside of aggregates and grouping expressions.
+    pub ungrouped_column: Option<String>,
+}
+
+/// A call of an aggregate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AggregateCall {
+    pub function: QualifiedName,
+    /// The call as written, for messages.
+    pub sql: String,
+    pub arguments: Vec<Argument>,
+    pub filter: Option<Expression>,
+    pub distinct: bool,
+    pub ordered: bool,
+    pub within_group: bool,
+    pub variadic: bool,
+}
+
+/// An argument of an aggregate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Argument {
+    pub expression: Expression,
+    /// The name of its type without modifier, as `format_type()` writes it.
+    pub type_name: String,
+    /// Are equal values the same bytes? False for text under a nondeterministic collation.
+    pub deterministic: bool,
+}
+
+/// A part of a query that a rollup cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    NotSelect,
+    SeveralStatements,
+    Parameter,
+    CommonTableExpression,
+    SetOperation,
+    Join,
+    SubqueryInFrom,
+    FunctionInFrom,
+    NoTable,
+    Subquery,
+    WindowFunction,
+    SetReturningFunction,
+    Distinct,
+    Having,
+    OrderBy,
+    Limit,
+    GroupingSets,
+    ForUpdate,
+    TableSample,
+    NoGroupBy,
+    SystemColumn,
+    RowSecurity,
+}

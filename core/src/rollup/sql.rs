@@ -1,0 +1,292 @@
+//! A [`Definition`] becomes SQL text: views, table, indexes, the build, the merge of a tick.
+//!
+//! Every name is qualified and every operator named with its schema, because some of these texts run with the search path of
+//! whoever calls, and others are read by people who look at a view.
+
+use super::definition::{Definition, Key, ROWS, TAG};
+use crate::ident::{QualifiedName, literal, quote};
+use crate::snapshot::Counted;
+
+/// The relations of a rollup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relations {
+    pub source: QualifiedName,
+    pub public: QualifiedName,
+    pub rows: QualifiedName,
+    pub stored: QualifiedName,
+}
+
+/// The view that turns each source row into keys, arguments and filters. `alias` is what the expressions call the source.
+pub fn create_rows_view(
+    definition: &Definition,
+    relations: &Relations,
+    alias: &str,
+    condition: Option<&str>,
+) -> String {
+    let columns = definition.keys.iter().map(|key| (&key.name, &key.sql));
+    let columns = columns.chain(definition.arguments.iter().chain(&definition.filters).map(|c| (&c.name, &c.sql)));
+    let mut list: Vec<String> = columns.map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    list.push(format!("{}.{TAG}", quote(alias)));
+    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+    format!(
+        "CREATE VIEW {} AS\nSELECT {}\n FROM {} AS {}{condition}",
+        relations.rows,
+        list.join(",\n    "),
+        relations.source,
+        quote(alias)
+    )
+}
+
+/// The table of the groups, empty. Its column types are those that PostgreSQL gives the expressions.
+pub fn create_stored_table(definition: &Definition, relations: &Relations) -> String {
+    // Groups of the current buckets are updated at every tick: room on the page keeps the updates off the indexes.
+    let fillfactor = if definition.partials.iter().any(|partial| partial.is_sketch) { 70 } else { 90 };
+    format!(
+        "CREATE TABLE {} WITH (fillfactor = {fillfactor}) AS\n{}\n WITH NO DATA",
+        relations.stored,
+        groups(definition, relations, "")
+    )
+}
+
+/// What the stored table needs besides its columns and before its first row.
+pub fn constrain_stored_table(definition: &Definition, relations: &Relations) -> String {
+    let never_null = definition.keys.iter().filter(|key| key.never_null).map(|key| key.name.as_str());
+    let actions: Vec<String> =
+        never_null.chain([ROWS]).map(|column| format!("ALTER COLUMN {} SET NOT NULL", quote(column))).collect();
+    format!("ALTER TABLE {} {}", relations.stored, actions.join(", "))
+}
+
+/// The indexes of the stored table: the groups themselves, tenant before bucket, and the buckets for readers who name no
+/// tenant. To be made after the first build.
+pub fn create_stored_indexes(definition: &Definition, relations: &Relations) -> Vec<String> {
+    let mut indexes = vec![format!(
+        "CREATE UNIQUE INDEX ON {} ({}) NULLS NOT DISTINCT",
+        relations.stored,
+        names(&index_order(definition)).join(", ")
+    )];
+    if let Some(time) = definition.keys.iter().find(|key| key.is_time) {
+        indexes.push(format!(
+            "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = 16, autosummarize = on)",
+            relations.stored,
+            quote(&time.name)
+        ));
+    }
+    indexes
+}
+
+/// The first key that is no time (usually the tenant), the time, the others.
+fn index_order(definition: &Definition) -> Vec<&Key> {
+    let time = definition.keys.iter().position(|key| key.is_time);
+    let first = definition.keys.iter().position(|key| !key.is_time);
+    let leading: Vec<usize> = first.into_iter().chain(time).collect();
+    let rest = (0..definition.keys.len()).filter(|position| !leading.contains(position));
+    leading.iter().copied().chain(rest).map(|position| &definition.keys[position]).collect()
+}
+
+fn names(keys: &[&Key]) -> Vec<String> {
+    keys.iter().map(|key| quote(&key.name)).collect()
+}
+
+/// `SELECT keys, partial columns, _rows FROM rows view <condition> GROUP BY keys`.
+fn groups(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>());
+    let partials = definition.partials.iter().map(|partial| format!("{} AS {}", partial.sql, quote(&partial.name)));
+    let columns: Vec<String> =
+        keys.iter().cloned().chain(partials).chain([format!("pg_catalog.count(*) AS {ROWS}")]).collect();
+    format!("SELECT {}\n FROM {} AS r{condition}\n GROUP BY {}", columns.join(", "), relations.rows, keys.join(", "))
+}
+
+/// Every column of the stored table: keys, partial columns, `_rows`.
+fn stored_columns(definition: &Definition) -> Vec<String> {
+    let keys = definition.keys.iter().map(|key| quote(&key.name));
+    keys.chain(definition.partials.iter().map(|partial| quote(&partial.name))).chain([ROWS.into()]).collect()
+}
+
+/// Fills an empty stored table with everything that `counted` counts.
+pub fn build(definition: &Definition, relations: &Relations, counted: &Counted) -> String {
+    let condition = format!("\n WHERE {}", counted.is_counted(&format!("r.{TAG}")));
+    format!(
+        "INSERT INTO {} ({})\n{}",
+        relations.stored,
+        stored_columns(definition).join(", "),
+        groups(definition, relations, &condition)
+    )
+}
+
+/// Is there a row that a tick would count, and is there one that no transaction so far can have written?
+/// Two booleans. `not_yet_assigned` is the tag of the next transaction id.
+pub fn probe(source: &QualifiedName, state: &Counted, not_yet_assigned: i64) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM {source} AS r WHERE {}), \
+         EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint)",
+        state.is_new(&format!("r.{TAG}"))
+    )
+}
+
+/// How many rows of the source no tick has counted.
+pub fn count_pending(source: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT pg_catalog.count(*) FROM {source} AS r WHERE {}", state.is_new(&format!("r.{TAG}")))
+}
+
+/// Merges the rows that are new to `state` and counted by `now` into the stored table, all in one snapshot. Answers one row:
+/// groups touched, source rows counted.
+pub fn merge_delta(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> String {
+    let tag = format!("r.{TAG}");
+    let condition = format!("\n WHERE {} AND {}", state.is_new(&tag), now.is_counted(&tag));
+    let columns = stored_columns(definition);
+    // `_rows` first: like this each assignment stands beside its rule of merging.
+    let mut assignments = vec![format!("{ROWS} = s.{ROWS} OPERATOR(pg_catalog.+) excluded.{ROWS}")];
+    for partial in &definition.partials {
+        let name = quote(&partial.name);
+        assignments
+            .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
+    }
+    let order = names(&index_order(definition)).join(", ");
+    format!(
+        "WITH delta AS MATERIALIZED (\n{}\n), merged AS (\nINSERT INTO {} AS s ({columns})\n\
+         SELECT {columns} FROM delta ORDER BY {order}\n\
+         ON CONFLICT ({order}) DO UPDATE SET {}\n)\n\
+         SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta",
+        groups(definition, relations, &condition),
+        relations.stored,
+        assignments.join(", "),
+        columns = columns.join(", "),
+    )
+}
+
+fn merged(rule: &str, a: &str, b: &str) -> String {
+    rule.replace("{a}", a).replace("{b}", b)
+}
+
+/// The public view: stored groups, merged with those of the rows that the reader can see and no tick has counted.
+/// `targets` are (name, expression over the alias `merged`).
+///
+/// Stored groups that nothing is pending for pass through one hash join; the pending ones look their stored part up.
+/// Both halves can be pushed down conditions on keys. Keys that may be NULL are compared by what NULL is replaced with *and*
+/// by whether they are NULL, since `IS NOT DISTINCT FROM` can neither hash nor use an index.
+pub fn create_public_view(definition: &Definition, relations: &Relations, targets: &[(String, String)]) -> String {
+    let source = literal(&relations.source.to_string());
+    let state = |column: &str| {
+        format!(
+            "(SELECT s.{column} FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) {source}::pg_catalog.regclass)"
+        )
+    };
+    // The upper bound is always true. With it the planner expects half a percent of the table and not a third.
+    let pending = groups(
+        definition,
+        relations,
+        &format!(
+            "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) {} AND r.{TAG} OPERATOR(pg_catalog.<=) {}::bigint)\n\
+             \x20   OR r.{TAG} OPERATOR(pg_catalog.=) ANY ({}::bigint[])",
+            state("next_tag"),
+            i64::MAX,
+            state("open_tags")
+        ),
+    );
+    let prefixed = |alias: &str| -> Vec<String> {
+        stored_columns(definition).iter().filter(|c| *c != ROWS).map(|column| format!("{alias}.{column}")).collect()
+    };
+    let mut both: Vec<String> = definition.keys.iter().map(|key| format!("p.{}", quote(&key.name))).collect();
+    both.extend(definition.partials.iter().map(|partial| {
+        let name = quote(&partial.name);
+        format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
+    }));
+    let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    let mut arms = vec![format!(
+        "SELECT {} FROM {} AS s WHERE NOT EXISTS (SELECT FROM pending AS p WHERE {})",
+        prefixed("s").join(", "),
+        relations.stored,
+        same_group(definition)
+    )];
+    let nullable: Vec<&Key> = definition.keys.iter().filter(|key| !key.never_null).collect();
+    let join = |condition: &str, filter: &str| {
+        format!(
+            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition}{filter}",
+            both.join(", "),
+            relations.stored
+        )
+    };
+    if nullable.is_empty() {
+        arms.push(join(&same_group(definition), ""));
+    } else {
+        let is_null = |test: &str| -> Vec<String> {
+            nullable.iter().map(|key| format!("p.{} {test}", quote(&key.name))).collect()
+        };
+        // Groups without a NULL key find their stored part through the unique index.
+        arms.push(join(&equal_keys(definition), &format!(" WHERE {}", is_null("IS NOT NULL").join(" AND "))));
+        arms.push(join(&same_group(definition), &format!(" WHERE {}", is_null("IS NULL").join(" OR "))));
+    }
+    format!(
+        "CREATE VIEW {} AS\nWITH pending AS MATERIALIZED (\n{pending}\n)\nSELECT {}\n FROM (\n{}\n) AS merged",
+        relations.public,
+        columns.join(",\n    "),
+        arms.join("\nUNION ALL\n")
+    )
+}
+
+fn equal_keys(definition: &Definition) -> String {
+    let equal: Vec<String> = definition.keys.iter().map(equal_key).collect();
+    equal.join(" AND ")
+}
+
+fn equal_key(key: &Key) -> String {
+    let name = quote(&key.name);
+    format!("s.{name} = p.{name}")
+}
+
+/// Are `s` and `p` the same group, NULLs equal? Every part of the condition can be hashed.
+fn same_group(definition: &Definition) -> String {
+    let parts: Vec<String> = definition
+        .keys
+        .iter()
+        .map(|key| {
+            let name = quote(&key.name);
+            match (key.never_null, stand_in(&key.type_name)) {
+                (true, _) => equal_key(key),
+                (false, Some(value)) => format!(
+                    "COALESCE(s.{name}, {value}) = COALESCE(p.{name}, {value}) AND (s.{name} IS NULL) = (p.{name} IS NULL)"
+                ),
+                (false, None) => format!("ARRAY[s.{name}] = ARRAY[p.{name}]"),
+            }
+        })
+        .collect();
+    parts.join(" AND ")
+}
+
+/// A constant that may stand for NULL in a comparison; which one does not matter.
+fn stand_in(type_name: &str) -> Option<String> {
+    let base = type_name.split('(').next().unwrap_or(type_name).trim_end();
+    let value = match base {
+        "smallint" | "integer" | "bigint" | "numeric" | "real" | "double precision" => "0",
+        "text" | "character varying" => "",
+        "boolean" => "false",
+        "date" | "timestamp without time zone" | "timestamp with time zone" => "infinity",
+        "uuid" => "00000000-0000-0000-0000-000000000000",
+        _ => return None,
+    };
+    Some(format!("{}::{base}", literal(value)))
+}
+
+/// The defining query as it is kept: names qualified, aggregates as written.
+pub fn definition_query(
+    relations: &Relations,
+    alias: &str,
+    targets: &[(String, String)],
+    condition: Option<&str>,
+    keys: &[String],
+) -> String {
+    let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+    // A bare integer in GROUP BY would be a position of the select list.
+    let keys: Vec<String> = keys.iter().map(|key| format!("({key})")).collect();
+    format!(
+        "SELECT {}\n FROM {} AS {}{condition}\n GROUP BY {}",
+        columns.join(",\n    "),
+        relations.source,
+        quote(alias),
+        keys.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests;

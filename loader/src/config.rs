@@ -1,0 +1,697 @@
+//! The configuration file: TOML, every key known, every secret somewhere else. [`Config::load`] returns settings that are
+//! checked as far as that is possible without asking PostgreSQL or Kafka.
+
+mod secret;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::de::{self, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+pub use secret::Secret;
+pub use units::{Size, Span};
+
+use crate::{Error, Result};
+
+/// The whole configuration file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Names the state: two pipelines may load one topic into two tables.
+    pub pipeline: String,
+    pub postgres: Postgres,
+    /// Address of the Prometheus endpoint; none without it.
+    pub metrics: Option<SocketAddr>,
+    /// Upper limit of what the loader holds in memory: fetched messages, their copies and their encoded rows.
+    #[serde(default = "default_memory")]
+    pub memory: Size,
+    pub source: Source,
+    pub target: Target,
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Host name, address, or the directory of a unix socket (it starts with `/`).
+    pub host: String,
+    #[serde(default = "default_port")]
+    pub port: u16,
+    pub dbname: String,
+    pub user: String,
+    pub sslmode: Option<SslMode>,
+    /// Certificates to trust, PEM; without it those of the system.
+    pub sslrootcert: Option<PathBuf>,
+    password_env: Option<String>,
+    password_file: Option<PathBuf>,
+    #[serde(skip)]
+    pub password: Option<Secret>,
+}
+
+/// What libpq calls `sslmode`, without the modes that give in silently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslMode {
+    Disable,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub kafka: Kafka,
+    /// Where the very first start begins; later starts go on from the stored position.
+    #[serde(default)]
+    pub start: Start,
+    #[serde(default)]
+    ownership: Ownership,
+    pub sasl: Option<Sasl>,
+    pub tls: Option<Tls>,
+    /// Settings handed to librdkafka as they are.
+    #[serde(default)]
+    pub librdkafka: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kafka {
+    pub brokers: Vec<String>,
+    pub topic: String,
+    #[serde(default)]
+    pub profile: Profile,
+    /// Name of the cluster in the state tables; without it the cluster id that the brokers tell.
+    pub cluster: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    #[default]
+    Kafka,
+    /// Azure Event Hubs drops idle connections and lacks topic administration.
+    EventHubs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Ownership {
+    #[default]
+    Leases,
+    ConsumerGroup,
+}
+
+/// Where the first start of a source begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    #[default]
+    Earliest,
+    Latest,
+    /// The first record at or after this time, in milliseconds since 1970.
+    At(i64),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sasl {
+    pub mechanism: Mechanism,
+    username_env: Option<String>,
+    username_file: Option<PathBuf>,
+    password_env: Option<String>,
+    password_file: Option<PathBuf>,
+    #[serde(skip)]
+    pub username: Option<Secret>,
+    #[serde(skip)]
+    pub password: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Mechanism {
+    #[serde(rename = "PLAIN")]
+    Plain,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates to trust, PEM; without it those of the system.
+    pub ca_file: Option<PathBuf>,
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    key_password_env: Option<String>,
+    key_password_file: Option<PathBuf>,
+    #[serde(skip)]
+    pub key_password: Option<Secret>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The table, as in SQL: `public.events`, `"Odd Name"`.
+    pub table: String,
+    #[serde(default)]
+    pub unknown_fields: UnknownFields,
+    /// What differs from "a column takes the field of its own name".
+    #[serde(default)]
+    pub columns: BTreeMap<String, ColumnRule>,
+}
+
+/// What happens to fields that no column takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    #[default]
+    Ignore,
+    Reject,
+    /// They are kept, as one JSON object, in this jsonb column.
+    Column(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnRule {
+    /// The field, when it has another name than the column; or `_topic`, `_partition`, `_offset`, `_timestamp`, `_key`, `_headers`.
+    pub from: Option<String>,
+    /// A message without a value for this column is a dead letter. NOT NULL columns are always required.
+    #[serde(default)]
+    pub required: bool,
+    /// A string of digits is taken as a number.
+    #[serde(default)]
+    pub digits_in_string: bool,
+    /// How a time is written.
+    pub time: Option<TimeFormat>,
+    /// What an absent value becomes.
+    pub default: Option<ColumnDefault>,
+    /// Longest text, in characters.
+    pub max_length: Option<u32>,
+    /// The column is not written at all; PostgreSQL fills it with its default.
+    #[serde(default)]
+    pub skip: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeFormat {
+    #[default]
+    Rfc3339OrEpochMs,
+    Rfc3339,
+    EpochMs,
+    EpochS,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColumnDefault {
+    BrokerTimestamp,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    pub batch: Batch,
+    pub dead_letters: DeadLetters,
+    pub on: On,
+    pub timeouts: Timeouts,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batch {
+    pub rows: usize,
+    pub bytes: Size,
+    /// Longest time that a row waits for others.
+    pub linger: Span,
+    connections: Connections,
+    pub synchronous_commit: SynchronousCommit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Connections {
+    Number(u32),
+    Auto(Auto),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Auto {
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SynchronousCommit {
+    Off,
+    Local,
+    RemoteWrite,
+    On,
+    RemoteApply,
+}
+
+impl SynchronousCommit {
+    /// The value as PostgreSQL spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Local => "local",
+            Self::RemoteWrite => "remote_write",
+            Self::On => "on",
+            Self::RemoteApply => "remote_apply",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetters {
+    /// Share of the last 10,000 messages, looked at from 1,000 messages on.
+    pub stop_above_ratio: f64,
+    pub stop_above_per_minute: u64,
+    /// Larger values become dead letters, and no dead letter keeps more of its value than this.
+    pub max_value: Size,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct On {
+    pub gap: OnGap,
+    recreated: OnRecreated,
+    pub tombstone: OnTombstone,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnGap {
+    #[default]
+    Stop,
+    /// Write the lost range into `tally.loader_gaps` and go on behind it.
+    Record,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OnRecreated {
+    #[default]
+    Stop,
+    NewIncarnation,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTombstone {
+    /// Counted, nothing else.
+    #[default]
+    Skip,
+    /// A row of NULLs.
+    Row,
+    DeadLetter,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// How long the first contact with PostgreSQL and Kafka may take; later outages are retried for ever.
+    pub start: Span,
+    /// How long the last batch may take after SIGTERM.
+    pub stop: Span,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            rows: 20_000,
+            bytes: Size::mebibytes(8),
+            linger: Span::milliseconds(100),
+            connections: Connections::Auto(Auto::Auto),
+            synchronous_commit: SynchronousCommit::Off,
+        }
+    }
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self { stop_above_ratio: 0.05, stop_above_per_minute: 5_000, max_value: Size::mebibytes(1) }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { start: Span::milliseconds(30_000), stop: Span::milliseconds(10_000) }
+    }
+}
+
+fn default_memory() -> Size {
+    Size::mebibytes(128)
+}
+
+fn default_port() -> u16 {
+    5432
+}
+
+impl Config {
+    /// Reads, checks and completes the configuration: secrets are in it afterwards.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::unfit(format!("cannot read \"{}\": {error}", path.display())))?;
+        Self::parse(&text).map_err(|error| match error {
+            Error::Unfit { message, hint } => Error::Unfit { message: format!("{}: {message}", path.display()), hint },
+            other => other,
+        })
+    }
+
+    /// The same from text.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut config: Self = toml::from_str(text).map_err(|error| describe(&error, text))?;
+        config.check()?;
+        config.read_secrets()?;
+        Ok(config)
+    }
+
+    fn read_secrets(&mut self) -> Result<()> {
+        let postgres = &mut self.postgres;
+        postgres.password =
+            Secret::read("postgres.password", postgres.password_env.as_deref(), postgres.password_file.as_deref())?;
+        if let Some(sasl) = &mut self.source.sasl {
+            sasl.username =
+                Secret::read("source.sasl.username", sasl.username_env.as_deref(), sasl.username_file.as_deref())?;
+            sasl.password =
+                Secret::read("source.sasl.password", sasl.password_env.as_deref(), sasl.password_file.as_deref())?;
+            if sasl.username.is_none() || sasl.password.is_none() {
+                return Err(Error::unfit(
+                    "source.sasl needs username_env or username_file, and password_env or password_file",
+                ));
+            }
+        }
+        if let Some(tls) = &mut self.source.tls {
+            tls.key_password = Secret::read(
+                "source.tls.key_password",
+                tls.key_password_env.as_deref(),
+                tls.key_password_file.as_deref(),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.pipeline.is_empty() || self.pipeline.len() > 40 {
+            return Err(Error::unfit("pipeline must have 1 to 40 bytes"));
+        }
+        if self.source.kafka.brokers.is_empty() {
+            return Err(Error::unfit("source.kafka.brokers is empty"));
+        }
+        if self.source.ownership == Ownership::ConsumerGroup {
+            return Err(Error::unfit_hint(
+                "source.ownership = \"consumer-group\" is not built yet",
+                "Use \"leases\", the default: several loaders share the parts through PostgreSQL.",
+            ));
+        }
+        if self.policy.on.recreated == OnRecreated::NewIncarnation {
+            return Err(Error::unfit_hint(
+                "policy.on.recreated = \"new-incarnation\" is not built yet",
+                "Use \"stop\", the default, and load the new topic under another pipeline name.",
+            ));
+        }
+        match self.policy.batch.connections {
+            Connections::Auto(_) | Connections::Number(1) => {}
+            Connections::Number(_) => {
+                return Err(Error::unfit_hint(
+                    "policy.batch.connections above 1 is not built yet",
+                    "Use \"auto\", the default, and start more loaders with the same configuration to share the parts.",
+                ));
+            }
+        }
+        if !(1..=1_000_000).contains(&self.policy.batch.rows) {
+            return Err(Error::unfit("policy.batch.rows must be between 1 and 1,000,000"));
+        }
+        if !(0.0..=1.0).contains(&self.policy.dead_letters.stop_above_ratio) {
+            return Err(Error::unfit("policy.dead_letters.stop_above_ratio must be between 0 and 1"));
+        }
+        // One batch is kept as messages and as rows, and the next one is already on its way.
+        let needed = 4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0;
+        if self.memory.0 < needed {
+            return Err(Error::unfit_hint(
+                format!("memory is too small for batches of {} bytes", self.policy.batch.bytes.0),
+                format!("Set memory to at least \"{} MiB\", or policy.batch.bytes lower.", needed.div_ceil(1 << 20)),
+            ));
+        }
+        for key in self.source.librdkafka.keys() {
+            if let Some(why) = refused_librdkafka_setting(key) {
+                return Err(Error::unfit(format!("source.librdkafka.\"{key}\" {why}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keys that the loader sets itself because exactly-once rests on them, and keys that would put a secret into the file.
+fn refused_librdkafka_setting(key: &str) -> Option<&'static str> {
+    match key {
+        "enable.auto.commit"
+        | "enable.auto.offset.store"
+        | "auto.offset.reset"
+        | "isolation.level"
+        | "enable.partition.eof"
+        | "check.crcs"
+        | "statistics.interval.ms" => Some("is set by the loader, because its promise rests on it"),
+        "bootstrap.servers" | "metadata.broker.list" => Some("is set by source.kafka.brokers"),
+        "sasl.username" | "sasl.password" | "sasl.mechanism" | "sasl.mechanisms" => Some("is set by source.sasl"),
+        "ssl.key.password"
+        | "ssl.keystore.password"
+        | "ssl.key.pem"
+        | "sasl.oauthbearer.client.secret"
+        | "sasl.oauthbearer.config"
+        | "ssl.certificate.pem" => {
+            Some("would put a secret into the file; secrets come from environment variables or files")
+        }
+        _ => None,
+    }
+}
+
+/// The message of a TOML error with its line, without the line itself and without quoted values: both may hold a secret
+/// that somebody wrote in the wrong place.
+fn describe(error: &toml::de::Error, text: &str) -> Error {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = without_values(error.message());
+    Error::unfit(match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    })
+}
+
+fn without_values(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    match message.find("string \"") {
+        None => message.to_owned(),
+        Some(at) => {
+            let tail = message.rfind("\", expected").map_or("", |end| &message[end + 1..]);
+            format!("{}a string{tail}", &message[..at])
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Start {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            time => time.parse::<jiff::Timestamp>().map(|time| Self::At(time.as_millisecond())).map_err(|_| {
+                D::Error::custom(
+                    "not a start: write \"earliest\", \"latest\" or a time such as \"2026-01-31T00:00:00Z\"",
+                )
+            }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for UnknownFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Choice;
+        impl<'de> Visitor<'de> for Choice {
+            type Value = UnknownFields;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("\"ignore\", \"reject\" or { column = \"name\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<UnknownFields, E> {
+                match text {
+                    "ignore" => Ok(UnknownFields::Ignore),
+                    "reject" => Ok(UnknownFields::Reject),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<UnknownFields, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Column {
+                    column: String,
+                }
+                let column = Column::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(UnknownFields::Column(column.column))
+            }
+        }
+        deserializer.deserialize_any(Choice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        pipeline = "clickstream"
+        postgres = { host = "/tmp", dbname = "shop", user = "loader" }
+        [source]
+        kafka = { brokers = ["127.0.0.1:9092"], topic = "clickstream" }
+        [target]
+        table = "public.events"
+    "#;
+
+    fn with(extra: &str) -> Result<Config> {
+        Config::parse(&format!("{MINIMAL}\n{extra}"))
+    }
+
+    fn message(result: Result<Config>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_accepted() {
+        let config = Config::parse(
+            r#"
+            pipeline = "clickstream"
+            postgres = { host = "db.example.org", dbname = "shop", user = "loader", sslmode = "verify-full" }
+            metrics = "127.0.0.1:9464"
+            memory = "128 MiB"
+            [source]
+            kafka = { brokers = ["127.0.0.1:9092"], topic = "clickstream", profile = "kafka" }
+            start = "earliest"
+            ownership = "leases"
+            librdkafka = { "fetch.min.bytes" = "1" }
+            [target]
+            table = "public.events"
+            unknown_fields = { column = "extra" }
+            columns.event_time = { from = "event_time", time = "rfc3339-or-epoch-ms", default = "broker-timestamp" }
+            columns.customer_id = { required = true }
+            columns.device_id = { digits_in_string = true }
+            [policy]
+            batch = { rows = 20000, bytes = "8 MiB", linger = "100 ms", connections = "auto", synchronous_commit = "off" }
+            dead_letters = { stop_above_ratio = 0.05, stop_above_per_minute = 5000, max_value = "1 MiB" }
+            on = { gap = "stop", recreated = "stop", tombstone = "skip" }
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.target.unknown_fields, UnknownFields::Column("extra".into()));
+        assert_eq!(config.target.columns["event_time"].default, Some(ColumnDefault::BrokerTimestamp));
+        assert_eq!(config.policy.batch.bytes, Size::mebibytes(8));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let config = with("").unwrap();
+        assert_eq!(config.policy.batch.rows, 20_000);
+        assert_eq!(config.policy.batch.linger, Span::milliseconds(100));
+        assert_eq!(config.policy.batch.synchronous_commit, SynchronousCommit::Off);
+        assert_eq!(config.source.start, Start::Earliest);
+        assert_eq!(config.policy.on.gap, OnGap::Stop);
+        assert_eq!(config.target.unknown_fields, UnknownFields::Ignore);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_line() {
+        assert!(
+            message(with("[policy]\nbatchs = {}")).starts_with("line 10: unknown field `batchs`"),
+            "{}",
+            message(with("[policy]\nbatchs = {}"))
+        );
+        assert!(message(with("columns.a = { form = \"b\" }")).contains("unknown field `form`"));
+    }
+
+    #[test]
+    fn secrets_written_into_the_file_are_refused_and_not_repeated() {
+        for text in [
+            MINIMAL.replace("user = \"loader\"", "user = \"loader\", password = \"hunter2\""),
+            MINIMAL.replace(
+                "{ host = \"/tmp\", dbname = \"shop\", user = \"loader\" }",
+                "\"postgres://loader:hunter2@db/shop\"",
+            ),
+            format!("{MINIMAL}\nunknown_fields = \"hunter2\""),
+            format!("{MINIMAL}\n[policy]\nbatch = {{ rows = \"hunter2\" }}"),
+            MINIMAL.replace("[target]", "librdkafka = { \"sasl.password\" = \"hunter2\" }\n[target]"),
+            MINIMAL.replace("[target]", "sasl = \"hunter2\"\n[target]"),
+            MINIMAL.replace("[target]", "librdkafka = { \"ssl.key.pem\" = \"hunter2\" }\n[target]"),
+        ] {
+            let message = Config::parse(&text).unwrap_err().to_string();
+            assert!(!message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_are_never_printed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "hunter2\n").unwrap();
+        let text = MINIMAL
+            .replace("user = \"loader\"", &format!("user = \"loader\", password_file = {:?}", file.path()))
+            .replace(
+                "[target]",
+                &format!(
+                    "sasl = {{ mechanism = \"PLAIN\", username_file = {0:?}, password_file = {0:?} }}\n[target]",
+                    file.path()
+                ),
+            );
+        let config = Config::parse(&text).unwrap();
+        assert_eq!(config.postgres.password.as_ref().map(Secret::reveal), Some("hunter2"));
+        assert_eq!(config.source.sasl.as_ref().unwrap().password.as_ref().map(Secret::reveal), Some("hunter2"));
+        let printed = format!("{config:?} {config:#?}");
+        assert!(!printed.contains("hunter2"), "{printed}");
+        assert!(printed.contains("***"));
+    }
+
+    #[test]
+    fn a_missing_environment_variable_is_named() {
+        let text =
+            MINIMAL.replace("user = \"loader\"", "user = \"loader\", password_env = \"TALLY_TEST_UNSET_VARIABLE\"");
+        assert!(Config::parse(&text).unwrap_err().to_string().contains("TALLY_TEST_UNSET_VARIABLE"));
+    }
+
+    #[test]
+    fn settings_that_exactly_once_rests_on_cannot_be_passed_through() {
+        for key in ["enable.auto.commit", "auto.offset.reset", "isolation.level", "enable.partition.eof", "check.crcs"]
+        {
+            let text = MINIMAL.replace("[target]", &format!("librdkafka = {{ \"{key}\" = \"x\" }}\n[target]"));
+            assert!(Config::parse(&text).unwrap_err().to_string().contains(key));
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_yet_is_refused() {
+        assert!(message(with("[policy]\non = { recreated = \"new-incarnation\" }")).contains("not built yet"));
+        assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("not built yet"));
+        let text = MINIMAL.replace("[target]", "ownership = \"consumer-group\"\n[target]");
+        assert!(message(Config::parse(&text)).contains("not built yet"));
+    }
+
+    #[test]
+    fn memory_must_hold_the_batches() {
+        assert!(message(with("[policy]\nbatch = { bytes = \"64 MiB\" }")).contains("memory is too small"));
+    }
+
+    #[test]
+    fn a_start_may_be_a_time() {
+        let text = MINIMAL.replace("[target]", "start = \"1970-01-01T00:00:01+00:00\"\n[target]");
+        assert_eq!(Config::parse(&text).unwrap().source.start, Start::At(1_000));
+        let text = MINIMAL.replace("[target]", "start = \"yesterday\"\n[target]");
+        assert!(message(Config::parse(&text)).contains("not a start"));
+    }
+}

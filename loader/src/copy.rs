@@ -1,0 +1,70 @@
+//! Rows as the bytes of `COPY .. FROM STDIN (FORMAT binary)`.
+//!
+//! The stream is a header, then per row an int16 number of columns and per column an int32 length (-1 is NULL) and that many
+//! bytes, then int16 -1; everything big-endian (PostgreSQL documentation, "COPY", section "Binary Format"). The format
+//! carries **no types**: bytes of a bigint load without complaint into a timestamptz. What is written here must therefore fit
+//! the column exactly, and the loader compares the columns again inside the transaction (`catalog::FINGERPRINT`).
+
+mod numeric;
+mod time;
+
+pub use numeric::{NumericError, numeric};
+pub use time::{POSTGRES_EPOCH_SECONDS, from_unix_milliseconds, from_unix_seconds, rfc3339};
+
+/// Signature, flags and length of the header extension.
+pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// The end of the stream.
+pub const TRAILER: &[u8] = &(-1i16).to_be_bytes();
+/// A NULL field.
+pub const NULL: &[u8] = &(-1i32).to_be_bytes();
+
+/// Appends the start of a row.
+pub fn row(out: &mut Vec<u8>, columns: usize) {
+    let columns = i16::try_from(columns).expect("PostgreSQL has at most 1,600 columns");
+    out.extend_from_slice(&columns.to_be_bytes());
+}
+
+/// Appends a field of known bytes.
+pub fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&length(bytes.len()));
+    out.extend_from_slice(bytes);
+}
+
+/// Appends a field, or NULL.
+pub fn nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => field(out, bytes),
+        None => out.extend_from_slice(NULL),
+    }
+}
+
+/// Appends a jsonb field: a version byte and the text, which the server parses.
+pub fn jsonb(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&length(text.len() + 1));
+    out.push(1);
+    out.extend_from_slice(text);
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    // Messages are limited to far less than 1 GB, the limit of a PostgreSQL field.
+    i32::try_from(bytes).expect("a field is shorter than 2 GiB").to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_row_fields_and_trailer_have_the_documented_bytes() {
+        let mut out = HEADER.to_vec();
+        row(&mut out, 3);
+        field(&mut out, &7i32.to_be_bytes());
+        nullable(&mut out, None);
+        jsonb(&mut out, b"{}");
+        out.extend_from_slice(TRAILER);
+        assert_eq!(
+            out,
+            b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x03\0\0\0\x04\0\0\0\x07\xff\xff\xff\xff\0\0\0\x03\x01{}\xff\xff"
+        );
+    }
+}

@@ -1,0 +1,245 @@
+-- Rollups: row tags, the state of each source, the catalog of rollups, and the functions a user calls.
+
+-- 1. Row tags
+
+CREATE TABLE tally.incarnations (
+  id smallint PRIMARY KEY CHECK (id > 0),
+  system_identifier bigint NOT NULL,
+  noted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE tally.incarnations IS
+  'clusters this database has lived in; the newest row must name this one. Transaction ids mean nothing elsewhere, so the incarnation is the high part of every row tag';
+COMMENT ON COLUMN tally.incarnations.id IS 'number of the incarnation, growing';
+COMMENT ON COLUMN tally.incarnations.system_identifier IS 'identifier that initdb gave the cluster';
+COMMENT ON COLUMN tally.incarnations.noted_at IS 'when the database first woke up there';
+SELECT pg_catalog.pg_extension_config_dump('tally.incarnations', '');
+GRANT SELECT ON tally.incarnations TO PUBLIC;
+
+CREATE FUNCTION tally.row_tag() RETURNS bigint
+  LANGUAGE C STABLE PARALLEL RESTRICTED STRICT AS 'MODULE_PATHNAME', 'tally_row_tag';
+COMMENT ON FUNCTION tally.row_tag() IS
+  'tag of the rows that this transaction writes: incarnation and top-level transaction id; the default of column tally_tag';
+
+CREATE FUNCTION tally._renew_incarnation() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM tally._current_incarnation();
+  RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tally._renew_incarnation() IS 'appends this cluster when restored rows of tally.incarnations name another one';
+REVOKE ALL ON FUNCTION tally._renew_incarnation() FROM PUBLIC;
+
+CREATE FUNCTION tally._current_incarnation() RETURNS smallint
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_current_incarnation_wrapper';
+COMMENT ON FUNCTION tally._current_incarnation() IS 'incarnation of this database, appended if the newest row names another cluster';
+REVOKE ALL ON FUNCTION tally._current_incarnation() FROM PUBLIC;
+
+CREATE TRIGGER renew_incarnation AFTER INSERT ON tally.incarnations
+  FOR EACH STATEMENT EXECUTE FUNCTION tally._renew_incarnation();
+
+-- 2. Sources and rollups
+
+CREATE TABLE tally.sources (
+  source pg_catalog.regclass PRIMARY KEY,
+  next_tag bigint NOT NULL,
+  open_tags bigint[] NOT NULL,
+  refreshed_at timestamptz,
+  refresh_duration interval,
+  refreshed_rows bigint,
+  refreshed_groups bigint
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tally.sources IS
+  'tables that feed rollups, and the snapshot up to which their rows are counted: a row is counted when its tally_tag is below next_tag and not in open_tags';
+COMMENT ON COLUMN tally.sources.source IS 'the table';
+COMMENT ON COLUMN tally.sources.next_tag IS 'rows with this tag or a later one are not counted';
+COMMENT ON COLUMN tally.sources.open_tags IS 'transactions before next_tag that were still running: their rows are not counted';
+COMMENT ON COLUMN tally.sources.refreshed_at IS 'when a refresh last counted rows';
+COMMENT ON COLUMN tally.sources.refresh_duration IS 'how long that took';
+COMMENT ON COLUMN tally.sources.refreshed_rows IS 'source rows that it counted';
+COMMENT ON COLUMN tally.sources.refreshed_groups IS 'groups that it touched, over all rollups of the source';
+SELECT pg_catalog.pg_extension_config_dump('tally.sources', '');
+GRANT SELECT ON tally.sources TO PUBLIC;
+
+CREATE TABLE tally.rollups (
+  rollup pg_catalog.regclass PRIMARY KEY,
+  source pg_catalog.regclass NOT NULL,
+  rows_view pg_catalog.regclass NOT NULL UNIQUE,
+  stored pg_catalog.regclass NOT NULL UNIQUE,
+  refresh_interval interval NOT NULL,
+  definition text NOT NULL,
+  columns jsonb NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE tally.rollups IS 'rollups, with the relations that make them up';
+COMMENT ON COLUMN tally.rollups.rollup IS 'the view that users read: stored groups and what no refresh has counted yet';
+COMMENT ON COLUMN tally.rollups.source IS 'the table it counts';
+COMMENT ON COLUMN tally.rollups.rows_view IS 'the view that turns a source row into keys and arguments';
+COMMENT ON COLUMN tally.rollups.stored IS 'the table of the groups, as of the last refresh';
+COMMENT ON COLUMN tally.rollups.refresh_interval IS 'how often a worker refreshes it';
+COMMENT ON COLUMN tally.rollups.definition IS 'the defining query with all names qualified; the rollup equals it in every snapshot';
+COMMENT ON COLUMN tally.rollups.columns IS 'keys, arguments and partial columns, as the refresh uses them';
+COMMENT ON COLUMN tally.rollups.created_at IS 'when the rollup was created';
+SELECT pg_catalog.pg_extension_config_dump('tally.rollups', '');
+GRANT SELECT ON tally.rollups TO PUBLIC;
+
+-- 3. What a source refuses until the change log exists. The conditions of the triggers let a transaction change its own rows:
+--    no refresh has counted them.
+
+CREATE FUNCTION tally._refuse_change() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  place text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+BEGIN
+  CASE TG_OP
+    WHEN 'INSERT' THEN
+      RAISE EXCEPTION 'rows with a tally_tag of their own cannot be inserted into %', place
+        USING ERRCODE = '0A000',
+              DETAIL = 'The tag says which transaction wrote a row. A copied tag would make the rollups miss the row.',
+              HINT = 'Leave the column tally_tag out, so that its default applies.';
+    WHEN 'TRUNCATE' THEN
+      RAISE EXCEPTION 'TRUNCATE of % is not supported yet: it feeds rollups', place
+        USING ERRCODE = '0A000',
+              HINT = 'Drop the rollups with tally.drop_rollup, truncate, and create them again.';
+    ELSE
+      RAISE EXCEPTION '% of rows of % that other transactions wrote is not supported yet: it feeds rollups', TG_OP, place
+        USING ERRCODE = '0A000',
+              DETAIL = 'The rollups follow inserts only; a changed row would leave them wrong.',
+              HINT = 'Insert a correcting row, or drop the rollups with tally.drop_rollup, change the rows, and create them again.';
+  END CASE;
+END
+$$;
+COMMENT ON FUNCTION tally._refuse_change() IS 'trigger function of a source: refuses what its rollups could not follow';
+
+CREATE FUNCTION tally._refuse_detach() RETURNS event_trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'tally_refuse_detach';
+COMMENT ON FUNCTION tally._refuse_detach() IS 'refuses DETACH of a partition of a source before it begins';
+
+CREATE FUNCTION tally._follow_ddl() RETURNS event_trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  leaf regclass;
+  has_rows boolean;
+BEGIN
+  IF NOT EXISTS (SELECT FROM tally.sources) THEN
+    RETURN;
+  END IF;
+  -- Partitions that have come to a source since: they lack the trigger that PostgreSQL does not clone.
+  FOR leaf IN
+    SELECT p.relid
+      FROM tally.sources s CROSS JOIN LATERAL pg_partition_tree(s.source) p
+     WHERE p.relid <> s.source
+       AND EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c
+                    WHERE c.objid = s.source OR c.objid IN (SELECT t.relid FROM pg_partition_tree(s.source) t))
+       AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid AND t.tgname = 'tally_truncate')
+  LOOP
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf) INTO has_rows;
+    IF has_rows THEN
+      RAISE EXCEPTION 'attaching % is not supported yet: it has rows, and the table feeds rollups', leaf
+        USING ERRCODE = '0A000',
+              HINT = 'Attach an empty partition and insert the rows afterwards, or drop the rollups with tally.drop_rollup first.';
+    END IF;
+    PERFORM tally._protect_partition(leaf);
+  END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tally._follow_ddl() IS 'protects partitions that come to a source, and refuses those that bring rows along';
+
+CREATE FUNCTION tally._protect_partition(partition pg_catalog.regclass) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  EXECUTE format('CREATE TRIGGER tally_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tally._refuse_change()',
+                 partition);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tally_truncate', partition);
+END
+$$;
+COMMENT ON FUNCTION tally._protect_partition(pg_catalog.regclass) IS
+  'creates the trigger against TRUNCATE, which PostgreSQL does not clone to partitions';
+
+CREATE FUNCTION tally._follow_drop() RETURNS event_trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  dropped record;
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('tally.sources')) THEN
+    RETURN;  -- the extension itself is going
+  END IF;
+  -- A dropped partition of a source shows by its trigger: the source still has its own.
+  FOR dropped IN
+    SELECT o.address_names AS names
+      FROM pg_event_trigger_dropped_objects() o
+     WHERE o.object_type = 'trigger' AND o.address_names[3] = 'tally_truncate'
+       AND NOT o.original
+       AND NOT EXISTS (SELECT FROM tally.sources s
+                         JOIN pg_event_trigger_dropped_objects() t ON t.objid = s.source AND t.classid = 'pg_class'::regclass)
+  LOOP
+    RAISE EXCEPTION 'dropping partition %.% is not supported yet: the table feeds rollups',
+                    quote_ident(dropped.names[1]), quote_ident(dropped.names[2])
+      USING ERRCODE = '0A000',
+            DETAIL = 'The rollups would go on counting its rows.',
+            HINT = 'Keep the partition until retention exists, or drop the rollups with tally.drop_rollup first.';
+  END LOOP;
+  PERFORM tally._forget_dropped();
+END
+$$;
+COMMENT ON FUNCTION tally._follow_drop() IS 'refuses to drop a partition of a source, and forgets rollups whose relations are gone';
+
+CREATE FUNCTION tally._forget_dropped() RETURNS void
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_forget_dropped_wrapper';
+COMMENT ON FUNCTION tally._forget_dropped() IS 'deletes what tally knows about relations that no longer exist';
+
+CREATE EVENT TRIGGER tally_refuse_detach ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
+  EXECUTE FUNCTION tally._refuse_detach();
+COMMENT ON EVENT TRIGGER tally_refuse_detach IS 'refuses DETACH of a partition of a table that feeds rollups';
+CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE')
+  EXECUTE FUNCTION tally._follow_ddl();
+COMMENT ON EVENT TRIGGER tally_follow_ddl IS 'protects partitions that come to a table that feeds rollups';
+CREATE EVENT TRIGGER tally_follow_drop ON sql_drop EXECUTE FUNCTION tally._follow_drop();
+COMMENT ON EVENT TRIGGER tally_follow_drop IS 'refuses to drop counted rows, and forgets rollups that are gone';
+
+-- 4. What a user calls
+
+CREATE FUNCTION tally.create_rollup(name text, definition text, refresh_interval interval DEFAULT '5 seconds')
+  RETURNS pg_catalog.regclass
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_create_rollup_wrapper';
+COMMENT ON FUNCTION tally.create_rollup(text, text, interval) IS
+  'creates a view that equals the definition (SELECT keys, aggregates FROM table GROUP BY keys) in every snapshot, and keeps its groups stored';
+
+CREATE FUNCTION tally.drop_rollup(rollup pg_catalog.regclass) RETURNS void
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_drop_rollup_wrapper';
+COMMENT ON FUNCTION tally.drop_rollup(pg_catalog.regclass) IS
+  'drops a rollup and its stored groups; with the last rollup of a table, tally''s column and triggers leave the table too';
+
+CREATE PROCEDURE tally.refresh(rollup pg_catalog.regclass)
+  LANGUAGE C AS 'MODULE_PATHNAME', 'tally_refresh_wrapper';
+COMMENT ON PROCEDURE tally.refresh(pg_catalog.regclass) IS
+  'counts the new rows of the rollup''s table now, for all its rollups; waits for nobody but another refresh of the same table';
+
+CREATE FUNCTION tally.verify(rollup pg_catalog.regclass,
+                             OUT problem text, OUT group_keys jsonb, OUT in_rollup jsonb, OUT in_source jsonb)
+  RETURNS SETOF record
+  LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  entry tally.rollups;
+  keys text;
+BEGIN
+  SELECT r.* INTO entry FROM tally.rollups r WHERE r.rollup = verify.rollup;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION '% is not a rollup', verify.rollup
+      USING ERRCODE = '42704', HINT = 'SELECT rollup FROM tally.rollups lists them.';
+  END IF;
+  -- Keys that the view shows; rows of equal visible keys are compared as a list.
+  SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', ') INTO keys
+    FROM jsonb_array_elements(entry.columns -> 'keys') k
+    JOIN pg_attribute a ON a.attrelid = entry.rollup AND a.attname = k ->> 'name' AND NOT a.attisdropped;
+  RETURN QUERY EXECUTE format(
+    'WITH stored AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM %2$s AS v GROUP BY 1),
+          counted AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM (%3$s) AS v GROUP BY 1)
+     SELECT CASE WHEN s.k IS NULL THEN ''missing from the rollup'' WHEN c.k IS NULL THEN ''not in the source'' ELSE ''different'' END,
+            COALESCE(s.k, c.k), s.r, c.r
+       FROM stored s FULL JOIN counted c ON s.k = c.k
+      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), entry.rollup, entry.definition);
+END
+$$;
+COMMENT ON FUNCTION tally.verify(pg_catalog.regclass) IS
+  'compares a rollup with its defining query over the source, group by group; no row means that they are equal. Reads the whole source';

@@ -1,0 +1,130 @@
+//! `tally.rollups`: the relations and the columns of each rollup.
+
+use super::name_of;
+use crate::error::{Error, Result, spi};
+use crate::pg::{self, Oid};
+use pgrx::{JsonB, Spi};
+use tally_core::rollup::definition::Definition;
+use tally_core::rollup::sql::Relations;
+
+/// A rollup as the catalog knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Rollup {
+    pub rollup: Oid,
+    pub source: Oid,
+    pub rows: Oid,
+    pub stored: Oid,
+    pub definition: Definition,
+}
+
+impl Rollup {
+    /// Its relations by their present names.
+    pub(crate) fn relations(&self) -> Result<Relations> {
+        Ok(Relations {
+            source: name_of(self.source)?,
+            public: name_of(self.rollup)?,
+            rows: name_of(self.rows)?,
+            stored: name_of(self.stored)?,
+        })
+    }
+}
+
+/// The rollups of a source in the active snapshot, always in the same order.
+pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.stored::pg_catalog.oid, r.columns \
+             FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.rollup::pg_catalog.oid",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| {
+            let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
+            Ok((oid(1)?, oid(2)?, oid(3)?, row.get::<JsonB>(4)?))
+        })
+        .collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)?
+    .into_iter()
+    .map(|(rollup, rows, stored, columns)| {
+        let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
+        let definition = serde_json::from_value(columns).map_err(|error| {
+            Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
+                .hint("Drop the rollup with tally.drop_rollup and create it anew.")
+        })?;
+        Ok(Rollup { rollup, source, rows, stored, definition })
+    })
+    .collect()
+}
+
+/// The source of a rollup, or an error that says where rollups are listed.
+pub(crate) fn source_of(rollup: Oid) -> Result<Oid> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT r.source::pg_catalog.oid FROM tally.rollups AS r WHERE r.rollup OPERATOR(pg_catalog.=) $1",
+            Some(1),
+            &[rollup.into()],
+        )?;
+        if rows.is_empty() { Ok(None) } else { rows.first().get_one::<Oid>() }
+    })
+    .map_err(spi)?
+    .ok_or_else(|| {
+        let name = name_of(rollup).map_or_else(|_| rollup.to_u32().to_string(), |name| name.to_string());
+        Error::new("42704", format!("{name} is not a rollup")).hint("SELECT rollup FROM tally.rollups lists them.")
+    })
+}
+
+/// Is the relation the public view of a rollup?
+pub(crate) fn is_rollup(relation: Oid) -> bool {
+    source_of(relation).is_ok()
+}
+
+pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum::Interval) -> Result<()> {
+    let columns = serde_json::to_value(&rollup.definition)
+        .map_err(|error| Error::new("XX000", format!("a definition could not be stored: {error}")))?;
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "INSERT INTO tally.rollups (rollup, source, rows_view, stored, refresh_interval, definition, columns) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            &[
+                rollup.rollup.into(),
+                rollup.source.into(),
+                rollup.rows.into(),
+                rollup.stored.into(),
+                refresh_interval.into(),
+                query.into(),
+                JsonB(columns).into(),
+            ],
+        )
+    })
+    .map_err(spi)
+}
+
+pub(crate) fn delete(rollup: Oid) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args("DELETE FROM tally.rollups WHERE rollup OPERATOR(pg_catalog.=) $1", &[rollup.into()])
+    })
+    .map_err(spi)
+}
+
+/// Deletes rollups that have lost one of their relations to a DROP by hand.
+pub(crate) fn delete_orphans() -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run(
+            "DELETE FROM tally.rollups AS r WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.stored)) \
+             AS part (relation) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
+             WHERE c.oid OPERATOR(pg_catalog.=) part.relation))",
+        )
+    })
+    .map_err(spi)
+}
+
+/// The shortest refresh interval among the rollups of a source, in seconds; None if it has none.
+pub(crate) fn shortest_interval(source: Oid) -> Result<Option<f64>> {
+    Spi::get_one_with_args(
+        "SELECT EXTRACT(epoch FROM pg_catalog.min(r.refresh_interval))::double precision \
+         FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1",
+        &[source.into()],
+    )
+    .map_err(spi)
+}

@@ -1,0 +1,97 @@
+//! `tally.sources`: the snapshot up to which the rows of each source are counted.
+
+use crate::error::{Error, Result, spi};
+use crate::pg::{self, Oid};
+use crate::refresh::Report;
+use pgrx::Spi;
+use std::time::Duration;
+use tally_core::snapshot::Counted;
+
+/// The OID of the table itself, which names the lock of a refresh.
+pub(crate) fn table() -> Result<Oid> {
+    Spi::get_one::<Oid>("SELECT 'tally.sources'::pg_catalog.regclass::pg_catalog.oid")
+        .map_err(spi)?
+        .ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
+}
+
+/// The state of a source in the active snapshot, or None if it feeds no rollup.
+pub(crate) fn state(source: Oid) -> Result<Option<Counted>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT s.next_tag, s.open_tags FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1",
+            Some(1),
+            &[source.into()],
+        )?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (next, open) = rows.first().get_two::<i64, Vec<i64>>()?;
+        Ok(Some(Counted { next: next.unwrap_or(0), open: open.unwrap_or_default() }))
+    })
+    .map_err(spi)
+}
+
+/// Is the relation a source?
+pub(crate) fn is_source(relation: Oid) -> Result<bool> {
+    state(relation).map(|state| state.is_some())
+}
+
+/// The same, asked after a lock was taken: it sees what was committed meanwhile.
+pub(crate) fn is_source_now(relation: Oid) -> Result<bool> {
+    pg::Snapshot::take().read(|| is_source(relation))
+}
+
+pub(crate) fn insert(source: Oid, counted: &Counted) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "INSERT INTO tally.sources (source, next_tag, open_tags) VALUES ($1, $2, $3)",
+            &[source.into(), counted.next.into(), counted.open.clone().into()],
+        )
+    })
+    .map_err(spi)
+}
+
+/// Stores the snapshot of a tick, in the transaction that merged its delta.
+pub(crate) fn advance(source: Oid, counted: &Counted, report: &Report, duration: Duration) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "UPDATE tally.sources SET next_tag = $2, open_tags = $3, refreshed_at = pg_catalog.clock_timestamp(), \
+             refresh_duration = pg_catalog.make_interval(secs => $4), refreshed_rows = $5, refreshed_groups = $6 \
+             WHERE source OPERATOR(pg_catalog.=) $1",
+            &[
+                source.into(),
+                counted.next.into(),
+                counted.open.clone().into(),
+                duration.as_secs_f64().into(),
+                report.rows.into(),
+                report.groups.into(),
+            ],
+        )
+    })
+    .map_err(spi)
+}
+
+pub(crate) fn delete(source: Oid) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args("DELETE FROM tally.sources WHERE source OPERATOR(pg_catalog.=) $1", &[source.into()])
+    })
+    .map_err(spi)
+}
+
+/// Sources that no longer exist, or that feed no rollup any more because those were dropped by hand.
+pub(crate) fn delete_orphans() -> Result<Vec<Oid>> {
+    let orphans = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT s.source::pg_catalog.oid FROM tally.sources AS s \
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) s.source)",
+            None,
+            &[],
+        )?;
+        rows.map(|row| row.get::<Oid>(1).map(|oid| oid.unwrap_or(Oid::INVALID))).collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)?;
+    for source in &orphans {
+        delete(*source)?;
+    }
+    Ok(orphans)
+}

@@ -1,0 +1,241 @@
+//! The SQL verbs for rollups: create, drop, and what follows when their relations are dropped by hand.
+
+use crate::catalog::rollups::{self, Rollup};
+use crate::catalog::{self, sources};
+use crate::error::{Error, Result, no_row_is_none, spi};
+use crate::jobs;
+use crate::pg::{self, Oid, Snapshot};
+use crate::refresh;
+use crate::tags;
+use pgrx::datum::Interval;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
+use tally_core::ident::{self, QualifiedName, literal};
+use tally_core::rollup::analysis::SourceKind;
+use tally_core::rollup::sql::{self, Relations};
+use tally_core::rollup::validate::validate;
+use tally_core::snapshot;
+
+/// The longest pause between two refreshes that makes sense for a worker.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[pg_extern(sql = false)]
+fn tally_create_rollup(
+    name: &str,
+    definition: &str,
+    refresh_interval: Interval,
+) -> std::result::Result<Oid, ErrorReport> {
+    Ok(create(name, definition, refresh_interval)?)
+}
+
+fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oid> {
+    check_interval(&refresh_interval)?;
+    if !pg::is_read_committed() {
+        return Err(snapshot::Error::NotReadCommitted.into());
+    }
+    let public = qualify(name)?;
+    let text = CString::new(definition).map_err(|_| Error::new("22021", "the definition contains a zero byte"))?;
+    let mut analysed = pg::analyze(&text);
+    let source = analysed.source;
+    if let Some(found) = &mut analysed.analysis.source
+        && rollups::is_rollup(source)
+    {
+        found.kind = SourceKind::Rollup;
+    }
+    let columns = validate(&analysed.analysis)?;
+    let Some(found) = analysed.analysis.source.clone() else {
+        return Err(Error::new("XX000", "the definition was accepted without a table"));
+    };
+    catalog::require_owner(source)?;
+    let relations = Relations {
+        source: found.name.clone(),
+        rows: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_rows")),
+        stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
+        public,
+    };
+    let _settings = pg::pin_settings();
+    let started = Instant::now();
+    // The lock comes before the snapshot, as in a tick; for a new source there is nobody to meet.
+    pg::lock_refresh(sources::table()?, source, true);
+    let is_tracked = sources::is_source_now(source)?;
+    if !is_tracked {
+        tags::track(source, &found.name)?;
+    }
+    let run = |statement: &str| Spi::run(statement).map_err(spi);
+    let condition = analysed.analysis.condition.as_ref().map(|condition| condition.sql.as_str());
+    run(&sql::create_rows_view(&columns, &relations, &found.alias, condition))?;
+    run(&sql::create_stored_table(&columns, &relations))?;
+    run(&sql::constrain_stored_table(&columns, &relations))?;
+    let stored = oid_of(&relations.stored)?;
+    let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
+    let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
+    run(&sql::create_public_view(&columns, &relations, &targets))?;
+    let rollup = Rollup {
+        rollup: oid_of(&relations.public)?,
+        source,
+        rows: oid_of(&relations.rows)?,
+        stored,
+        definition: columns,
+    };
+    describe(&relations)?;
+    give_to_owner(source, &relations)?;
+
+    let now = Snapshot::take();
+    let counted = if is_tracked {
+        // The other rollups of the source come along, since its state is one.
+        let state =
+            now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
+        match refresh::advance(source, &state, &now)? {
+            None => state,
+            Some((counted, report)) => {
+                sources::advance(source, &counted, &report, started.elapsed())?;
+                counted
+            }
+        }
+    } else {
+        let counted = refresh::counted_by(&now)?;
+        sources::insert(source, &counted)?;
+        counted
+    };
+    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{} does not exist", found.name)))?;
+    pg::as_user(owner, || now.execute::<0>(&sql::build(&rollup.definition, &relations, &counted)))?;
+    for index in sql::create_stored_indexes(&rollup.definition, &relations) {
+        run(&index)?;
+    }
+    let query_targets: Vec<(String, String)> =
+        analysed.analysis.targets.iter().map(|target| (target.name.clone(), target.sql.clone())).collect();
+    let keys: Vec<String> = rollup.definition.keys.iter().map(|key| key.sql.clone()).collect();
+    let query = sql::definition_query(&relations, &found.alias, &query_targets, condition, &keys);
+    rollups::insert(&rollup, &query, refresh_interval)?;
+    schedule(source)?;
+    Ok(rollup.rollup)
+}
+
+fn check_interval(interval: &Interval) -> Result<()> {
+    let whole = Duration::from_micros(u64::try_from(interval.micros()).unwrap_or(0));
+    let sensible =
+        interval.months() == 0 && interval.days() == 0 && whole >= Duration::from_secs(1) && whole <= LONGEST_INTERVAL;
+    if sensible {
+        return Ok(());
+    }
+    Err(Error::new("22023", "refresh_interval must be between 1 second and 24 hours")
+        .hint("The view is exact at any time; the interval only says how much it has to add up when it is read."))
+}
+
+/// The name of the new view, in the first schema of the search path unless it names one.
+fn qualify(name: &str) -> Result<QualifiedName> {
+    let parts = Spi::get_one_with_args::<Vec<String>>("SELECT pg_catalog.parse_ident($1)", &[name.into()])
+        .map_err(spi)?
+        .unwrap_or_default();
+    match parts.as_slice() {
+        [schema, name] => Ok(QualifiedName::new(schema, name)),
+        [name] => {
+            let schema = Spi::get_one::<String>("SELECT pg_catalog.current_schema()::text").map_err(spi)?;
+            let schema = schema.ok_or_else(|| {
+                Error::new("3F000", "no schema has been selected to create the rollup in")
+                    .hint("SET search_path to an existing schema, or write schema.name.")
+            })?;
+            Ok(QualifiedName::new(schema, name))
+        }
+        _ => Err(Error::new("42602", format!("{name} is not a name of the form schema.name"))
+            .hint("A rollup lives in this database; name its schema at most.")),
+    }
+}
+
+fn oid_of(name: &QualifiedName) -> Result<Oid> {
+    Spi::get_one_with_args::<Oid>("SELECT $1::pg_catalog.regclass::pg_catalog.oid", &[name.to_string().into()])
+        .map_err(spi)?
+        .ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))
+}
+
+/// Comments for whoever meets the relations in psql or pgAdmin.
+fn describe(relations: &Relations) -> Result<()> {
+    let comments = [
+        (
+            "VIEW",
+            &relations.public,
+            format!("rollup of {}, always exact; kept by the extension tally", relations.source),
+        ),
+        (
+            "VIEW",
+            &relations.rows,
+            format!("rows of {} as the rollup {} counts them; part of it", relations.source, relations.public),
+        ),
+        (
+            "TABLE",
+            &relations.stored,
+            format!(
+                "groups of the rollup {} as of the last refresh; read it, but write to {} only",
+                relations.public, relations.source
+            ),
+        ),
+    ];
+    for (kind, relation, comment) in comments {
+        Spi::run(&format!("COMMENT ON {kind} {relation} IS {}", literal(&comment))).map_err(spi)?;
+    }
+    Ok(())
+}
+
+/// A tick runs as the owner of the source, so that role owns the rollup too.
+fn give_to_owner(source: Oid, relations: &Relations) -> Result<()> {
+    let owner = no_row_is_none(Spi::get_one_with_args::<String>(
+        "SELECT pg_catalog.quote_ident(a.rolname) FROM pg_catalog.pg_class AS c \
+         JOIN pg_catalog.pg_roles AS a ON a.oid OPERATOR(pg_catalog.=) c.relowner \
+         WHERE c.oid OPERATOR(pg_catalog.=) $1 AND a.rolname OPERATOR(pg_catalog.<>) CURRENT_USER",
+        &[source.into()],
+    ))?;
+    let Some(owner) = owner else {
+        return Ok(());
+    };
+    for (kind, relation) in [("VIEW", &relations.rows), ("VIEW", &relations.public), ("TABLE", &relations.stored)] {
+        Spi::run(&format!("ALTER {kind} {relation} OWNER TO {owner}")).map_err(spi)?;
+    }
+    Ok(())
+}
+
+/// One job refreshes all rollups of a source, as often as the most impatient of them asks.
+fn schedule(source: Oid) -> Result<()> {
+    match rollups::shortest_interval(source)? {
+        Some(seconds) => jobs::schedule(jobs::Kind::Refresh, source, Duration::from_secs_f64(seconds)),
+        None => jobs::unschedule(jobs::Kind::Refresh, source),
+    }
+}
+
+#[pg_extern(sql = false)]
+fn tally_drop_rollup(rollup: Oid) -> std::result::Result<(), ErrorReport> {
+    Ok(drop_rollup(rollup)?)
+}
+
+fn drop_rollup(rollup: Oid) -> Result<()> {
+    let source = rollups::source_of(rollup)?;
+    catalog::require_owner(source)?;
+    let _settings = pg::pin_settings();
+    pg::lock_refresh(sources::table()?, source, true);
+    let all = rollups::of_source(source)?;
+    let Some(entry) = all.iter().find(|entry| entry.rollup == rollup) else {
+        return Err(Error::new("42704", "the rollup has just been dropped by another session"));
+    };
+    let relations = entry.relations()?;
+    // The catalog first: the event trigger on drops then has nothing to look after.
+    rollups::delete(rollup)?;
+    let run = |statement: &str| Spi::run(statement).map_err(spi);
+    run(&format!("DROP VIEW {}", relations.public))?;
+    run(&format!("DROP VIEW {}", relations.rows))?;
+    run(&format!("DROP TABLE {}", relations.stored))?;
+    if all.len() == 1 {
+        sources::delete(source)?;
+        tags::untrack(source, &relations.source)?;
+    }
+    schedule(source)
+}
+
+#[pg_extern(sql = false)]
+fn tally_forget_dropped() -> std::result::Result<(), ErrorReport> {
+    rollups::delete_orphans()?;
+    for source in sources::delete_orphans()? {
+        jobs::unschedule(jobs::Kind::Refresh, source)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The tag column of a source and its guards; the incarnation of this database.
+//!
+//! ```text
+//!  INSERT, COPY ──> row, tally_tag = row_tag() ──> counted by the first tick whose snapshot sees its transaction committed
+//!  a tag of another transaction, UPDATE, DELETE, TRUNCATE ──> refused by a trigger until the change log follows them
+//! ```
+
+use crate::error::{Error, Result, no_row_is_none, spi};
+use crate::pg::{self, Oid};
+use pgrx::prelude::*;
+use std::time::Duration;
+use tally_core::ident::QualifiedName;
+use tally_core::rollup::definition::TAG;
+use tally_core::snapshot::BEFORE_TRACKING;
+
+/// Heap pages that one entry of a source's BRIN index stands for.
+pub(crate) const PAGES_PER_RANGE: i64 = 32;
+
+/// The incarnation of this database.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Incarnation {
+    pub number: i16,
+    /// False while the row that says so was written by this transaction.
+    pub is_committed: bool,
+}
+
+/// Finds the incarnation. A database that wakes up in another cluster (restore, pg_upgrade) gets a new one.
+pub(crate) fn incarnation() -> Result<Incarnation> {
+    let here = pg::system_identifier();
+    let newest = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT i.id, i.system_identifier FROM tally.incarnations AS i ORDER BY i.id DESC LIMIT 1",
+            Some(1),
+            &[],
+        )?;
+        if rows.is_empty() { Ok(None) } else { rows.first().get_two::<i16, i64>().map(Some) }
+    })
+    .map_err(spi)?;
+    let newest_number = match newest {
+        Some((Some(number), Some(system))) if system == here => {
+            return Ok(Incarnation { number, is_committed: !pg::wrote_incarnation() });
+        }
+        Some((number, _)) => number.unwrap_or(0),
+        None => 0,
+    };
+    let number = newest_number.checked_add(1).ok_or_else(|| Error::new("54000", "too many incarnations"))?;
+    pg::note_incarnation_written();
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "INSERT INTO tally.incarnations (id, system_identifier) VALUES ($1, $2)",
+            &[number.into(), here.into()],
+        )
+    })
+    .map_err(spi)?;
+    Ok(Incarnation { number, is_committed: false })
+}
+
+#[pg_extern(sql = false)]
+fn tally_current_incarnation() -> std::result::Result<i16, pgrx::pg_sys::panic::ErrorReport> {
+    Ok(incarnation()?.number)
+}
+
+/// Gives a table the tag column, its guards and its index, and returns nothing new when it has them. The locks are tried and
+/// never queued for: nobody waits behind us.
+pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
+    if has_column(source)? {
+        return Err(Error::new("42701", format!("column \"{TAG}\" of {name} already exists")).hint(format!(
+            "Rename or drop it: tally needs a column of that name. ALTER TABLE {name} DROP COLUMN {TAG};"
+        )));
+    }
+    let tree = partition_tree(source)?;
+    if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
+        return Err(busy(name));
+    }
+    let run = |sql: &str| Spi::run(sql).map_err(spi);
+    // The constant becomes the fast default of the rows that are there: no rewrite, and no tick will take them for new.
+    run(&format!("ALTER TABLE {name} ADD COLUMN {TAG} bigint NOT NULL DEFAULT {BEFORE_TRACKING}"))?;
+    run(&format!("ALTER TABLE {name} ALTER COLUMN {TAG} SET DEFAULT tally.row_tag()"))?;
+    let own = "OPERATOR(pg_catalog.<>) tally.row_tag()";
+    let guards = [
+        ("tally_insert", format!("AFTER INSERT ON {name} FOR EACH ROW WHEN (NEW.{TAG} {own})")),
+        (
+            "tally_update",
+            format!(
+                "AFTER UPDATE ON {name} FOR EACH ROW \
+                 WHEN (OLD.{TAG} {own} OR NEW.{TAG} OPERATOR(pg_catalog.<>) OLD.{TAG})"
+            ),
+        ),
+        ("tally_delete", format!("AFTER DELETE ON {name} FOR EACH ROW WHEN (OLD.{TAG} {own})")),
+    ];
+    for (trigger, event) in guards {
+        run(&format!("CREATE TRIGGER {trigger} {event} EXECUTE FUNCTION tally._refuse_change()"))?;
+        // Also when session_replication_role is replica: an apply worker must not slip past.
+        run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"))?;
+    }
+    for relation in tree {
+        Spi::run_with_args("SELECT tally._protect_partition($1)", &[relation.into()]).map_err(spi)?;
+    }
+    run(&format!("COMMENT ON COLUMN {name}.{TAG} IS 'which transaction wrote the row; kept by the extension tally'"))?;
+    run(&format!("CREATE INDEX ON {name} USING brin ({TAG}) WITH (pages_per_range = {PAGES_PER_RANGE})"))
+}
+
+/// Takes back what [`track`] has done.
+pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
+    let tree = partition_tree(source)?;
+    if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
+        return Err(busy(name));
+    }
+    let run = |sql: &str| Spi::run(sql).map_err(spi);
+    for trigger in ["tally_insert", "tally_update", "tally_delete"] {
+        run(&format!("DROP TRIGGER {trigger} ON {name}"))?;
+    }
+    for relation in tree {
+        let partition = crate::catalog::name_of(relation)?;
+        run(&format!("DROP TRIGGER tally_truncate ON {partition}"))?;
+    }
+    run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))
+}
+
+fn busy(name: &QualifiedName) -> Error {
+    Error::new("55P03", format!("could not lock {name}"))
+        .detail(
+            "Transactions that use the table did not end within 5 seconds. Nothing was changed and nobody had to wait.",
+        )
+        .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
+}
+
+fn has_column(source: Oid) -> Result<bool> {
+    Spi::get_one_with_args(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
+         AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' AND NOT a.attisdropped)",
+        &[source.into()],
+    )
+    .map_err(spi)
+    .map(|found| found.unwrap_or(false))
+}
+
+/// The table and its partitions of every level, parents first.
+fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT $1::pg_catalog.oid UNION ALL SELECT p.relid::pg_catalog.oid \
+             FROM pg_catalog.pg_partition_tree($1) AS p WHERE p.relid OPERATOR(pg_catalog.<>) $1",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| row.get::<Oid>(1).map(|oid| oid.unwrap_or(Oid::INVALID))).collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)
+}
+
+/// Refuses a source whose guards are not what [`track`] made: changes may have slipped past.
+pub(crate) fn audit(source: Oid, name: &QualifiedName) -> Result<()> {
+    let broken = no_row_is_none(Spi::get_one_with_args::<String>(
+        "SELECT pg_catalog.format('%s on %s', w.tgname, p.relid) \
+           FROM (SELECT $1::pg_catalog.regclass AS relid UNION SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t) AS p \
+          CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate')) AS w (tgname) \
+           LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid OPERATOR(pg_catalog.=) p.relid \
+                 AND g.tgname OPERATOR(pg_catalog.=) w.tgname::pg_catalog.name \
+          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" LIMIT 1",
+        &[source.into()],
+    ))?;
+    match broken {
+        None => Ok(()),
+        Some(trigger) => Err(Error::new("55000", format!("the rollups of {name} can no longer be trusted"))
+            .detail(format!("Trigger {trigger} is missing or disabled; changes may have slipped past it."))
+            .hint(
+                "ALTER TABLE .. ENABLE ALWAYS TRIGGER it again and look at tally.verify(rollup); \
+                 if that shows a difference, drop the rollups of the table and create them anew.",
+            )),
+    }
+}
