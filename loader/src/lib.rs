@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod arguments;
+pub mod catalog;
 pub mod check;
 pub mod config;
 pub mod copy;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod generate;
 pub mod init;
 pub mod logging;
+pub mod program;
 pub mod run;
 
 pub use error::{Error, Result};
