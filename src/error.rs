@@ -1,6 +1,6 @@
 //! Errors of core and of SPI become PostgreSQL error reports: the only place that turns an SQLSTATE into PostgreSQL's number.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 use tally_core::error::Explain;
 
@@ -61,6 +61,40 @@ impl From<Error> for ErrorReport {
         }
         report
     }
+}
+
+/// An error that has been caught, whoever raised it, as the record of a run keeps it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub sqlstate: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { sqlstate: error.sqlstate.into(), message: error.message, detail: error.detail, hint: error.hint }
+    }
+}
+
+impl From<CaughtError> for Failure {
+    fn from(caught: CaughtError) -> Self {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic { ereport: report, .. }) = caught;
+        Self {
+            sqlstate: text(report.sql_error_code() as i32),
+            message: report.message().into(),
+            detail: report.detail().map(Into::into),
+            hint: report.hint().map(Into::into),
+        }
+    }
+}
+
+/// The five characters of PostgreSQL's packed number.
+fn text(packed: i32) -> String {
+    (0..5).map(|position| char::from(b'0' + (packed >> (6 * position) & 0x3f) as u8)).collect()
 }
 
 /// PostgreSQL packs an SQLSTATE six bits per character, the first one lowest (MAKE_SQLSTATE in elog.h).

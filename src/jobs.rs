@@ -1,25 +1,42 @@
 //! Jobs: pieces of work that run again and again, for one object each. The objects' own modules ask for them here; the
 //! workers carry them out.
 
+use crate::catalog;
 use crate::error::Result;
 use crate::pg::Oid;
 use std::time::Duration;
 
 /// What a job does to its object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A tick of the source table.
+    #[default]
     Refresh,
     /// Making partitions of the parent ahead of the clock.
     Premake,
 }
 
-/// Makes sure that a job of this kind exists for the object and runs at least once every `every`.
-pub(crate) fn schedule(_kind: Kind, _object: Oid, _every: Duration) -> Result<()> {
-    Ok(())
+impl Kind {
+    /// As it is written in `tally.jobs`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Refresh => "refresh",
+            Kind::Premake => "premake",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Kind> {
+        [Kind::Refresh, Kind::Premake].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Makes sure that a job of this kind exists for the object and runs at least once every `every`, which is a second or more.
+/// The launcher learns of it when the transaction commits.
+pub(crate) fn schedule(kind: Kind, object: Oid, every: Duration) -> Result<()> {
+    catalog::jobs::put(kind, object, every)
 }
 
 /// Forgets the job, if there is one.
-pub(crate) fn unschedule(_kind: Kind, _object: Oid) -> Result<()> {
-    Ok(())
+pub(crate) fn unschedule(kind: Kind, object: Oid) -> Result<()> {
+    catalog::jobs::delete(kind, object)
 }

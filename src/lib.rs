@@ -13,12 +13,14 @@ mod refresh;
 mod rollup;
 mod settings;
 mod tags;
+mod workers;
 
 pgrx::pg_module_magic!();
 
 // Every SQL object is written by hand in sql/*.sql, with its comment right below it; functions in Rust are
 // `#[pg_extern(sql = false)]`. The files run in the order of `requires`.
 extension_sql_file!("../sql/bootstrap.sql", bootstrap);
+extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
@@ -31,4 +33,5 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     settings::define();
+    workers::register();
 }

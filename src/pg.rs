@@ -5,15 +5,21 @@ mod analyze;
 mod event_trigger;
 mod lock;
 mod owner;
+pub(crate) mod process;
+pub(crate) mod shared;
 mod snapshot;
 mod tag;
+mod utility;
 
 pub(crate) use analyze::analyze;
-pub(crate) use lock::{lock_refresh, try_access_exclusive, try_maintenance};
+pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings};
-pub(crate) use pgrx::pg_sys::Oid;
+pub(crate) use pgrx::pg_sys::panic::ErrorReport;
+pub(crate) use pgrx::pg_sys::{Datum, Oid};
+pub(crate) use process::is_member;
 pub(crate) use snapshot::{Snapshot, is_read_committed, next_xid, own_xid, owner_of, system_identifier};
 pub(crate) use tag::{note_incarnation_written, wrote_incarnation};
+pub(crate) use utility::before_taking_over;
 
 use pgrx::pg_sys;
 

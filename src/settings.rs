@@ -1,6 +1,146 @@
 //! Every setting: its definition, one sentence that helps a DBA decide, and a typed getter.
 
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::time::Duration;
+use tally_core::schedule::Retry;
+
+static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static REFRESH_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static PREMAKE_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(4);
+static MAX_JOBS: GucSetting<i32> = GucSetting::<i32>::new(4096);
+static PROBE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3_600_000);
+static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(900_000);
+static HISTORY_ROWS: GucSetting<i32> = GucSetting::<i32>::new(20_000);
+static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+
 /// Called once, when the library is loaded.
 pub(crate) fn define() {
+    for (name, short, long, setting) in [
+        (
+            c"tally.enabled",
+            c"Lets background workers run jobs.",
+            c"Off stops all jobs on this server, for example while you look for the cause of a load; rollups stay exact and only read more raw rows.",
+            &ENABLED,
+        ),
+        (
+            c"tally.refresh_enabled",
+            c"Lets jobs refresh rollups.",
+            c"Off stops refreshes on this server; rollups stay exact, but each read aggregates more raw rows.",
+            &REFRESH_ENABLED,
+        ),
+        (
+            c"tally.premake_enabled",
+            c"Lets jobs make partitions ahead of the clock.",
+            c"Off for longer than partitions have been made ahead makes inserts fail.",
+            &PREMAKE_ENABLED,
+        ),
+    ] {
+        GucRegistry::define_bool_guc(name, short, long, setting, GucContext::Sighup, GucFlags::default());
+    }
+    GucRegistry::define_int_guc(
+        c"tally.max_workers",
+        c"Sets how many background workers of tally may run jobs at the same time.",
+        c"Each needs one of max_worker_processes while it runs; 0 starts none.",
+        &MAX_WORKERS,
+        0,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    if crate::pg::process::is_preloading() {
+        GucRegistry::define_int_guc(
+            c"tally.max_jobs",
+            c"Sets how many jobs of all databases together fit into shared memory.",
+            c"A job takes about 150 bytes; jobs that do not fit do not run by themselves and are reported in the server log.",
+            &MAX_JOBS,
+            16,
+            1_000_000,
+            GucContext::Postmaster,
+            GucFlags::default(),
+        );
+    }
+    for (name, short, long, setting, min) in [
+        (
+            c"tally.probe_interval",
+            c"Sets how often each database is looked into for jobs that nobody told the launcher of.",
+            c"Changes made by tally's functions are noticed at once; a look takes a connection for some milliseconds.",
+            &PROBE_INTERVAL,
+            1_000,
+        ),
+        (
+            c"tally.retry_min",
+            c"Sets how long a job waits after its first failure.",
+            c"The wait doubles with each further failure, up to tally.retry_max.",
+            &RETRY_MIN,
+            100,
+        ),
+        (
+            c"tally.retry_max",
+            c"Sets how long a job that keeps failing waits at most.",
+            c"A lower value repairs itself sooner and writes more lines into the server log.",
+            &RETRY_MAX,
+            100,
+        ),
+    ] {
+        GucRegistry::define_int_guc(name, short, long, setting, min, i32::MAX, GucContext::Sighup, GucFlags::UNIT_MS);
+    }
+    for (name, short, long, setting) in [
+        (
+            c"tally.history_rows",
+            c"Sets how many successful runs tally.runs keeps per database.",
+            c"New runs take the place of the oldest ones.",
+            &HISTORY_ROWS,
+        ),
+        (
+            c"tally.history_errors",
+            c"Sets how many failed runs tally.runs keeps per database.",
+            c"They are counted apart from successful runs, so that these do not push them out.",
+            &HISTORY_ERRORS,
+        ),
+    ] {
+        GucRegistry::define_int_guc(name, short, long, setting, 1, 10_000_000, GucContext::Sighup, GucFlags::default());
+    }
     crate::pg::reserve_setting_prefix();
+}
+
+pub(crate) fn enabled() -> bool {
+    ENABLED.get()
+}
+
+pub(crate) fn refresh_enabled() -> bool {
+    REFRESH_ENABLED.get()
+}
+
+pub(crate) fn premake_enabled() -> bool {
+    PREMAKE_ENABLED.get()
+}
+
+pub(crate) fn max_workers() -> usize {
+    MAX_WORKERS.get().max(0) as usize
+}
+
+pub(crate) fn max_jobs() -> usize {
+    MAX_JOBS.get().max(0) as usize
+}
+
+pub(crate) fn probe_interval() -> Duration {
+    milliseconds(&PROBE_INTERVAL)
+}
+
+pub(crate) fn retry() -> Retry {
+    Retry { min: milliseconds(&RETRY_MIN), max: milliseconds(&RETRY_MAX) }
+}
+
+pub(crate) fn history_rows() -> i64 {
+    HISTORY_ROWS.get().into()
+}
+
+pub(crate) fn history_errors() -> i64 {
+    HISTORY_ERRORS.get().into()
+}
+
+fn milliseconds(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_millis(setting.get().max(0) as u64)
 }

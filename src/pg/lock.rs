@@ -6,22 +6,38 @@ use std::time::Duration;
 /// Locks the refreshes of a source until the end of the transaction. It is a lock on an object of its own kind, so that it
 /// meets nobody but other refreshes, and taking it assigns no transaction id. Returns false if it is taken and `wait` is false.
 pub(crate) fn lock_refresh(sources_table: Oid, source: Oid, wait: bool) -> bool {
+    let taken = lock_object(sources_table, source.to_u32(), wait);
+    if taken == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+        return false;
+    }
+    // SAFETY: a lock is held; what was committed before it was taken becomes visible to catalog look-ups.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    true
+}
+
+/// The lock that means "this job is being run", until the end of the transaction. Returns false if it is taken, also by this very
+/// transaction. Everybody can see it in `pg_locks` as a lock on an object of `tally.jobs`.
+pub(crate) fn try_lock_job(job: i32) -> bool {
+    // SAFETY: catalog look-ups by NUL-terminated names; an unknown schema is an error of PostgreSQL.
+    let jobs_table = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"tally".as_ptr(), false);
+        pg_sys::get_relname_relid(c"jobs".as_ptr(), schema)
+    };
+    lock_object(jobs_table, job.cast_unsigned(), false) == pg_sys::LockAcquireResult::LOCKACQUIRE_OK
+}
+
+fn lock_object(class: Oid, object: u32, wait: bool) -> pg_sys::LockAcquireResult::Type {
     // SAFETY: fills a lock tag by value and asks the lock manager; an ERROR (lock timeout, deadlock, cancel) passes through.
     unsafe {
         let tag = pg_sys::LOCKTAG {
             locktag_field1: pg_sys::MyDatabaseId.to_u32(),
-            locktag_field2: sources_table.to_u32(),
-            locktag_field3: source.to_u32(),
+            locktag_field2: class.to_u32(),
+            locktag_field3: object,
             locktag_field4: 0,
             locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
             locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
         };
-        let result = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, !wait);
-        if result == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-            return false;
-        }
-        pg_sys::AcceptInvalidationMessages();
-        true
+        pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, !wait)
     }
 }
 

@@ -1,0 +1,249 @@
+//! `tally.jobs`, `tally.job_states` and `tally.runs`.
+
+use crate::error::{Failure, Result, spi};
+use crate::jobs::Kind;
+use crate::pg::{Oid, as_extension_owner};
+use crate::settings;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::prelude::*;
+use pgrx::spi::SpiHeapTupleData;
+use std::time::Duration;
+use tally_core::bucket::Timestamp;
+use tally_core::schedule::Troubles;
+
+/// A job with what is recorded of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub id: i32,
+    pub kind: Kind,
+    pub object: Oid,
+    pub object_name: String,
+    /// Who owns the object now; `None` if it is gone.
+    pub owner: Option<Oid>,
+    pub every: Duration,
+    pub paused: bool,
+    pub troubles: Troubles,
+    pub next_due: Option<Timestamp>,
+    pub resumed: Option<Timestamp>,
+    /// A run that `tally.run_due_jobs` has started and not finished.
+    pub started: Option<Started>,
+}
+
+/// A mark of a run, and whether the server that it was made on has ended since.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub server_ended: bool,
+}
+
+const SELECT: &str = "
+    SELECT j.job_id, j.kind, j.object::pg_catalog.oid, j.object_name, c.relowner,
+           (pg_catalog.extract('epoch', j.every) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
+           j.paused, s.failures, s.waits, s.crashes, s.next_due_at, s.resumed_at,
+           s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time()
+    FROM tally.jobs j
+    LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
+    LEFT JOIN tally.job_states s ON s.job_id OPERATOR(pg_catalog.=) j.job_id
+    WHERE j.job_id OPERATOR(pg_catalog.>) $1 AND j.job_id OPERATOR(pg_catalog.<=) $2
+    ORDER BY j.job_id";
+
+/// All jobs of this database, by their number.
+pub(crate) fn list() -> Result<Vec<Job>> {
+    select(0, i32::MAX)
+}
+
+pub(crate) fn get(id: i32) -> Result<Option<Job>> {
+    Ok(select(id.saturating_sub(1), id)?.pop())
+}
+
+fn select(after: i32, last: i32) -> Result<Vec<Job>> {
+    as_extension_owner(|| {
+        Spi::connect(|client| {
+            client
+                .select(SELECT, None, &[after.into(), last.into()])?
+                .map(|row| job(&row))
+                .collect::<pgrx::spi::Result<_>>()
+        })
+    })
+    .map_err(spi)
+}
+
+fn job(row: &SpiHeapTupleData) -> pgrx::spi::Result<Job> {
+    let count = |column: usize| -> pgrx::spi::Result<u32> {
+        Ok(row.get::<i32>(column)?.map_or(0, |number| number.max(0).cast_unsigned()))
+    };
+    Ok(Job {
+        id: row.get(1)?.unwrap_or_default(),
+        kind: row.get::<&str>(2)?.and_then(Kind::named).unwrap_or(Kind::Refresh),
+        object: row.get(3)?.unwrap_or(Oid::INVALID),
+        object_name: row.get(4)?.unwrap_or_default(),
+        owner: row.get(5)?,
+        every: Duration::from_micros(row.get::<i64>(6)?.unwrap_or_default().max(0).cast_unsigned()),
+        paused: row.get(7)?.unwrap_or_default(),
+        troubles: Troubles { failures: count(8)?, waits: count(9)?, crashes: count(10)? },
+        next_due: row.get(11)?.map(instant),
+        resumed: row.get(12)?.map(instant),
+        started: row.get(13)?.unwrap_or(false).then_some(Started { server_ended: row.get(14)?.unwrap_or(false) }),
+    })
+}
+
+/// Makes the job, or changes its interval.
+pub(crate) fn put(kind: Kind, object: Oid, every: Duration) -> Result<()> {
+    write(
+        "INSERT INTO tally.jobs AS j (kind, object, object_name, every)
+         SELECT $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3 OPERATOR(pg_catalog.*) interval '1 microsecond'
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+         WHERE c.oid OPERATOR(pg_catalog.=) $2
+         ON CONFLICT (object, kind) DO UPDATE SET every = excluded.every, object_name = excluded.object_name",
+        &[kind.name().into(), object.into(), (every.as_micros() as f64).into()],
+    )
+}
+
+/// Forgets the job of this kind for this object, and how it went.
+pub(crate) fn delete(kind: Kind, object: Oid) -> Result<()> {
+    write(
+        "WITH gone AS (DELETE FROM tally.jobs j WHERE j.kind OPERATOR(pg_catalog.=) $1 AND j.object OPERATOR(pg_catalog.=) $2
+                       RETURNING j.job_id)
+         DELETE FROM tally.job_states s USING gone g WHERE s.job_id OPERATOR(pg_catalog.=) g.job_id",
+        &[kind.name().into(), object.into()],
+    )
+}
+
+/// Forgets a job by its number, and how it went.
+pub(crate) fn delete_by_id(id: i32) -> Result<()> {
+    write("DELETE FROM tally.jobs j WHERE j.job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
+    write("DELETE FROM tally.job_states s WHERE s.job_id OPERATOR(pg_catalog.=) $1", &[id.into()])
+}
+
+pub(crate) fn pause(id: i32) -> Result<()> {
+    write("UPDATE tally.jobs SET paused = true WHERE job_id OPERATOR(pg_catalog.=) $1 AND NOT paused", &[id.into()])
+}
+
+/// Lets the job run at once, with its troubles forgotten. The row of `tally.jobs` is touched in any case: that wakes the launcher.
+pub(crate) fn resume(id: i32, now: Timestamp) -> Result<()> {
+    write("UPDATE tally.jobs SET paused = false WHERE job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
+    write(
+        "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, resumed_at) VALUES ($1, $2, 0, 0, 0, $2)
+         ON CONFLICT (job_id) DO UPDATE
+         SET next_due_at = excluded.next_due_at, failures = 0, waits = 0, crashes = 0, resumed_at = excluded.resumed_at",
+        &[id.into(), moment(now)],
+    )
+}
+
+/// Marks a run as started, for those who have no shared memory to do it in.
+pub(crate) fn mark_started(id: i32, now: Timestamp, troubles: Troubles) -> Result<()> {
+    write(
+        "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, running_since, running_server)
+         VALUES ($1, $2, $3, $4, $5, $2, pg_catalog.pg_postmaster_start_time())
+         ON CONFLICT (job_id) DO UPDATE
+         SET failures = excluded.failures, waits = excluded.waits, crashes = excluded.crashes,
+             running_since = excluded.running_since, running_server = excluded.running_server",
+        &[id.into(), moment(now), count(troubles.failures), count(troubles.waits), count(troubles.crashes)],
+    )
+}
+
+/// Records troubles without a run: a crash of the server, or a run that ended without a word.
+pub(crate) fn record_troubles(id: i32, troubles: Troubles, next_due: Timestamp) -> Result<()> {
+    write(
+        "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, last_sqlstate, last_message)
+         VALUES ($1, $2, $3, $4, $5, '57P02', 'the server crashed while the job ran')
+         ON CONFLICT (job_id) DO UPDATE
+         SET next_due_at = excluded.next_due_at, failures = excluded.failures, waits = excluded.waits, crashes = excluded.crashes,
+             running_since = NULL, running_server = NULL, last_sqlstate = excluded.last_sqlstate, last_message = excluded.last_message, last_hint = NULL",
+        &[id.into(), moment(next_due), count(troubles.failures), count(troubles.waits), count(troubles.crashes)],
+    )
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub started: Timestamp,
+    pub duration: Duration,
+    pub rows: i64,
+    pub failure: Option<Failure>,
+}
+
+/// Records the end of a run: the state of the job, and a place in the ring of runs.
+pub(crate) fn record_run(id: i32, run: &Run, troubles: Troubles, next_due: Timestamp) -> Result<()> {
+    let failure = run.failure.as_ref();
+    let sqlstate = failure.map(|failure| failure.sqlstate.as_str());
+    let message = failure.map(|failure| cut(&failure.message));
+    let hint = failure.and_then(|failure| failure.hint.as_deref()).map(cut);
+    let duration = run.duration.as_micros() as f64;
+    write(
+        "INSERT INTO tally.job_states AS s (job_id, next_due_at, failures, waits, crashes, last_run_at, last_success_at, last_duration,
+                                            last_sqlstate, last_message, last_hint)
+         VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $8 IS NULL THEN $6 END, $7 OPERATOR(pg_catalog.*) interval '1 microsecond', $8, $9, $10)
+         ON CONFLICT (job_id) DO UPDATE
+         SET next_due_at = excluded.next_due_at, failures = excluded.failures, waits = excluded.waits, crashes = excluded.crashes,
+             running_since = NULL, running_server = NULL, last_run_at = excluded.last_run_at,
+             last_success_at = coalesce(excluded.last_success_at, s.last_success_at), last_duration = excluded.last_duration,
+             last_sqlstate = excluded.last_sqlstate, last_message = excluded.last_message, last_hint = excluded.last_hint",
+        &[
+            id.into(),
+            moment(next_due),
+            count(troubles.failures),
+            count(troubles.waits),
+            count(troubles.crashes),
+            moment(run.started),
+            duration.into(),
+            sqlstate.into(),
+            message.into(),
+            hint.into(),
+        ],
+    )?;
+    write(
+        "INSERT INTO tally.runs (position, job_id, started_at, duration, rows_done, sqlstate, message)
+         SELECT CASE WHEN $5 IS NULL THEN pg_catalog.nextval('tally.runs_succeeded') OPERATOR(pg_catalog.%) $7
+                     ELSE (-1)::pg_catalog.int8 OPERATOR(pg_catalog.-) pg_catalog.nextval('tally.runs_failed') OPERATOR(pg_catalog.%) $8 END,
+                $1, $2, $3 OPERATOR(pg_catalog.*) interval '1 microsecond', $4, $5, $6
+         ON CONFLICT (position) DO UPDATE
+         SET job_id = excluded.job_id, started_at = excluded.started_at, duration = excluded.duration, rows_done = excluded.rows_done,
+             sqlstate = excluded.sqlstate, message = excluded.message",
+        &[
+            id.into(),
+            moment(run.started),
+            duration.into(),
+            run.rows.into(),
+            sqlstate.into(),
+            message.into(),
+            settings::history_rows().into(),
+            settings::history_errors().into(),
+        ],
+    )
+}
+
+/// Places of the ring that a lower setting has cut off. Reads first: a database without any must not cost a transaction id.
+pub(crate) fn trim_runs() -> Result<()> {
+    let limits: [DatumWithOid; 2] = [settings::history_rows().into(), settings::history_errors().into()];
+    let outside =
+        "r.position OPERATOR(pg_catalog.>=) $1 OR r.position OPERATOR(pg_catalog.<) OPERATOR(pg_catalog.-) $2";
+    let any = as_extension_owner(|| {
+        Spi::connect(|client| {
+            let found = client.select(&format!("SELECT FROM tally.runs r WHERE {outside} LIMIT 1"), None, &limits)?;
+            Ok(!found.is_empty())
+        })
+    })
+    .map_err(spi)?;
+    if any { write(&format!("DELETE FROM tally.runs r WHERE {outside}"), &limits) } else { Ok(()) }
+}
+
+fn write(statement: &str, arguments: &[DatumWithOid]) -> Result<()> {
+    as_extension_owner(|| Spi::run_with_args(statement, arguments)).map_err(spi)
+}
+
+fn count(number: u32) -> DatumWithOid<'static> {
+    i32::try_from(number).unwrap_or(i32::MAX).into()
+}
+
+fn moment(at: Timestamp) -> DatumWithOid<'static> {
+    TimestampWithTimeZone::try_from(at.0).ok().into()
+}
+
+fn instant(at: TimestampWithTimeZone) -> Timestamp {
+    Timestamp(at.into())
+}
+
+/// At most 1 kB, whole characters.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(1024)]
+}

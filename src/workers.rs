@@ -1,0 +1,225 @@
+//! Background workers: a launcher that is connected to no database, probes that look into one, and short job workers that connect as
+//! the owner of the object they work for.
+//!
+//! ```text
+//!                    shared memory: a slot per job (due time, state, troubles), a line per database
+//!                          ^   |                ^                            ^    |
+//!     due times            |   | who is due?    | "look into my database"    |    | my jobs
+//!   probe (superuser, ms) -+   v                | at commit of a change      |    v
+//!     ^                     launcher ------ starts ---------------------> job worker (as owner)
+//!     +---- starts ---------+  (no database, no transaction id)              runs, records in job_states and runs
+//! ```
+//!
+//! The slots are hints. The truth is in `tally.jobs` and `tally.job_states`, and a probe can make the slots anew at any time. A run
+//! that finds nothing to do is noted in its slot only: an idle server has no connections of ours, uses no transaction ids and writes
+//! no WAL. What is running is seen in the slots, in `pg_locks` (`pg/lock.rs`) and, after a crash, in a file (`marks.rs`).
+//!
+//! Without `shared_preload_libraries` there are no slots and no launcher; `demand.rs` then does everything by way of the tables.
+
+mod demand;
+mod job;
+mod launcher;
+mod marks;
+mod probe;
+mod run;
+mod stop;
+
+use crate::jobs::Kind;
+use crate::pg::shared::SharedTable;
+use crate::pg::{self, Oid};
+use crate::settings;
+use tally_core::bucket::Timestamp;
+use tally_core::schedule::Troubles;
+
+/// Databases that one server can have looked after.
+const DATABASES: usize = 256;
+/// Jobs that ran during a crash and whose database has not been told yet.
+const CRASHED: usize = 64;
+
+/// What all processes of tally know together.
+static SHARED: SharedTable<Header, Slot> = SharedTable::new(c"tally");
+
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    launcher: i32,
+    /// The marks of the time before the last start of the server have been read.
+    marks_read: bool,
+    /// Slots from here on have never been used.
+    used: usize,
+    /// Numbers the workers, so that a slot knows whether it is still meant.
+    last_token: u32,
+    /// Since when no worker could be started for want of a place.
+    refused_since: Option<Timestamp>,
+    /// Jobs did not fit.
+    is_full: bool,
+    databases: [Database; DATABASES],
+    crashed: [marks::Mark; CRASHED],
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self {
+            launcher: 0,
+            marks_read: false,
+            used: 0,
+            last_token: 0,
+            refused_since: None,
+            is_full: false,
+            databases: [Database::default(); DATABASES],
+            crashed: [marks::Mark::default(); CRASHED],
+        }
+    }
+}
+
+/// What the launcher knows of a database. `oid` 0 is a free place.
+#[derive(Clone, Copy, Debug, Default)]
+struct Database {
+    oid: u32,
+    /// Somebody changed its jobs; look into it at once.
+    is_changed: bool,
+    /// When to look into it without being asked.
+    next_probe: Moment,
+    /// The probe that is under way, 0 for none.
+    probe: u32,
+    /// Probes in a row that ended without a result.
+    failures: u32,
+    /// No worker may be started until then: somebody drops the database or the extension.
+    stopped_until: Moment,
+}
+
+/// Microseconds since 2000-01-01 UTC; 0 is long ago.
+type Moment = i64;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// The slot is free.
+    #[default]
+    Free,
+    Waiting,
+    /// A worker has been asked for.
+    Starting,
+    /// A worker has it.
+    Running,
+    /// Paused, or held after crashes.
+    Held,
+}
+
+/// A job.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    database: u32,
+    job: i32,
+    owner: u32,
+    kind: Kind,
+    phase: Phase,
+    due: Moment,
+    /// Microseconds.
+    every: i64,
+    troubles: Troubles,
+    /// The worker that has it or was asked for, and since when.
+    token: u32,
+    pid: i32,
+    since: Moment,
+    last_run: Moment,
+    last_success: Moment,
+    /// Microseconds.
+    last_duration: i64,
+    /// Of the last run; zeroes after a success.
+    sqlstate: [u8; 5],
+    resumed: Moment,
+    /// The table has troubles that the next success must clear.
+    is_recorded: bool,
+}
+
+impl Slot {
+    fn is(&self, database: u32, job: i32) -> bool {
+        self.phase != Phase::Free && self.database == database && self.job == job
+    }
+
+    fn is_taken(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Running)
+    }
+}
+
+impl Header {
+    /// The line of a database, made if there is room.
+    fn database(&mut self, oid: u32) -> Option<&mut Database> {
+        let at = self
+            .databases
+            .iter()
+            .position(|database| database.oid == oid)
+            .or_else(|| self.databases.iter().position(|database| database.oid == 0))?;
+        let database = &mut self.databases[at];
+        if database.oid == 0 {
+            *database = Database { oid, ..Database::default() };
+        }
+        Some(database)
+    }
+}
+
+/// Asks for shared memory and for the launcher, if the library is being preloaded.
+pub(crate) fn register() {
+    if pg::process::is_preloading() {
+        pg::shared::install(&SHARED, settings::max_jobs());
+        pg::process::register("tally launcher", "tally_launcher_main");
+        stop::install();
+    }
+}
+
+/// Has the launcher look into this database, now.
+fn notify() {
+    let oid = pg::process::own_database().to_u32();
+    let launcher = SHARED.write(|header, _| {
+        if let Some(database) = header.database(oid) {
+            database.is_changed = true;
+        }
+        header.launcher
+    });
+    if let Some(launcher) = launcher {
+        pg::process::wake(launcher);
+    }
+}
+
+/// Is this kind of job allowed to run?
+fn is_enabled(kind: Kind) -> bool {
+    settings::enabled()
+        && match kind {
+            Kind::Refresh => settings::refresh_enabled(),
+            Kind::Premake => settings::premake_enabled(),
+        }
+}
+
+/// Between 0 and 1. The standard library seeds its hash maps at random, and that is random enough to spread jobs.
+fn random() -> f64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
+}
+
+/// What a worker is started with: database, owner, job, token.
+#[derive(Clone, Copy, Debug)]
+struct Assignment {
+    database: Oid,
+    owner: Oid,
+    job: i32,
+    token: u32,
+}
+
+impl Assignment {
+    fn write(self) -> String {
+        format!("{} {} {} {}", self.database.to_u32(), self.owner.to_u32(), self.job, self.token)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        Some(Self {
+            database: Oid::from(parts.next()?.parse::<u32>().ok()?),
+            owner: Oid::from(parts.next()?.parse::<u32>().ok()?),
+            job: parts.next()?.parse().ok()?,
+            token: parts.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// The types under which workers stand in `pg_stat_activity`.
+const JOB_WORKER: &str = "tally job worker";
+const PROBE: &str = "tally probe";

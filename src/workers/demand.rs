@@ -1,0 +1,262 @@
+//! Jobs on demand: the steps of `CALL tally.run_due_jobs()`, and the functions with which a DBA steers and watches jobs.
+//! All of it works without `shared_preload_libraries`.
+
+use super::run::work;
+use super::{Assignment, JOB_WORKER, Phase, SHARED, is_enabled, notify, random};
+use crate::catalog::jobs::{self, Job, Run};
+use crate::error::{Error, Failure, Result};
+use crate::pg::process::{self, Worker};
+use crate::pg::{self, ErrorReport, Oid};
+use crate::settings;
+use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::prelude::*;
+use std::time::Duration;
+use tally_core::bucket::Timestamp;
+use tally_core::schedule::Outcome;
+
+type Moment = TimestampWithTimeZone;
+
+#[pg_extern(sql = false)]
+fn tally_wake_launcher() {
+    // After the commit, because the launcher would not see the change before. Once is enough, more do no harm.
+    if SHARED.exists() {
+        pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, notify);
+    }
+}
+
+#[pg_extern(sql = false)]
+fn tally_pause_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
+    owned(job_id)?;
+    Ok(jobs::pause(job_id)?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_resume_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
+    owned(job_id)?;
+    Ok(jobs::resume(job_id, process::clock())?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
+    let job = owned(job_id)?;
+    Ok(work(&job)?)
+}
+
+/// The next job after this number that is due and may be run by the caller: as itself, or in a worker as the owner.
+#[pg_extern(sql = false)]
+fn tally_start_due_job(
+    after_job_id: i32,
+) -> std::result::Result<
+    TableIterator<'static, (name!(job_id, i32), name!(scheduled_at, Option<Moment>), name!(in_worker, bool))>,
+    ErrorReport,
+> {
+    let now = process::clock();
+    let caller = pg::process::current_role();
+    let due = jobs::list()?.into_iter().filter(|job| job.id > after_job_id && is_enabled(job.kind) && !job.paused);
+    for mut job in due {
+        let Some(owner) = job.owner else { continue };
+        if owner != caller && !pg::is_member(caller, owner) {
+            continue;
+        }
+        if let Some(started) = job.started {
+            end_unfinished(&mut job, started.server_ended, now)?;
+        }
+        let scheduled = slot_due(job.id).or(job.next_due).unwrap_or(now);
+        if job.troubles.hold() || scheduled > now {
+            continue;
+        }
+        if owner == caller {
+            jobs::mark_started(job.id, now, job.troubles)?;
+        }
+        return Ok(TableIterator::once((job.id, moment(scheduled), owner != caller)));
+    }
+    Ok(TableIterator::empty())
+}
+
+/// A run that began and has no end: its server or its session died. Unless it is still going on.
+fn end_unfinished(job: &mut Job, server_ended: bool, now: Timestamp) -> Result<()> {
+    if !pg::try_lock_job(job.id) {
+        job.next_due = Some(Timestamp::INFINITY);
+        return Ok(());
+    }
+    let outcome = if server_ended { Outcome::Crashed } else { Outcome::Failed };
+    let (troubles, next_due) = job.troubles.after(outcome, now, job.every, settings::retry(), now, random());
+    (job.troubles, job.next_due) = (troubles, Some(next_due));
+    jobs::record_troubles(job.id, troubles, next_due)
+}
+
+#[pg_extern(sql = false)]
+#[expect(clippy::too_many_arguments, reason = "the columns of a record")]
+fn tally_finish_job(
+    job_id: i32,
+    scheduled_at: Option<Moment>,
+    started_at: Option<Moment>,
+    rows_done: Option<i64>,
+    sqlstate: Option<String>,
+    message: Option<String>,
+    hint: Option<String>,
+) -> std::result::Result<(), ErrorReport> {
+    let job = owned(job_id)?;
+    let now = process::clock();
+    let instant = |at: Option<Moment>| at.map_or(now, |at| Timestamp(at.into()));
+    let started = instant(started_at);
+    let outcome = sqlstate.as_deref().map_or(Outcome::Done, Outcome::of_error);
+    let failure =
+        sqlstate.map(|sqlstate| Failure { sqlstate, message: message.unwrap_or_default(), detail: None, hint });
+    let (troubles, next_due) =
+        job.troubles.after(outcome, instant(scheduled_at), job.every, settings::retry(), now, random());
+    let duration = Duration::from_micros(now.since(started).max(0).cast_unsigned());
+    let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure };
+    jobs::record_run(job_id, &run, troubles, next_due)?;
+    with_slot(job_id, |slot| {
+        (slot.troubles, slot.due, slot.is_recorded) = (troubles, next_due.0, outcome != Outcome::Done);
+    });
+    Ok(())
+}
+
+#[pg_extern(sql = false)]
+fn tally_run_job_in_worker(job_id: i32) -> std::result::Result<bool, ErrorReport> {
+    let job = known(job_id)?;
+    let owner = job.owner.unwrap_or(Oid::INVALID);
+    if !pg::is_member(process::current_role(), owner) {
+        return Err(not_owner(&job).into());
+    }
+    let assignment = Assignment { database: process::own_database(), owner, job: job_id, token: 0 };
+    let name = format!("{JOB_WORKER} of database {}", assignment.database.to_u32());
+    let worker = Worker::start(&name, JOB_WORKER, "tally_job_main", &assignment.write());
+    Ok(worker.inspect(Worker::wait).is_some())
+}
+
+#[pg_extern(sql = false)]
+#[expect(clippy::type_complexity, reason = "pgrx reads the columns of the result here")]
+fn tally_job_activity() -> TableIterator<
+    'static,
+    (
+        name!(job_id, i32),
+        name!(state, &'static str),
+        name!(next_due_at, Option<Moment>),
+        name!(failures, i32),
+        name!(waits, i32),
+        name!(crashes, i32),
+        name!(pid, Option<i32>),
+        name!(running_since, Option<Moment>),
+        name!(last_run_at, Option<Moment>),
+        name!(last_success_at, Option<Moment>),
+        name!(last_duration, Option<Interval>),
+        name!(last_sqlstate, Option<String>),
+    ),
+> {
+    let database = process::own_database().to_u32();
+    let slots = SHARED
+        .read(|header, slots| {
+            let used = slots[..header.used].iter();
+            used.filter(|slot| slot.phase != Phase::Free && slot.database == database).copied().collect::<Vec<_>>()
+        })
+        .unwrap_or_default();
+    let time = |moment: i64| if moment == 0 { None } else { self::moment(Timestamp(moment)) };
+    TableIterator::new(slots.into_iter().map(move |slot| {
+        let running = slot.phase == Phase::Running;
+        (
+            slot.job,
+            match slot.phase {
+                Phase::Running => "running",
+                Phase::Starting => "starting",
+                Phase::Held => "paused",
+                Phase::Waiting | Phase::Free => "waiting",
+            },
+            moment(Timestamp(slot.due)),
+            slot.troubles.failures as i32,
+            slot.troubles.waits as i32,
+            slot.troubles.crashes as i32,
+            running.then_some(slot.pid),
+            if running { time(slot.since) } else { None },
+            time(slot.last_run),
+            time(slot.last_success),
+            (slot.last_run != 0).then(|| Interval::from_micros(slot.last_duration)),
+            (slot.sqlstate != [0; 5]).then(|| String::from_utf8_lossy(&slot.sqlstate).into_owned()),
+        )
+    }))
+}
+
+#[pg_extern(sql = false)]
+#[expect(clippy::type_complexity, reason = "pgrx reads the columns of the result here")]
+fn tally_worker_mode() -> TableIterator<
+    'static,
+    (
+        name!(mode, &'static str),
+        name!(library_version, &'static str),
+        name!(launcher_pid, Option<i32>),
+        name!(workers_used, i32),
+        name!(workers_max, i32),
+        name!(waiting_since, Option<Moment>),
+        name!(enabled, bool),
+        name!(refresh_enabled, bool),
+        name!(premake_enabled, bool),
+    ),
+> {
+    let shared = SHARED.read(|header, slots| {
+        let used = slots[..header.used].iter().filter(|slot| slot.is_taken());
+        let mut tokens: Vec<u32> = used.map(|slot| slot.token).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        (header.launcher, tokens.len(), header.refused_since)
+    });
+    let (launcher, used, refused) = shared.unwrap_or((0, 0, None));
+    TableIterator::once((
+        if shared.is_some() { "preloaded" } else { "on demand" },
+        super::probe::LIBRARY_VERSION,
+        process::is_alive(launcher).then_some(launcher),
+        used as i32,
+        settings::max_workers() as i32,
+        refused.and_then(moment),
+        settings::enabled(),
+        settings::refresh_enabled(),
+        settings::premake_enabled(),
+    ))
+}
+
+fn known(id: i32) -> Result<Job> {
+    jobs::get(id)?.ok_or_else(|| {
+        Error::new("42704", format!("there is no job {id}")).hint("tally.status lists the jobs of this database.")
+    })
+}
+
+/// The job, if the caller is the very role that owns its object.
+fn owned(id: i32) -> Result<Job> {
+    let job = known(id)?;
+    if job.owner.is_none() {
+        return Err(Error::new(
+            "42P01",
+            format!("the table \"{}\" of job {id} does not exist any more", job.object_name),
+        ));
+    }
+    if job.owner == Some(process::current_role()) { Ok(job) } else { Err(not_owner(&job)) }
+}
+
+fn not_owner(job: &Job) -> Error {
+    Error::new("42501", format!("must be the owner of \"{}\"", job.object_name))
+        .detail(format!("Job {} runs as the owner of the table, whoever asks for it.", job.id))
+        .hint("SET ROLE to the owner, or have the background workers run it.")
+}
+
+/// When the job is due according to shared memory, which knows of runs that were not recorded.
+fn slot_due(id: i32) -> Option<Timestamp> {
+    let database = process::own_database().to_u32();
+    SHARED.read(|header, slots| {
+        let slot = slots[..header.used].iter().find(|slot| slot.is(database, id))?;
+        Some(Timestamp(if slot.is_taken() { i64::MAX } else { slot.due }))
+    })?
+}
+
+fn with_slot(id: i32, change: impl FnOnce(&mut super::Slot)) {
+    let database = process::own_database().to_u32();
+    SHARED.write(|header, slots| {
+        if let Some(slot) = slots[..header.used].iter_mut().find(|slot| slot.is(database, id)) {
+            change(slot);
+        }
+    });
+}
+
+fn moment(at: Timestamp) -> Option<Moment> {
+    Moment::try_from(at.0).ok()
+}

@@ -1,0 +1,393 @@
+//! The launcher: one per server, connected to no database. It wakes when something is due, when somebody tells it of a change, and when
+//! one of its workers ends, and otherwise once a minute to see whether databases have come or gone.
+//!
+//! It can die at any moment: all it knows is in shared memory, except for the handles of its workers, and of those it can do without.
+
+use super::{Assignment, CRASHED, Header, JOB_WORKER, Moment, PROBE, Phase, SHARED, Slot, is_enabled, marks, random};
+use crate::jobs::Kind;
+use crate::pg::process::{self, Worker};
+use crate::pg::{Datum, Oid};
+use crate::settings;
+use pgrx::prelude::*;
+use std::time::Duration;
+use tally_core::bucket::{MINUTE, SECOND, Timestamp};
+use tally_core::schedule::{self, Group, Outcome, State};
+
+/// How often the list of databases is read.
+const SCAN: i64 = MINUTE;
+/// Probes at the same time.
+const PROBES: usize = 2;
+/// A worker that has not come up by then never will.
+const START_LIMIT: i64 = 30 * SECOND;
+/// How long to wait when there is no place for another worker.
+const REFUSED: i64 = SECOND;
+
+/// A worker that this launcher has started.
+struct Started {
+    worker: Worker,
+    database: u32,
+    token: u32,
+    is_probe: bool,
+}
+
+#[derive(Default)]
+struct Launcher {
+    workers: Vec<Started>,
+    next_scan: Moment,
+    /// After a refusal nothing is started before this time.
+    next_start: Moment,
+    /// Copies of the slots, to decide without holding the lock.
+    slots: Vec<Slot>,
+    is_full_reported: bool,
+}
+
+/// The launcher's `main`.
+#[pg_guard]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "PostgreSQL finds this function by its symbol")]
+pub extern "C-unwind" fn tally_launcher_main(_argument: Datum) {
+    process::accept_signals();
+    process::connect_to_no_database();
+    read_marks();
+    SHARED.write(|header, _| header.launcher = process::own_pid());
+    let mut launcher = Launcher::default();
+    loop {
+        let now = process::clock();
+        launcher.reap(now);
+        launcher.stop(now);
+        if launcher.next_scan <= now.0 {
+            launcher.scan(now);
+        }
+        let mut next = Timestamp(launcher.next_scan);
+        if settings::enabled() {
+            next = next.min(launcher.probe(now)).min(launcher.start(now));
+        }
+        let pause = next.since(process::clock()).clamp(0, SCAN);
+        process::wait(Duration::from_micros(pause.cast_unsigned()));
+    }
+}
+
+/// Once after each start of the server: which jobs were running when it went down?
+fn read_marks() {
+    if SHARED.read(|header, _| header.marks_read).unwrap_or(true) {
+        return;
+    }
+    let found = marks::take().unwrap_or_else(|error| {
+        pgrx::warning!("tally cannot read which jobs were running at the crash: {error}");
+        Vec::new()
+    });
+    SHARED.write(|header, _| {
+        header.marks_read = true;
+        for (place, mark) in header.crashed.iter_mut().zip(found.into_iter().take(CRASHED)) {
+            *place = mark;
+        }
+    });
+}
+
+impl Launcher {
+    /// Looks for workers that have ended. One that has said nothing leaves its slots taken: they are given back as failures.
+    fn reap(&mut self, now: Timestamp) {
+        let mut ended: Vec<Started> = self.workers.extract_if(.., |started| started.worker.has_ended()).collect();
+        for probe in ended.extract_if(.., |started| started.is_probe) {
+            let delay = settings::retry();
+            SHARED.write(|header, _| {
+                let line =
+                    header.databases.iter_mut().find(|line| line.oid == probe.database && line.probe == probe.token);
+                if let Some(line) = line {
+                    line.probe = 0;
+                    line.failures = line.failures.saturating_add(1);
+                    line.next_probe = now.0.saturating_add(delay.delay(line.failures, random()).as_micros() as i64);
+                }
+            });
+        }
+        let lost = self.lost_slots(&ended, now);
+        let stopped = stopped_databases(now);
+        for at in lost {
+            let slot = self.slots[at];
+            if stopped.iter().any(|(database, _)| *database == slot.database) {
+                give_back(at, slot.token);
+                continue;
+            }
+            let (troubles, due) = slot.troubles.after(
+                Outcome::Failed,
+                Timestamp(slot.due),
+                Duration::from_micros(slot.every.max(0).cast_unsigned()),
+                settings::retry(),
+                now,
+                random(),
+            );
+            pgrx::warning!(
+                "the worker of tally job {} in database {} ended without a result{}",
+                slot.job,
+                slot.database,
+                if slot.phase == Phase::Starting {
+                    " before it could connect; does the owner of the table have LOGIN?"
+                } else {
+                    ""
+                }
+            );
+            SHARED.write(|_, slots| {
+                let current = &mut slots[at];
+                if current.is_taken() && current.token == slot.token {
+                    *current = Slot {
+                        phase: Phase::Waiting,
+                        pid: 0,
+                        troubles,
+                        due: due.0,
+                        // 57P01: ended by an administrator; 28000: the connection was refused.
+                        sqlstate: if slot.phase == Phase::Starting { *b"28000" } else { *b"57P01" },
+                        ..slot
+                    };
+                }
+            });
+        }
+    }
+
+    /// Ends the workers of databases that somebody wants for himself. When that is over, the database may be gone.
+    fn stop(&mut self, now: Timestamp) {
+        let stopped = stopped_databases(now);
+        for (database, until) in &stopped {
+            for started in self.workers.iter().filter(|started| started.database == *database) {
+                started.worker.terminate();
+            }
+            self.next_scan = self.next_scan.min(*until);
+        }
+    }
+
+    /// Slots that are taken by workers which are no more.
+    fn lost_slots(&mut self, ended: &[Started], now: Timestamp) -> Vec<usize> {
+        self.copy_slots();
+        let taken = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_taken());
+        taken
+            .filter(|(_, slot)| {
+                let is_ours = self.workers.iter().any(|started| started.token == slot.token);
+                let has_ended = ended.iter().any(|started| started.token == slot.token);
+                // Workers of a launcher before this one are known by their process.
+                let is_orphan = !is_ours
+                    && match slot.phase {
+                        Phase::Starting => now.since(Timestamp(slot.since)) > START_LIMIT,
+                        _ => !process::is_alive(slot.pid),
+                    };
+                has_ended || is_orphan
+            })
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    fn copy_slots(&mut self) {
+        let copy = &mut self.slots;
+        SHARED.read(|header, slots| {
+            copy.clear();
+            copy.extend_from_slice(&slots[..header.used]);
+        });
+    }
+
+    /// Databases come and go.
+    fn scan(&mut self, now: Timestamp) {
+        self.next_scan = now.0.saturating_add(SCAN);
+        let databases = match process::databases() {
+            Ok(databases) => databases,
+            Err(failure) => {
+                pgrx::warning!("tally could not read the list of databases: {}", failure.message);
+                return;
+            }
+        };
+        let mut left_over = false;
+        SHARED.write(|header, slots| {
+            let exists = |oid: u32| databases.iter().any(|database| database.to_u32() == oid);
+            for line in header.databases.iter_mut().filter(|line| line.oid != 0 && !exists(line.oid)) {
+                *line = super::Database::default();
+            }
+            for slot in slots[..header.used].iter_mut().filter(|slot| !exists(slot.database)) {
+                *slot = Slot::default();
+            }
+            for database in &databases {
+                left_over |= header.database(database.to_u32()).is_none();
+            }
+            for line in header.databases.iter_mut().filter(|line| line.oid != 0) {
+                // The clock has been set back.
+                line.next_probe =
+                    line.next_probe.min(now.0.saturating_add(settings::probe_interval().as_micros() as i64));
+            }
+        });
+        if left_over && !self.is_full_reported {
+            pgrx::warning!("tally looks after {} databases of this server; there are more", super::DATABASES);
+        }
+        self.is_full_reported = left_over;
+    }
+
+    /// Starts probes where something has changed or the time has come. Returns when to look again.
+    fn probe(&mut self, now: Timestamp) -> Timestamp {
+        let running = self.workers.iter().filter(|started| started.is_probe).count();
+        let (wanted, next) = SHARED
+            .write(|header, _| {
+                let mut wanted = Vec::new();
+                let mut next = i64::MAX;
+                for line in header.databases.iter_mut().filter(|line| line.oid != 0 && line.probe == 0) {
+                    let due = if line.is_changed { now.0 } else { line.next_probe }.max(line.stopped_until);
+                    if due > now.0 {
+                        next = next.min(due);
+                    } else if running + wanted.len() < PROBES {
+                        header.last_token = header.last_token.wrapping_add(1).max(1);
+                        (line.probe, line.is_changed) = (header.last_token, false);
+                        wanted.push((line.oid, line.probe));
+                    }
+                }
+                (wanted, next)
+            })
+            .unwrap_or_default();
+        for (database, token) in wanted {
+            let assignment = Assignment { database: Oid::from(database), owner: Oid::INVALID, job: 0, token };
+            if !self.launch(assignment, true) {
+                SHARED.write(|header, _| {
+                    for line in header.databases.iter_mut().filter(|line| line.oid == database && line.probe == token) {
+                        (line.probe, line.is_changed) = (0, true);
+                    }
+                });
+                return Timestamp(now.0.saturating_add(REFUSED));
+            }
+        }
+        Timestamp(next)
+    }
+
+    /// Starts workers for what is due. Returns when to look again.
+    fn start(&mut self, now: Timestamp) -> Timestamp {
+        if self.next_start > now.0 {
+            return Timestamp(self.next_start.min(now.0.saturating_add(REFUSED)));
+        }
+        self.copy_slots();
+        self.replan(now);
+        let stopped = stopped_databases(now);
+        let (refresh, premake) = (is_enabled(Kind::Refresh), is_enabled(Kind::Premake));
+        let jobs: Vec<schedule::Job> = self
+            .slots
+            .iter()
+            .map(|slot| {
+                let enabled = if slot.kind == Kind::Refresh { refresh } else { premake };
+                schedule::Job {
+                    group: Group { database: slot.database, owner: slot.owner },
+                    due: Timestamp(slot.due),
+                    state: match slot.phase {
+                        Phase::Starting | Phase::Running => State::Running,
+                        Phase::Waiting
+                            if enabled && !stopped.iter().any(|(database, _)| *database == slot.database) =>
+                        {
+                            State::Waiting
+                        }
+                        _ => State::Held,
+                    },
+                }
+            })
+            .collect();
+        let used = self.workers.iter().filter(|started| !started.is_probe).count();
+        let free = settings::max_workers().saturating_sub(used);
+        for start in schedule::due(&jobs, free, now) {
+            let Some(assignment) = take(start.0, &self.slots[start.0], now) else { continue };
+            if !self.launch(assignment, false) {
+                give_back(start.0, assignment.token);
+                self.refuse(now);
+                return Timestamp(self.next_start);
+            }
+        }
+        self.accept();
+        self.next_look(&jobs, now)
+    }
+
+    /// When to look again: nothing can start before a worker ends if all are busy, and its end sets the latch.
+    fn next_look(&self, jobs: &[schedule::Job], now: Timestamp) -> Timestamp {
+        let used = self.workers.iter().filter(|started| !started.is_probe).count();
+        if used >= settings::max_workers() {
+            return Timestamp::INFINITY;
+        }
+        let next = schedule::next_look(jobs, now).unwrap_or(Timestamp::INFINITY);
+        // What was due has been started, or waits for a worker of its group.
+        next.max(now.plus(schedule::PATIENCE.as_micros() as i64 / 10))
+    }
+
+    /// The clock may have been set back.
+    fn replan(&mut self, now: Timestamp) {
+        let longest = settings::retry().longest();
+        for at in 0..self.slots.len() {
+            let slot = self.slots[at];
+            let every = Duration::from_micros(slot.every.max(0).cast_unsigned());
+            let due = schedule::replan(Timestamp(slot.due), longest, every, now);
+            if slot.phase == Phase::Waiting && due.0 != slot.due {
+                self.slots[at].due = due.0;
+                SHARED.write(|_, slots| {
+                    if slots[at].is(slot.database, slot.job) && slots[at].phase == Phase::Waiting {
+                        slots[at].due = due.0;
+                    }
+                });
+            }
+        }
+    }
+
+    fn launch(&mut self, assignment: Assignment, is_probe: bool) -> bool {
+        let (kind, function) = if is_probe { (PROBE, "tally_probe_main") } else { (JOB_WORKER, "tally_job_main") };
+        let name = format!("{kind} of database {}", assignment.database.to_u32());
+        let Some(worker) = Worker::start(&name, kind, function, &assignment.write()) else { return false };
+        let database = assignment.database.to_u32();
+        self.workers.push(Started { worker, database, token: assignment.token, is_probe });
+        true
+    }
+
+    /// There is no place for another worker: say so once, and try again later.
+    fn refuse(&mut self, now: Timestamp) {
+        self.next_start = now.0.saturating_add(SECOND / 2 + (random() * SECOND as f64) as i64);
+        let is_news = SHARED
+            .write(|header, _| {
+                let is_news = header.refused_since.is_none();
+                header.refused_since.get_or_insert(now);
+                is_news
+            })
+            .unwrap_or(false);
+        if is_news {
+            pgrx::warning!(
+                "tally jobs wait: all of max_worker_processes are in use. They run as soon as one is free; raise max_worker_processes if this lasts"
+            );
+        }
+    }
+
+    fn accept(&self) {
+        if SHARED.read(|header, _| header.refused_since.is_some()) == Some(true) {
+            SHARED.write(|header: &mut Header, _| header.refused_since = None);
+        }
+    }
+}
+
+/// Reserves the slot for a new worker, if it is still as it was when it was chosen.
+fn take(at: usize, chosen: &Slot, now: Timestamp) -> Option<Assignment> {
+    SHARED.write(|header, slots| {
+        let slot = &mut slots[at];
+        if !slot.is(chosen.database, chosen.job) || slot.phase != Phase::Waiting {
+            return None;
+        }
+        header.last_token = header.last_token.wrapping_add(1).max(1);
+        (slot.phase, slot.token, slot.pid, slot.since) = (Phase::Starting, header.last_token, 0, now.0);
+        Some(Assignment {
+            database: Oid::from(slot.database),
+            owner: Oid::from(slot.owner),
+            job: slot.job,
+            token: header.last_token,
+        })
+    })?
+}
+
+/// Which databases may have no workers now, and until when.
+fn stopped_databases(now: Timestamp) -> Vec<(u32, Moment)> {
+    SHARED
+        .read(|header, _| {
+            let stopped = header.databases.iter().filter(|line| line.stopped_until > now.0);
+            stopped.map(|line| (line.oid, line.stopped_until)).collect()
+        })
+        .unwrap_or_default()
+}
+
+fn give_back(at: usize, token: u32) {
+    SHARED.write(|_, slots| {
+        let slot = &mut slots[at];
+        if slot.is_taken() && slot.token == token {
+            (slot.phase, slot.pid) = (Phase::Waiting, 0);
+        }
+    });
+}

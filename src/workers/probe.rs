@@ -1,0 +1,186 @@
+//! The probe: a short look into one database, as bootstrap superuser. It reads tally's tables and nothing else, copies what is due
+//! into the slots, and ends.
+
+use super::{Assignment, Phase, SHARED, Slot};
+use crate::catalog::jobs::{self, Job};
+use crate::error::{Result, spi};
+use crate::pg::{Datum, process};
+use crate::settings;
+use pgrx::prelude::*;
+use tally_core::bucket::Timestamp;
+use tally_core::schedule::Outcome;
+
+/// Of the SQL objects that this library works with.
+pub(super) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of the extension in this database; `None` if it is not there. Objects that only have the right names do not count:
+/// anybody could have made them.
+pub(super) fn installed_version() -> Result<Option<String>> {
+    Spi::connect(|client| {
+        client
+            .select(
+                "SELECT e.extversion
+                 FROM pg_catalog.pg_extension e
+                 JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) 'tally'
+                 JOIN pg_catalog.pg_class c ON c.relname OPERATOR(pg_catalog.=) 'jobs' AND c.relnamespace OPERATOR(pg_catalog.=) n.oid
+                      AND c.relkind OPERATOR(pg_catalog.=) 'r'
+                 JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+                      AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+                      AND d.refobjid OPERATOR(pg_catalog.=) e.oid AND d.deptype OPERATOR(pg_catalog.=) 'e'
+                 WHERE e.extname OPERATOR(pg_catalog.=) 'tally'",
+                Some(1),
+                &[],
+            )?
+            .first()
+            .get_one::<String>()
+            .or_else(|error| if error == pgrx::spi::SpiError::InvalidPosition { Ok(None) } else { Err(error) })
+    })
+    .map_err(spi)
+}
+
+/// The probe's `main`.
+#[pg_guard]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "PostgreSQL finds this function by its symbol")]
+pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
+    process::accept_signals();
+    let Some(mine) = Assignment::read(process::extra()) else { return };
+    process::connect(mine.database, None);
+    process::report_activity("tally probe");
+    let database = mine.database.to_u32();
+    match process::transaction(|| look(database)) {
+        Ok(jobs) => {
+            if !store(database, &jobs) {
+                pgrx::warning!(
+                    "the jobs of database {database} do not all fit into shared memory; raise tally.max_jobs and restart the server"
+                );
+            }
+        }
+        Err(failure) => {
+            pgrx::warning!(
+                "tally could not look into database {database}: {} (SQLSTATE {})",
+                failure.message,
+                failure.sqlstate
+            );
+            // Counted as a failure of the probe when the launcher sees that it has ended.
+            return;
+        }
+    }
+    let next = process::clock().0.saturating_add(settings::probe_interval().as_micros() as i64);
+    SHARED.write(|header, _| {
+        if let Some(line) = header.database(database) {
+            (line.next_probe, line.failures) = (next, 0);
+            if line.probe == mine.token {
+                line.probe = 0;
+            }
+        }
+    });
+}
+
+fn look(database: u32) -> Result<Vec<Job>> {
+    match installed_version()? {
+        None => return Ok(Vec::new()),
+        Some(version) if version != LIBRARY_VERSION => {
+            pgrx::warning!(
+                "database {database} has version {version} of the extension tally, the library has {LIBRARY_VERSION}: its jobs do not run; \
+                 use ALTER EXTENSION tally UPDATE, or restart the server if the library is older"
+            );
+            return Ok(Vec::new());
+        }
+        Some(_) => {}
+    }
+    jobs::trim_runs()?;
+    let mut found = jobs::list()?;
+    for job in found.iter().filter(|job| job.owner.is_none()) {
+        jobs::delete_by_id(job.id)?;
+    }
+    found.retain(|job| job.owner.is_some());
+    count_crashes(database, &mut found)?;
+    Ok(found)
+}
+
+/// Tells the table of jobs that were running when the server crashed.
+fn count_crashes(database: u32, jobs: &mut [Job]) -> Result<()> {
+    let crashed = SHARED.read(|header, _| header.crashed).unwrap_or([super::marks::Mark::default(); super::CRASHED]);
+    let now = process::clock();
+    for mark in crashed.iter().filter(|mark| mark.database == database) {
+        let Some(job) = jobs.iter_mut().find(|job| job.id == mark.job) else { continue };
+        let (troubles, next_due) =
+            job.troubles.after(Outcome::Crashed, now, job.every, settings::retry(), now, super::random());
+        (job.troubles, job.next_due) = (troubles, Some(next_due));
+        self::jobs::record_troubles(job.id, troubles, next_due)?;
+        if troubles.hold() {
+            pgrx::warning!(
+                "tally {} job {} for {} was running in {} crashes of the server in a row and is held; look into the server log, then SELECT tally.resume_job({})",
+                job.kind.name(),
+                job.id,
+                job.object_name,
+                troubles.crashes,
+                job.id
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Brings the slots of the database in line with its jobs. False if there are too few slots.
+fn store(database: u32, jobs: &[Job]) -> bool {
+    let now = process::clock();
+    SHARED
+        .write(|header, slots| {
+            for slot in slots[..header.used].iter_mut() {
+                if slot.database == database && !jobs.iter().any(|job| job.id == slot.job) {
+                    *slot = Slot::default();
+                }
+            }
+            for mark in header.crashed.iter_mut().filter(|mark| mark.database == database) {
+                *mark = super::marks::Mark::default();
+            }
+            let mut fits = true;
+            for job in jobs {
+                let used = &slots[..header.used];
+                let known = used.iter().position(|slot| slot.is(database, job.id));
+                let free = || used.iter().position(|slot| slot.phase == Phase::Free);
+                let fresh = || (header.used < slots.len()).then_some(header.used);
+                match known.or_else(free).or_else(fresh) {
+                    Some(at) => {
+                        header.used = header.used.max(at + 1);
+                        merge(&mut slots[at], database, job, now);
+                    }
+                    None => fits = false,
+                }
+            }
+            header.is_full = !fits;
+            fits
+        })
+        .unwrap_or(true)
+}
+
+fn merge(slot: &mut Slot, database: u32, job: &Job, now: Timestamp) {
+    let every = i64::try_from(job.every.as_micros()).unwrap_or(i64::MAX);
+    let resumed = job.resumed.map_or(0, |moment| moment.0);
+    let soonest = now.0.saturating_add(every);
+    if slot.phase == Phase::Free {
+        *slot = Slot {
+            database,
+            job: job.id,
+            due: job.next_due.map_or(now.0, |due| due.0),
+            troubles: job.troubles,
+            is_recorded: job.troubles != Default::default(),
+            resumed,
+            ..Slot::default()
+        };
+        if !job.troubles.hold() && job.troubles.failures == 0 {
+            slot.due = slot.due.min(soonest);
+        }
+    } else if slot.every != every {
+        slot.due = slot.due.min(soonest);
+    }
+    (slot.owner, slot.kind, slot.every) = (job.owner.map_or(0, |owner| owner.to_u32()), job.kind, every);
+    if resumed > slot.resumed {
+        (slot.resumed, slot.troubles, slot.due, slot.is_recorded) = (resumed, job.troubles, now.0, false);
+    }
+    if !slot.is_taken() {
+        slot.phase = if job.paused || slot.troubles.hold() { Phase::Held } else { Phase::Waiting };
+    }
+}

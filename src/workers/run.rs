@@ -1,0 +1,131 @@
+//! One run of one job: the work in a transaction of its own, then the record.
+
+use super::{SHARED, Slot, marks, random};
+use crate::catalog::jobs::{Job, Run, record_run};
+use crate::error::{Error, Failure, Result};
+use crate::jobs::Kind;
+use crate::pg::{self, process};
+use crate::{partition, refresh, settings};
+use std::time::Duration;
+use tally_core::bucket::Timestamp;
+use tally_core::schedule::Outcome;
+
+/// What became of it.
+enum Work {
+    /// Somebody else is running the job.
+    Busy,
+    Done {
+        rows: i64,
+        /// It wrote something, so there is something to record.
+        wrote: bool,
+    },
+}
+
+/// The work itself, in the current transaction, which has not written yet. `None` if somebody else is at it. The result is the number
+/// of source rows counted or of partitions made.
+pub(super) fn work(job: &Job) -> Result<Option<i64>> {
+    if !pg::try_lock_job(job.id) {
+        return Ok(None);
+    }
+    Ok(match job.kind {
+        Kind::Refresh => refresh::tick_unless_busy(job.object)?.map(|report| report.rows),
+        Kind::Premake => Some(partition::maintain(job.object)?.made),
+    })
+}
+
+/// Runs the job in this worker, which is connected as the owner and has no transaction open. `slot` is where shared memory has it.
+pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
+    process::report_activity(&format!("tally {} {}", job.kind.name(), job.object_name));
+    if let Some(at) = slot {
+        let mark = marks::Mark { database: process::own_database().to_u32(), job: job.id };
+        complain(marks::set(at, mark));
+    }
+    let started = process::clock();
+    let work = process::transaction(|| {
+        Ok(match work(job)? {
+            None => Work::Busy,
+            Some(rows) => Work::Done { rows, wrote: pg::own_xid().is_some() },
+        })
+    });
+    let ended = process::clock();
+    if let Some(at) = slot {
+        complain(marks::wipe(at));
+    }
+    let duration = Duration::from_micros(ended.since(started).max(0).cast_unsigned());
+
+    let (outcome, rows, wrote, failure) = match work {
+        Ok(Work::Busy) => (Outcome::Waited, 0, false, Some(busy())),
+        Ok(Work::Done { rows, wrote }) => (Outcome::Done, rows, wrote, None),
+        Err(failure) => (Outcome::of_error(&failure.sqlstate), 0, false, Some(failure)),
+    };
+    let before = job.troubles;
+    let (after, next_due) = before.after(outcome, scheduled, job.every, settings::retry(), ended, random());
+    if let Some(failure) = &failure {
+        report(job, failure, after.failures);
+    }
+    let run = Run { started, duration, rows, failure };
+    // Without a slot the table is the only memory. With one it is told of what matters after a restart: work done and failures.
+    let is_worth_a_record = slot.is_none() || wrote || outcome == Outcome::Failed || after.failures != before.failures;
+    let mut is_recorded = slot.is_some_and(|at| SHARED.read(|_, slots| slots[at].is_recorded).unwrap_or(false));
+    if is_worth_a_record || (outcome == Outcome::Done && is_recorded) {
+        match process::transaction(|| record_run(job.id, &run, after, next_due)) {
+            Ok(()) => is_recorded = outcome != Outcome::Done,
+            Err(failure) => pgrx::warning!("tally could not record a run of job {}: {}", job.id, failure.message),
+        }
+    }
+    if let Some(at) = slot {
+        let database = process::own_database().to_u32();
+        SHARED.write(|_, slots| {
+            let slot = &mut slots[at];
+            // The job may have been dropped meanwhile and its slot given to another one.
+            if slot.is(database, job.id) {
+                note(slot, &run, outcome);
+                (slot.troubles, slot.due, slot.is_recorded) = (after, next_due.0, is_recorded);
+            }
+        });
+    }
+}
+
+/// What a slot remembers of a run.
+fn note(slot: &mut Slot, run: &Run, outcome: Outcome) {
+    slot.last_run = run.started.0;
+    slot.last_duration = i64::try_from(run.duration.as_micros()).unwrap_or(i64::MAX);
+    slot.sqlstate = [0; 5];
+    if outcome == Outcome::Done {
+        slot.last_success = run.started.0;
+    }
+    if let Some(failure) = &run.failure {
+        slot.sqlstate = failure.sqlstate.as_bytes().try_into().unwrap_or(*b"XX000");
+    }
+}
+
+fn busy() -> Failure {
+    Error::new("55P03", "the job is being run by another session").into()
+}
+
+/// The first failure, then fewer and fewer of the repetitions: a job that fails for days must not fill the log.
+fn report(job: &Job, failure: &Failure, failures: u32) {
+    if failures == 0 {
+        return;
+    }
+    if failures.is_power_of_two() || failures.is_multiple_of(100) {
+        pgrx::warning!(
+            "tally {} job {} for {} failed ({} in a row): {} (SQLSTATE {}){}{}",
+            job.kind.name(),
+            job.id,
+            job.object_name,
+            failures,
+            failure.message,
+            failure.sqlstate,
+            failure.detail.as_deref().map(|detail| format!(" DETAIL: {detail}")).unwrap_or_default(),
+            failure.hint.as_deref().map(|hint| format!(" HINT: {hint}")).unwrap_or_default(),
+        );
+    }
+}
+
+/// Without its mark a job that crashes the server is not found out; that is no reason not to run it.
+fn complain(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        pgrx::warning!("tally cannot write pg_stat_tmp/tally_running: {error}");
+    }
+}
