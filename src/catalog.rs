@@ -9,13 +9,19 @@ use crate::pg::Oid;
 use pgrx::Spi;
 use tally_core::ident::QualifiedName;
 
-/// The present name of a relation.
+/// The present name of a relation. Like every reading here by `select` and not by `Spi::get_..`, which would assign a transaction id.
 pub(crate) fn name_of(relation: Oid) -> Result<QualifiedName> {
-    let name = Spi::get_two_with_args::<String, String>(
-        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c \
-         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) $1",
-        &[relation.into()],
-    );
+    let name = Spi::connect(|client| {
+        client
+            .select(
+                "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c \
+                 JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) $1",
+                Some(1),
+                &[relation.into()],
+            )?
+            .first()
+            .get_two::<String, String>()
+    });
     match no_row_is_none(name.map(Some))? {
         Some((Some(schema), Some(name))) => Ok(QualifiedName { schema, name }),
         _ => Err(Error::new("42P01", format!("relation with OID {} does not exist", relation.to_u32()))),

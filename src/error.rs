@@ -1,6 +1,7 @@
 //! Errors of core and of SPI become PostgreSQL error reports: the only place that turns an SQLSTATE into PostgreSQL's number.
 
-use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use crate::pg::CaughtError;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::error::Explain;
 

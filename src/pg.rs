@@ -14,7 +14,7 @@ mod utility;
 pub(crate) use analyze::analyze;
 pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings};
-pub(crate) use pgrx::pg_sys::panic::ErrorReport;
+pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, Oid};
 pub(crate) use process::is_member;
 pub(crate) use snapshot::{Snapshot, is_read_committed, next_xid, own_xid, owner_of, system_identifier};

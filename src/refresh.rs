@@ -76,12 +76,12 @@ fn tick_locked(source: Oid) -> Result<Report> {
 /// Merges into every rollup of the source what is new to `state` and counted by the snapshot. The caller holds the refresh
 /// lock and stores the state that comes back. None: there was nothing new, and nothing has been written.
 pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Option<(Counted, Report)>> {
-    let name = catalog::name_of(source)?;
+    let name = now.read(|| catalog::name_of(source))?;
     let counted = counted_by(now)?;
     counted.follows(state)?;
     let rollups = now.read(|| rollups::of_source(source))?;
     let relations = rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>()?;
-    tags::audit(source, &name)?;
+    now.read(|| tags::audit(source, &name))?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
     let _settings = pg::pin_settings();
     let incarnation = tags::incarnation()?.number as u16;

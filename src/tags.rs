@@ -151,15 +151,15 @@ fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
 
 /// Refuses a source whose guards are not what [`track`] made: changes may have slipped past.
 pub(crate) fn audit(source: Oid, name: &QualifiedName) -> Result<()> {
-    let broken = no_row_is_none(Spi::get_one_with_args::<String>(
-        "SELECT pg_catalog.format('%s on %s', w.tgname, p.relid) \
-           FROM (SELECT $1::pg_catalog.regclass AS relid UNION SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t) AS p \
+    let query = "SELECT pg_catalog.format('%s on %s', w.tgname, p.relid) \
+         FROM (SELECT $1::pg_catalog.regclass AS relid UNION SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t) AS p \
           CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate')) AS w (tgname) \
            LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid OPERATOR(pg_catalog.=) p.relid \
                  AND g.tgname OPERATOR(pg_catalog.=) w.tgname::pg_catalog.name \
-          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" LIMIT 1",
-        &[source.into()],
-    ))?;
+          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" LIMIT 1";
+    let broken = no_row_is_none(Spi::connect(|client| {
+        client.select(query, Some(1), &[source.into()])?.first().get_one::<String>()
+    }))?;
     match broken {
         None => Ok(()),
         Some(trigger) => Err(Error::new("55000", format!("the rollups of {name} can no longer be trusted"))

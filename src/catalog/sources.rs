@@ -9,7 +9,8 @@ use tally_core::snapshot::Counted;
 
 /// The OID of the table itself, which names the lock of a refresh.
 pub(crate) fn table() -> Result<Oid> {
-    Spi::get_one::<Oid>("SELECT 'tally.sources'::pg_catalog.regclass::pg_catalog.oid")
+    let query = "SELECT 'tally.sources'::pg_catalog.regclass::pg_catalog.oid";
+    Spi::connect(|client| client.select(query, Some(1), &[])?.first().get_one::<Oid>())
         .map_err(spi)?
         .ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
 }
