@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -77,35 +78,59 @@ pub struct GenerateArguments {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Events per second; without it as fast as possible.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub rate: Option<u64>,
+    /// Give events a time, spread over a span such as "3 hours"; some are late. Without it they carry none.
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub span: Option<Duration>,
+    /// The end of the span, RFC 3339; now by default.
+    #[arg(long, value_name = "TIME", requires = "span")]
+    pub end_time: Option<jiff::Timestamp>,
     /// Where the events go.
     #[arg(long, value_enum, default_value_t = GenerateTo::Stdout)]
     pub to: GenerateTo,
-    /// Topic to write to (`--to topic`), or to create in the embedded broker (`--serve`).
+    /// Topic to write to (`--to topic`; created if it is not there), or of the embedded broker (`--serve`).
     #[arg(long, default_value = "clickstream")]
     pub topic: String,
+    /// Partitions of a topic that is created.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub partitions: u16,
     /// Kafka bootstrap servers, comma-separated (`--to topic`).
     #[arg(long, value_delimiter = ',')]
     pub brokers: Vec<String>,
     /// File to write (`--to file`).
     #[arg(long, value_name = "FILE")]
     pub path: Option<PathBuf>,
-    /// Run a Kafka broker inside this process, filled with the events, until stopped (Cargo feature `demo`).
-    #[arg(long)]
+    /// Write what is in the events (rows, distinct counts, ..) as JSON into this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    pub truth: Option<PathBuf>,
+    /// Run a Kafka broker inside this process that serves the events, until SIGTERM or Ctrl-C.
+    #[arg(long, conflicts_with_all = ["to", "brokers", "path"])]
     pub serve: bool,
     /// Address of the embedded broker; port 0 takes a free one and prints it.
     #[arg(long, default_value = "127.0.0.1:0", requires = "serve")]
     pub listen: SocketAddr,
-    /// Serve the lines of this file instead of generated events.
-    #[arg(long, value_name = "FILE.ndjson")]
+    /// Write the address of the embedded broker into this file once it answers.
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    pub address_file: Option<PathBuf>,
+    /// Send the lines of this file instead of generated events (`--serve`, `--to topic`).
+    #[arg(long, value_name = "FILE.ndjson", conflicts_with_all = ["rows", "seed", "mode", "span"])]
     pub from: Option<PathBuf>,
+}
+
+/// A span of time such as "3 hours" or "P2D"; a day has 24 hours.
+fn span(text: &str) -> Result<Duration, String> {
+    let span: jiff::Span = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    let span = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|error| error.to_string())?;
+    Duration::try_from(span).map_err(|_| "a span must not be negative".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GenerateMode {
     /// Independent, uniform fields: the worst case for rollups, and what existing producers send.
     Reference,
+    /// Tenants and devices of very different size, coherent sessions, late and malformed events. Not built yet.
+    Realistic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
