@@ -35,7 +35,7 @@ pub enum Command {
     /// Load the topic until stopped.
     Run(RunArguments),
     /// Produce a seeded clickstream.
-    Generate(GenerateArguments),
+    Generate(Box<GenerateArguments>),
 }
 
 #[derive(Clone, Debug, Args)]

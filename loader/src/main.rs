@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Command::Init(arguments) => init::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Run(arguments) => run::run(arguments),
-        Command::Generate(arguments) => generate::run(arguments),
+        Command::Generate(arguments) => generate::run(*arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -189,7 +189,8 @@ mod tests {
     fn an_event_has_six_fields_and_no_time_by_default() {
         let value: serde_json::Value = serde_json::from_str(&json(&Reference::new(1, None), 5)).unwrap();
         let fields: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
-        let mut wanted = ["customer_id", "event_type", "country", "browser", "device_id", "session_id"].map(String::from);
+        let mut wanted =
+            ["customer_id", "event_type", "country", "browser", "device_id", "session_id"].map(String::from);
         wanted.sort();
         assert_eq!(fields, wanted);
     }

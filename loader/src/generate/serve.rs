@@ -30,12 +30,21 @@ const PRODUCE: i16 = 0;
 const FETCH: i16 = 1;
 const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
+const FIND_COORDINATOR: i16 = 10;
 const API_VERSIONS: i16 = 18;
 
 /// The calls served: number, lowest and highest version. These versions are older than the compact encoding and are spoken by
-/// Kafka 2.1 to 4.x clients. `Produce` is listed because librdkafka takes a broker without it for one of before 2017.
-const CALLS: [(i16, i16, i16); 5] =
-    [(PRODUCE, 3, 7), (FETCH, 4, 11), (LIST_OFFSETS, 1, 5), (METADATA, 1, 8), (API_VERSIONS, 0, 3)];
+/// Kafka 2.1 to 4.x clients. `Produce` is listed because librdkafka takes a broker without it for one of before 2017, and
+/// `FindCoordinator` because a consumer of librdkafka that has a group id looks for a coordinator even if it joins no group, and
+/// needs 45 seconds to end when it finds none.
+const CALLS: [(i16, i16, i16); 6] = [
+    (PRODUCE, 3, 7),
+    (FETCH, 4, 11),
+    (LIST_OFFSETS, 1, 5),
+    (METADATA, 1, 8),
+    (FIND_COORDINATOR, 0, 2),
+    (API_VERSIONS, 0, 3),
+];
 
 const NONE: i16 = 0;
 const OFFSET_OUT_OF_RANGE: i16 = 1;
@@ -156,6 +165,7 @@ impl Broker {
             API_VERSIONS => versions(if known { version } else { 0 }, known, answer),
             _ if !known => return Err(malformed(&format!("call {call} version {version} is not served"))),
             METADATA => self.metadata(version, request, address, answer)?,
+            FIND_COORDINATOR => find_coordinator(version, address, answer),
             LIST_OFFSETS => self.list_offsets(version, request, answer)?,
             FETCH => self.fetch(version, request, answer)?,
             _ => refuse_produce(version, request, answer)?,
@@ -167,15 +177,19 @@ impl Broker {
         u32::try_from(part).ok().filter(|part| topic == self.topic && *part < self.log.parts())
     }
 
-    fn metadata(&self, version: i16, request: &mut Reader<'_>, address: SocketAddr, answer: &mut Writer) -> io::Result<()> {
+    fn metadata(
+        &self,
+        version: i16,
+        request: &mut Reader<'_>,
+        address: SocketAddr,
+        answer: &mut Writer,
+    ) -> io::Result<()> {
         let topics = request.nullable_list(Reader::string)?.unwrap_or_else(|| vec![&self.topic]);
         if version >= 3 {
             answer.i32(0); // throttled for 0 ms
         }
-        answer.list(&[NODE], |answer, node| {
-            answer.i32(*node);
-            answer.string(&address.ip().to_string());
-            answer.i32(address.port().into());
+        answer.list(&[address], |answer, address| {
+            node(*address, answer);
             answer.i16(-1); // no rack
         });
         if version >= 2 {
@@ -367,6 +381,24 @@ fn versions(version: i16, known: bool, answer: &mut Writer) {
     }
 }
 
+/// The coordinator of every group is this node, which then serves no call of a group.
+fn find_coordinator(version: i16, address: SocketAddr, answer: &mut Writer) {
+    if version >= 1 {
+        answer.i32(0);
+    }
+    answer.i16(NONE);
+    if version >= 1 {
+        answer.i16(-1); // no message
+    }
+    node(address, answer);
+}
+
+fn node(address: SocketAddr, answer: &mut Writer) {
+    answer.i32(NODE);
+    answer.string(&address.ip().to_string());
+    answer.i32(address.port().into());
+}
+
 /// The topic is computed, so nothing can be added to it; the client reports a policy violation.
 fn refuse_produce(version: i16, request: &mut Reader<'_>, answer: &mut Writer) -> io::Result<()> {
     request.string()?; // transactional id
@@ -454,7 +486,8 @@ mod tests {
     fn a_consumer_reads_each_event_once_and_in_order() {
         let parts = 3;
         // Limits far below the size of a part, so that many answers are needed; and below that of a message.
-        let small = [("fetch.message.max.bytes", "10000"), ("fetch.max.bytes", "25000"), ("message.max.bytes", "20000")];
+        let small =
+            [("fetch.message.max.bytes", "10000"), ("fetch.max.bytes", "25000"), ("message.max.bytes", "20000")];
         let smallest = [("fetch.message.max.bytes", "1"), ("fetch.max.bytes", "1000"), ("message.max.bytes", "1000")];
         for (rows, settings) in [(20_000, &small[..]), (50, &smallest), (20_000, &[])] {
             let address = serve(rows, parts, None, None);

@@ -101,7 +101,7 @@ fn parts(producer: &BaseProducer<Deliveries>, config: &ClientConfig, topic: &str
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::Bug(format!("cannot start a runtime: {error}")))?;
     let created = runtime.block_on(admin.create_topics([&wanted], &options)).map_err(unreachable)?;
-    for (_, code) in created.into_iter().filter_map(std::result::Result::err) {
+    if let Some((_, code)) = created.into_iter().find_map(std::result::Result::err) {
         return Err(Error::unfit(format!("cannot create topic \"{topic}\": {code}")));
     }
     tracing::info!("created topic \"{topic}\" with {partitions} partitions");
@@ -123,7 +123,9 @@ impl Deliveries {
     /// The first message that was given up, if any.
     fn check(&self) -> Result<()> {
         let failed = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        failed.as_ref().map_or(Ok(()), |error| Err(Error::Unreachable(format!("a message was not acknowledged: {error}"))))
+        failed
+            .as_ref()
+            .map_or(Ok(()), |error| Err(Error::Unreachable(format!("a message was not acknowledged: {error}"))))
     }
 }
 

@@ -91,7 +91,8 @@ impl Default for Counter {
 impl Counter {
     pub fn add(&mut self, event: &Event) {
         let (customer, device, session) = (event.customer_id - 1, event.device_id - 1, event.session_id - 1);
-        let place = |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or_default() as u64;
+        let place =
+            |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or_default() as u64;
         // The first place of a country's name, so that both entries of China are one group.
         let country = place(&COUNTRIES, COUNTRIES[event.country]);
         let group = (place(&EVENT_TYPES, event.event_type) * COUNTRIES.len() as u64 + country) * BROWSERS.len() as u64
@@ -137,7 +138,12 @@ impl Counter {
                 devices: spread(&|customer| self.customer_devices.count(customer * DEVICES, DEVICES)),
                 sessions: spread(&|customer| self.customer_sessions.count(customer * SESSIONS, SESSIONS)),
             },
-            events_by_country: COUNTRIES.iter().zip(self.countries).filter(|(_, n)| *n > 0).map(|(c, n)| (*c, n)).collect(),
+            events_by_country: COUNTRIES
+                .iter()
+                .zip(self.countries)
+                .filter(|(_, n)| *n > 0)
+                .map(|(c, n)| (*c, n))
+                .collect(),
             event_time: self.times.map(|(first, last, late)| EventTimes { first: text(first), last: text(last), late }),
         }
     }
@@ -148,7 +154,8 @@ impl Truth {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::Bug(error.to_string()))?;
         json.push(b'\n');
-        std::fs::write(path, json).map_err(|error| Error::unfit(format!("cannot write \"{}\": {error}", path.display())))
+        std::fs::write(path, json)
+            .map_err(|error| Error::unfit(format!("cannot write \"{}\": {error}", path.display())))
     }
 }
 
