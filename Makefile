@@ -6,7 +6,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server kafka lint help
+.PHONY: all install install-debug test unit server kafka bench lint help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -33,6 +33,11 @@ kafka: install-debug ## the loader against a real Apache Kafka and a throw-away 
 install-debug:
 	scripts/setup test
 	scripts/install --debug
+
+bench: install ## measure against plain PostgreSQL (BENCH="copy tick --rounds 9" for a part of it)
+	scripts/setup bench
+	cargo build --release --package tally-loader --package tally-bench
+	target/release/tally-bench $(BENCH)
 
 lint: ## format, clippy, the border around PostgreSQL's C API, shell scripts
 	scripts/setup lint

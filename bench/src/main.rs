@@ -1,0 +1,76 @@
+//! `make bench`: what tally costs and saves, against plain PostgreSQL on the same throw-away server.
+//!
+//! Contenders run in turn (A B A B ..), never one after the other, so that a slow minute of the machine meets both. The
+//! first round warms up and is thrown away. A figure is the median of the others, with the smallest and the largest.
+
+mod copy;
+mod dashboard;
+mod reference;
+mod report;
+mod sketch;
+mod stream;
+mod tick;
+
+use clap::{Parser, ValueEnum};
+use tally_server_tests::cluster::Cluster;
+
+use report::Report;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures tally against plain PostgreSQL and prints a table in Markdown")]
+struct Arguments {
+    /// What to measure; everything by default.
+    #[arg(value_enum)]
+    measures: Vec<Measure>,
+    /// Timed rounds of each measure, after one to warm up.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Events of one round.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..))]
+    rows: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    /// Binary COPY into a tracked table, against an untracked one.
+    Copy,
+    /// A refresh over new rows, against INSERT .. SELECT .. GROUP BY.
+    Tick,
+    /// hll_agg against count(*).
+    Sketch,
+    /// The loader from a Kafka broker, against psql's \copy of the same rows.
+    Stream,
+    /// The queries of the dashboard from rollups, against the same from raw rows.
+    Dashboard,
+}
+
+/// Durable, as a server in use is, and without the processes that would make one round differ from the next.
+const SETTINGS: &[(&str, &str)] = &[
+    ("fsync", "on"),
+    ("autovacuum", "off"),
+    ("tally.enabled", "off"),
+    ("shared_buffers", "1GB"),
+    ("work_mem", "256MB"),
+    ("max_wal_size", "16GB"),
+    ("checkpoint_timeout", "1h"),
+    ("jit", "off"),
+];
+
+fn main() {
+    let arguments = Arguments::parse();
+    let measures = if arguments.measures.is_empty() { Measure::value_variants() } else { &arguments.measures };
+    let cluster = Cluster::start(SETTINGS);
+    let mut report = Report::new(arguments.rounds, SETTINGS);
+    for measure in measures {
+        let run = match measure {
+            Measure::Copy => copy::measure,
+            Measure::Tick => tick::measure,
+            Measure::Sketch => sketch::measure,
+            Measure::Stream => stream::measure,
+            Measure::Dashboard => dashboard::measure,
+        };
+        eprintln!("bench: {measure:?}");
+        run(&cluster, arguments.rows, &mut report);
+    }
+    report.print();
+}

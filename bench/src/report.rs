@@ -1,0 +1,143 @@
+//! Samples, medians, and the table that is printed.
+
+use std::fmt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What a figure must reach, where a goal was set.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    /// Time of tally divided by time of the baseline, at most.
+    TimesAtMost(f64),
+    /// Time of the baseline divided by time of tally, at least.
+    FasterAtLeast(f64),
+    /// Nanoseconds per row above the baseline, at most.
+    NanosecondsAbove { at_most: f64, rows: u64 },
+    /// Rows per second, at least.
+    RowsPerSecond { at_least: f64, rows: u64 },
+    /// Reported without a goal: time of the baseline divided by time of tally.
+    Faster,
+    /// Reported without a goal: nanoseconds per row above the baseline.
+    Above { rows: u64 },
+}
+
+/// The times of one contender, sorted.
+#[derive(Clone, Debug)]
+pub struct Samples(Vec<Duration>);
+
+impl Samples {
+    /// # Panics
+    /// Without samples.
+    pub fn new(mut times: Vec<Duration>) -> Self {
+        assert!(!times.is_empty(), "a median needs a sample");
+        times.sort();
+        Samples(times)
+    }
+
+    /// Of an even number, the mean of the middle two.
+    pub fn median(&self) -> Duration {
+        let middle = self.0.len() / 2;
+        if self.0.len() % 2 == 1 { self.0[middle] } else { (self.0[middle - 1] + self.0[middle]) / 2 }
+    }
+}
+
+impl fmt::Display for Samples {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let milliseconds = |time: Duration| {
+            let time = time.as_secs_f64() * 1e3;
+            if time < 10.0 { format!("{time:.2}") } else { format!("{time:.0}") }
+        };
+        let (first, last) = (self.0[0], self.0[self.0.len() - 1]);
+        write!(formatter, "{} ({}-{})", milliseconds(self.median()), milliseconds(first), milliseconds(last))
+    }
+}
+
+#[derive(Debug)]
+pub struct Report {
+    rounds: u32,
+    settings: String,
+    lines: Vec<String>,
+}
+
+impl Report {
+    pub fn new(rounds: u32, settings: &[(&str, &str)]) -> Self {
+        let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        Report { rounds, settings: settings.join(", "), lines: Vec::new() }
+    }
+
+    /// Runs the contenders in turn, one round to warm up and then those that count. A contender is a name for the log and
+    /// what `run` needs to know; `run` returns the time of the part that counts.
+    pub fn interleave<T, const N: usize>(
+        &self,
+        contenders: [(&str, T); N],
+        mut run: impl FnMut(&T) -> Duration,
+    ) -> [Samples; N] {
+        let mut times: [Vec<Duration>; N] = std::array::from_fn(|_| Vec::new());
+        for round in 0..=self.rounds {
+            for ((name, contender), times) in contenders.iter().zip(&mut times) {
+                let time = run(contender);
+                eprintln!("bench:   round {round}: {name}: {time:.3?}");
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        times.map(Samples::new)
+    }
+
+    pub fn add(&mut self, what: &str, baseline: &Samples, tally: &Samples, goal: Goal) {
+        let (base, ours) = (baseline.median().as_secs_f64(), tally.median().as_secs_f64());
+        let verdict = |met: bool| if met { "met" } else { "**missed**" };
+        let above = |rows: u64| (ours - base) * 1e9 / rows as f64;
+        let (figure, goal, verdict) = match goal {
+            Goal::TimesAtMost(limit) => {
+                (format!("{:.2}x the time", ours / base), format!("<= {limit:.2}x"), verdict(ours / base <= limit))
+            }
+            Goal::FasterAtLeast(limit) => {
+                (format!("{:.2}x as fast", base / ours), format!(">= {limit:.2}x"), verdict(base / ours >= limit))
+            }
+            Goal::NanosecondsAbove { at_most, rows } => {
+                (format!("{:+.1} ns/row", above(rows)), format!("<= +{at_most} ns"), verdict(above(rows) <= at_most))
+            }
+            Goal::RowsPerSecond { at_least, rows } => {
+                let speed = rows as f64 / ours;
+                (format!("{speed:.0} rows/s"), format!(">= {at_least}"), verdict(speed >= at_least))
+            }
+            Goal::Faster => (format!("{:.1}x as fast", base / ours), String::new(), ""),
+            Goal::Above { rows } => (format!("{:+.1} ns/row", above(rows)), String::new(), ""),
+        };
+        let line = format!("| {what} | {baseline} | {tally} | {figure} | {goal} | {verdict} |");
+        eprintln!("bench: {line}");
+        self.lines.push(line);
+    }
+
+    pub fn print(&self) {
+        let commit = output("git", &["describe", "--always", "--dirty"]);
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model =
+            cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("", |it| it.1);
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory = memory.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or(0);
+        let pg_config = std::env::var("PG_CONFIG").unwrap_or("/usr/lib/postgresql/15/bin/pg_config".to_owned());
+
+        println!("- Commit `{commit}`, {}, release build.", output(&pg_config, &["--version"]));
+        println!("- {model}, {cores} cores, {} GB.", memory / 1_000_000);
+        println!("- Settings: {}.", self.settings);
+        println!("- {} rounds, contenders in turn; median (smallest-largest).\n", self.rounds);
+        println!("| measure | baseline, ms | tally, ms | result | goal | |\n|---|---|---|---|---|---|");
+        self.lines.iter().for_each(|line| println!("{line}"));
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// How long `run` takes.
+pub fn time(run: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    run();
+    started.elapsed()
+}
