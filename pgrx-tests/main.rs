@@ -7,3 +7,5 @@ mod documentation;
 mod servers;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
+/// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.
+mod workers;

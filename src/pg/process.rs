@@ -131,6 +131,12 @@ pub(crate) fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::R
     outcome
 }
 
+/// Has the current transaction wait for the disk when it commits, whatever `synchronous_commit` says.
+pub(crate) fn commit_durably() {
+    // SAFETY: sets a flag of the current transaction.
+    unsafe { pg_sys::ForceSyncCommit() }
+}
+
 /// Says in `pg_stat_activity` what this process does.
 pub(crate) fn report_activity(name: &str) {
     let Ok(name) = CString::new(name) else { return };
@@ -286,7 +292,7 @@ impl Worker {
             let caller = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             let started = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
             pg_sys::MemoryContextSwitchTo(caller);
-            started.then_some(Worker(handle))
+            started.then(|| Worker(handle))
         }
     }
 

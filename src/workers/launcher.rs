@@ -19,9 +19,6 @@ const SCAN: i64 = MINUTE;
 const PROBES: usize = 2;
 /// A worker that has not come up by then never will.
 const START_LIMIT: i64 = 30 * SECOND;
-/// How long to wait when there is no place for another worker.
-const REFUSED: i64 = SECOND;
-
 /// A worker that this launcher has started.
 struct Started {
     worker: Worker,
@@ -218,6 +215,9 @@ impl Launcher {
 
     /// Starts probes where something has changed or the time has come. Returns when to look again.
     fn probe(&mut self, now: Timestamp) -> Timestamp {
+        if self.next_start > now.0 {
+            return Timestamp(self.next_start);
+        }
         let running = self.workers.iter().filter(|started| started.is_probe).count();
         let (wanted, next) = SHARED
             .write(|header, _| {
@@ -244,7 +244,8 @@ impl Launcher {
                         (line.probe, line.is_changed) = (0, true);
                     }
                 });
-                return Timestamp(now.0.saturating_add(REFUSED));
+                self.refuse(now);
+                return Timestamp(self.next_start);
             }
         }
         Timestamp(next)
@@ -253,7 +254,7 @@ impl Launcher {
     /// Starts workers for what is due. Returns when to look again.
     fn start(&mut self, now: Timestamp) -> Timestamp {
         if self.next_start > now.0 {
-            return Timestamp(self.next_start.min(now.0.saturating_add(REFUSED)));
+            return Timestamp(self.next_start);
         }
         self.copy_slots();
         self.replan(now);
@@ -333,7 +334,8 @@ impl Launcher {
 
     /// There is no place for another worker: say so once, and try again later.
     fn refuse(&mut self, now: Timestamp) {
-        self.next_start = now.0.saturating_add(SECOND / 2 + (random() * SECOND as f64) as i64);
+        let pause = (SECOND as f64 * (0.5 + random())) as i64;
+        self.next_start = now.0.saturating_add(pause);
         let is_news = SHARED
             .write(|header, _| {
                 let is_news = header.refused_since.is_none();

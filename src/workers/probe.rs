@@ -109,6 +109,8 @@ fn count_crashes(database: u32, jobs: &mut [Job]) -> Result<()> {
             job.troubles.after(Outcome::Crashed, now, job.every, settings::retry(), now, super::random());
         (job.troubles, job.next_due) = (troubles, Some(next_due));
         self::jobs::record_troubles(job.id, troubles, next_due)?;
+        // The next crash may be a moment away, and it must not take this count with it.
+        process::commit_durably();
         if troubles.hold() {
             pgrx::warning!(
                 "tally {} job {} for {} was running in {} crashes of the server in a row and is held; look into the server log, then SELECT tally.resume_job({})",
