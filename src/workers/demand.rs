@@ -86,7 +86,6 @@ fn end_unfinished(job: &mut Job, server_ended: bool, now: Timestamp) -> Result<(
 }
 
 #[pg_extern(sql = false)]
-#[expect(clippy::too_many_arguments, reason = "the columns of a record")]
 fn tally_finish_job(
     job_id: i32,
     scheduled_at: Option<Moment>,
