@@ -1,1 +1,101 @@
+use super::super::definition::{Column, Partial};
+use super::*;
 
+fn key(name: &str, never_null: bool, is_time: bool, type_name: &str) -> Key {
+    Key { name: name.into(), sql: format!("e.{name}"), never_null, is_time, type_name: type_name.into() }
+}
+
+fn definition() -> Definition {
+    Definition {
+        keys: vec![
+            key("bucket", true, true, "timestamp with time zone"),
+            key("customer_id", true, false, "bigint"),
+            key("country", false, false, "text"),
+        ],
+        arguments: vec![Column { name: "argument_1".into(), sql: "e.amount".into() }],
+        filters: vec![],
+        partials: vec![Partial {
+            name: "revenue".into(),
+            sql: "pg_catalog.sum(\"argument_1\")".into(),
+            merge: "COALESCE({a} + {b}, {a}, {b})".into(),
+            is_sketch: false,
+        }],
+        finishes: vec!["\"revenue\"".into()],
+    }
+}
+
+fn relations() -> Relations {
+    let name = |name: &str| QualifiedName::new("public", name);
+    Relations { source: name("events"), public: name("r"), rows: name("r_rows"), stored: name("r_stored") }
+}
+
+#[test]
+fn the_rows_view_carries_the_tag() {
+    assert_eq!(
+        create_rows_view(&definition(), &relations(), "e", Some("(e.amount > 0)")),
+        "CREATE VIEW \"public\".\"r_rows\" AS\nSELECT e.bucket AS \"bucket\",\n    e.customer_id AS \"customer_id\",\n    \
+         e.country AS \"country\",\n    e.amount AS \"argument_1\",\n    \"e\".tally_tag\n FROM \"public\".\"events\" AS \"e\"\n \
+         WHERE (e.amount > 0)"
+    );
+}
+
+#[test]
+fn the_index_puts_the_tenant_before_the_bucket() {
+    let indexes = create_stored_indexes(&definition(), &relations());
+    assert_eq!(
+        indexes[0],
+        "CREATE UNIQUE INDEX ON \"public\".\"r_stored\" (\"customer_id\", \"bucket\", \"country\") NULLS NOT DISTINCT"
+    );
+    assert!(indexes[1].contains("USING brin (\"bucket\")"));
+}
+
+#[test]
+fn a_tick_merges_what_is_new_to_the_state_and_counted_by_the_snapshot() {
+    let state = Counted { next: 100, open: vec![90] };
+    let now = Counted { next: 200, open: vec![150] };
+    let sql = merge_delta(&definition(), &relations(), &state, &now);
+    assert!(sql.contains(&state.is_new("r.tally_tag")) && sql.contains(&now.is_counted("r.tally_tag")), "{sql}");
+    assert!(sql.contains("ON CONFLICT (\"customer_id\", \"bucket\", \"country\") DO UPDATE SET"), "{sql}");
+    assert!(
+        sql.contains(
+            "\"revenue\" = COALESCE(s.\"revenue\" + excluded.\"revenue\", s.\"revenue\", excluded.\"revenue\")"
+        ),
+        "{sql}"
+    );
+}
+
+#[test]
+fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
+    assert_eq!(
+        same_group(&definition()),
+        "s.\"bucket\" = p.\"bucket\" AND s.\"customer_id\" = p.\"customer_id\" \
+         AND COALESCE(s.\"country\", ''::text) = COALESCE(p.\"country\", ''::text) \
+         AND (s.\"country\" IS NULL) = (p.\"country\" IS NULL)"
+    );
+    let mut unusual = definition();
+    unusual.keys[2].type_name = "inet".into();
+    assert!(same_group(&unusual).ends_with("ARRAY[s.\"country\"] = ARRAY[p.\"country\"]"));
+}
+
+#[test]
+fn groups_with_a_null_key_have_an_arm_of_their_own() {
+    let targets = [("bucket".to_string(), "merged.bucket".to_string())];
+    let view = create_public_view(&definition(), &relations(), &targets);
+    assert_eq!(view.matches("UNION ALL").count(), 2);
+    let mut without = definition();
+    without.keys.pop();
+    assert_eq!(create_public_view(&without, &relations(), &targets).matches("UNION ALL").count(), 1);
+}
+
+#[test]
+fn a_constant_key_is_not_taken_for_a_position() {
+    let query = definition_query(&relations(), "e", &[("n".into(), "count(*)".into())], None, &["1".into()]);
+    assert!(query.ends_with("GROUP BY (1)"), "{query}");
+}
+
+#[test]
+fn a_stand_in_keeps_the_type_and_drops_its_modifier() {
+    assert_eq!(stand_in("character varying(20)").as_deref(), Some("''::character varying"));
+    assert_eq!(stand_in("numeric(10,2)").as_deref(), Some("'0'::numeric"));
+    assert_eq!(stand_in("jsonb"), None);
+}
