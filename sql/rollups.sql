@@ -118,28 +118,44 @@ COMMENT ON FUNCTION tally._refuse_detach() IS 'refuses DETACH of a partition of 
 CREATE FUNCTION tally._follow_ddl() RETURNS event_trigger
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  leaf regclass;
+  leaf record;
   has_rows boolean;
+  refused text;
 BEGIN
   IF NOT EXISTS (SELECT FROM tally.sources) THEN
     RETURN;
   END IF;
+  SELECT CASE WHEN c.relrowsecurity THEN format('row-level security on %s', s.source)
+              WHEN c.relpersistence <> 'p' THEN format('SET UNLOGGED on %s', s.source)
+              ELSE format('a child of %s by inheritance', s.source) END
+    INTO refused
+    FROM tally.sources s JOIN pg_class c ON c.oid = s.source
+   WHERE c.relrowsecurity OR c.relpersistence <> 'p'
+      OR c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid);
+  IF FOUND THEN
+    RAISE EXCEPTION '% is not supported: the table feeds rollups', refused
+      USING ERRCODE = '0A000', HINT = 'Drop the rollups of the table with tally.drop_rollup first.';
+  END IF;
   -- Partitions that have come to a source since: they lack the trigger that PostgreSQL does not clone.
   FOR leaf IN
-    SELECT p.relid
-      FROM tally.sources s CROSS JOIN LATERAL pg_partition_tree(s.source) p
+    SELECT p.relid, c.relkind = 'f' OR c.relpersistence <> 'p' AS cannot_be_counted
+      FROM tally.sources s CROSS JOIN LATERAL pg_partition_tree(s.source) p JOIN pg_class c ON c.oid = p.relid
      WHERE p.relid <> s.source
-       AND EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c
-                    WHERE c.objid = s.source OR c.objid IN (SELECT t.relid FROM pg_partition_tree(s.source) t))
+       AND EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d
+                    WHERE d.objid IN (SELECT t.relid FROM pg_partition_tree(s.source) t))
        AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid AND t.tgname = 'tally_truncate')
   LOOP
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf) INTO has_rows;
+    IF leaf.cannot_be_counted THEN
+      RAISE EXCEPTION '% cannot be a partition of a table that feeds rollups: it is a foreign or an unlogged table', leaf.relid
+        USING ERRCODE = '0A000', HINT = 'Use an ordinary, logged table.';
+    END IF;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf.relid) INTO has_rows;
     IF has_rows THEN
-      RAISE EXCEPTION 'attaching % is not supported yet: it has rows, and the table feeds rollups', leaf
+      RAISE EXCEPTION 'attaching % is not supported yet: it has rows, and the table feeds rollups', leaf.relid
         USING ERRCODE = '0A000',
               HINT = 'Attach an empty partition and insert the rows afterwards, or drop the rollups with tally.drop_rollup first.';
     END IF;
-    PERFORM tally._protect_partition(leaf);
+    PERFORM tally._protect_partition(leaf.relid);
   END LOOP;
 END
 $$;
@@ -191,7 +207,7 @@ COMMENT ON FUNCTION tally._forget_dropped() IS 'deletes what tally knows about r
 CREATE EVENT TRIGGER tally_refuse_detach ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
   EXECUTE FUNCTION tally._refuse_detach();
 COMMENT ON EVENT TRIGGER tally_refuse_detach IS 'refuses DETACH of a partition of a table that feeds rollups';
-CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE')
+CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE')
   EXECUTE FUNCTION tally._follow_ddl();
 COMMENT ON EVENT TRIGGER tally_follow_ddl IS 'protects partitions that come to a table that feeds rollups';
 CREATE EVENT TRIGGER tally_follow_drop ON sql_drop EXECUTE FUNCTION tally._follow_drop();

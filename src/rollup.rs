@@ -39,10 +39,12 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let text = CString::new(definition).map_err(|_| Error::new("22021", "the definition contains a zero byte"))?;
     let mut analysed = pg::analyze(&text);
     let source = analysed.source;
-    if let Some(found) = &mut analysed.analysis.source
-        && rollups::is_rollup(source)
-    {
-        found.kind = SourceKind::Rollup;
+    if let Some(found) = &mut analysed.analysis.source {
+        if rollups::is_rollup(source) {
+            found.kind = SourceKind::Rollup;
+        } else if found.kind == SourceKind::Table && tags::has_inheritance_children(source)? {
+            found.kind = SourceKind::Inherited;
+        }
     }
     let columns = validate(&analysed.analysis)?;
     let Some(found) = analysed.analysis.source.clone() else {

@@ -72,6 +72,7 @@ pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
     if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
         return Err(busy(name));
     }
+    refuse_uncountable_partitions(source)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     // The constant becomes the fast default of the rows that are there: no rewrite, and no tick will take them for new.
     run(&format!("ALTER TABLE {name} ADD COLUMN {TAG} bigint NOT NULL DEFAULT {BEFORE_TRACKING}"))?;
@@ -117,12 +118,38 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
     run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))
 }
 
+/// A foreign partition has no tag, and a crash empties an unlogged one.
+fn refuse_uncountable_partitions(source: Oid) -> Result<()> {
+    let partition = no_row_is_none(Spi::get_one_with_args::<String>(
+        "SELECT t.relid::text FROM pg_catalog.pg_partition_tree($1) AS t \
+           JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) t.relid \
+          WHERE c.relkind OPERATOR(pg_catalog.=) 'f' OR c.relpersistence OPERATOR(pg_catalog.<>) 'p' LIMIT 1",
+        &[source.into()],
+    ))?;
+    match partition {
+        None => Ok(()),
+        Some(name) => Err(Error::new("0A000", format!("a rollup cannot read the partition {name}"))
+            .detail("It is a foreign or an unlogged table.")
+            .hint("Detach it, or replace it by an ordinary, logged table.")),
+    }
+}
+
 fn busy(name: &QualifiedName) -> Error {
     Error::new("55P03", format!("could not lock {name}"))
         .detail(
             "Transactions that use the table did not end within 5 seconds. Nothing was changed and nobody had to wait.",
         )
         .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
+}
+
+/// Row triggers do not reach the children of a table that has them by INHERITS.
+pub(crate) fn has_inheritance_children(source: Oid) -> Result<bool> {
+    Spi::get_one_with_args(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent OPERATOR(pg_catalog.=) $1)",
+        &[source.into()],
+    )
+    .map_err(spi)
+    .map(|found| found.unwrap_or(false))
 }
 
 fn has_column(source: Oid) -> Result<bool> {

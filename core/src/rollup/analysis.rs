@@ -36,6 +36,8 @@ pub enum SourceKind {
     PartitionedTable,
     /// A partition of another table: its parent should be the source.
     Partition,
+    /// A table with children by inheritance that are no partitions: triggers do not reach them.
+    Inherited,
     /// The public view of another rollup.
     Rollup,
     /// A view, foreign table, materialized view or catalog.

@@ -70,6 +70,7 @@ fn check_source(source: &Source) -> Result<(), Error> {
         SourceKind::Table | SourceKind::PartitionedTable if !source.only => return Ok(()),
         SourceKind::Table | SourceKind::PartitionedTable => SourceRefusal::Only,
         SourceKind::Partition => SourceRefusal::Partition,
+        SourceKind::Inherited => SourceRefusal::Inherited,
         SourceKind::Rollup => SourceRefusal::Rollup,
         SourceKind::Other => SourceRefusal::NotATable,
         SourceKind::Temporary => SourceRefusal::Temporary,
@@ -191,6 +192,7 @@ pub enum Error {
 pub enum SourceRefusal {
     Only,
     Partition,
+    Inherited,
     Rollup,
     NotATable,
     Temporary,
@@ -205,6 +207,7 @@ impl fmt::Display for Error {
                 let what = match reason {
                     SourceRefusal::Only => "FROM ONLY",
                     SourceRefusal::Partition => "a single partition",
+                    SourceRefusal::Inherited => "a table with inheritance children",
                     SourceRefusal::Rollup => "another rollup",
                     SourceRefusal::NotATable => "anything but a table",
                     SourceRefusal::Temporary => "a temporary table",
@@ -271,6 +274,7 @@ impl Explain for Error {
             Self::Source { reason, .. } => match reason {
                 SourceRefusal::Only => "Leave out ONLY.",
                 SourceRefusal::Partition => "Name the partitioned table; its rollup covers every partition.",
+                SourceRefusal::Inherited => "Use declarative partitions: CREATE TABLE .. PARTITION BY RANGE.",
                 SourceRefusal::Rollup => "Define the rollup on the source table for now.",
                 SourceRefusal::NotATable => "Name an ordinary or partitioned table of this database.",
                 SourceRefusal::Temporary => "Use a permanent table: workers cannot see the tables of a session.",

@@ -160,6 +160,7 @@ fn every_refusal_has_a_hint_and_a_message_of_one_line() {
     let reasons = [
         SourceRefusal::Only,
         SourceRefusal::Partition,
+        SourceRefusal::Inherited,
         SourceRefusal::Rollup,
         SourceRefusal::NotATable,
         SourceRefusal::Temporary,
