@@ -163,3 +163,22 @@ fn tally_refresh(rollup: Option<Oid>) -> std::result::Result<(), pgrx::pg_sys::p
     tick(source)?;
     Ok(())
 }
+
+/// Committed rows that no tick has counted, for whoever may know.
+#[pg_extern(sql = false)]
+fn tally_pending_rows(source: Oid) -> std::result::Result<Option<i64>, pgrx::pg_sys::panic::ErrorReport> {
+    Ok(pending_rows(source)?)
+}
+
+fn pending_rows(source: Oid) -> Result<Option<i64>> {
+    let Some(owner) = pg::owner_of(source) else { return Ok(None) };
+    let may_know = Spi::get_one_with_args::<bool>(
+        "SELECT pg_catalog.pg_has_role($1, 'MEMBER') OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER')",
+        &[owner.into()],
+    )
+    .map_err(spi)?;
+    let Some(state) = sources::state(source)?.filter(|_| may_know == Some(true)) else { return Ok(None) };
+    let name = catalog::name_of(source)?;
+    let _settings = pg::pin_settings();
+    pg::as_user(owner, || Spi::get_one::<i64>(&sql::count_pending(&name, &state))).map_err(spi)
+}

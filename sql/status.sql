@@ -1,0 +1,61 @@
+-- What a DBA reads about rollups. Counting the pending rows reads them, by the index on their tags.
+
+CREATE FUNCTION tally.pending_rows(source pg_catalog.regclass) RETURNS bigint
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_pending_rows_wrapper';
+COMMENT ON FUNCTION tally.pending_rows(pg_catalog.regclass) IS
+  'committed rows of a source that no refresh has counted yet; null for who is neither a member of its owner nor of pg_read_all_stats';
+
+CREATE VIEW tally.rollup_status WITH (security_barrier) AS
+SELECT r.rollup,
+       r.source,
+       r.refresh_interval,
+       tally.pending_rows(r.source) AS pending_rows,
+       (SELECT pg_catalog.format('%s, since %s', w.who, w.since)
+          FROM (SELECT COALESCE('pid ' || a.pid || ', ' || a.usename, 'prepared transaction ' || p.gid) AS who,
+                       COALESCE(a.xact_start, p.prepared) AS since
+                  FROM pg_catalog.pg_locks l
+                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+                  LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
+                 WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+                   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+                   AND (l.relation = r.source
+                        OR l.relation IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(r.source) t))) w
+         WHERE w.who IS NOT NULL
+         ORDER BY w.since LIMIT 1) AS oldest_open_writer,
+       s.refreshed_at,
+       s.refresh_duration,
+       s.refreshed_rows,
+       pg_catalog.pg_table_size(r.stored) AS stored_bytes,
+       g.stored_groups,
+       CASE WHEN g.stored_groups > 0 AND g.source_rows > 0
+            THEN pg_catalog.round((g.source_rows / g.stored_groups)::numeric, 1) END AS rows_per_group,
+       j.last_message AS last_error,
+       j.last_hint
+  FROM tally.rollups r
+  JOIN tally.sources s ON s.source = r.source
+  JOIN pg_catalog.pg_class c ON c.oid = r.source
+  CROSS JOIN LATERAL (
+       SELECT (SELECT NULLIF(t.reltuples, -1)::bigint FROM pg_catalog.pg_class t WHERE t.oid = r.stored) AS stored_groups,
+              (SELECT pg_catalog.sum(t.reltuples) FROM pg_catalog.pg_class t
+                WHERE t.reltuples > 0 AND t.relkind = 'r'
+                  AND (t.oid = r.source OR t.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.source) p))) AS source_rows) g
+  LEFT JOIN tally.jobs o ON o.object = r.source AND o.kind = 'refresh'
+  LEFT JOIN tally.job_states j ON j.job_id = o.job_id AND j.last_sqlstate IS NOT NULL
+ WHERE pg_catalog.pg_has_role(c.relowner, 'MEMBER') OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER');
+COMMENT ON VIEW tally.rollup_status IS 'one row per rollup: how far the stored groups are behind, what the last refresh did, and what went wrong';
+COMMENT ON COLUMN tally.rollup_status.rollup IS 'the view that users read';
+COMMENT ON COLUMN tally.rollup_status.source IS 'the table it counts';
+COMMENT ON COLUMN tally.rollup_status.refresh_interval IS 'how often a worker refreshes it';
+COMMENT ON COLUMN tally.rollup_status.pending_rows IS 'committed rows of the source that no refresh has counted; the view adds them up when it is read';
+COMMENT ON COLUMN tally.rollup_status.oldest_open_writer IS
+  'session or prepared transaction that has been writing to the source for longest; its rows are counted after its commit';
+COMMENT ON COLUMN tally.rollup_status.refreshed_at IS 'when a refresh last counted rows';
+COMMENT ON COLUMN tally.rollup_status.refresh_duration IS 'how long that took, for all rollups of the source';
+COMMENT ON COLUMN tally.rollup_status.refreshed_rows IS 'source rows that it counted';
+COMMENT ON COLUMN tally.rollup_status.stored_bytes IS 'size of the stored groups, without indexes';
+COMMENT ON COLUMN tally.rollup_status.stored_groups IS 'number of stored groups, as ANALYZE last estimated it';
+COMMENT ON COLUMN tally.rollup_status.rows_per_group IS
+  'source rows per stored group, as ANALYZE last estimated both; near 1 the rollup brings freshness and distinct counts but no compression';
+COMMENT ON COLUMN tally.rollup_status.last_error IS 'error of the last refresh by a job, if it failed';
+COMMENT ON COLUMN tally.rollup_status.last_hint IS 'hint of that error';
+GRANT SELECT ON tally.rollup_status TO PUBLIC;
