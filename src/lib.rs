@@ -24,6 +24,7 @@ extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
+extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
 
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]
