@@ -13,7 +13,7 @@ mod utility;
 
 pub(crate) use analyze::analyze;
 pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
-pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings};
+pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, Oid};
 pub(crate) use process::is_member;

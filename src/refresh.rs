@@ -16,6 +16,7 @@ use crate::pg::{self, Oid, Snapshot};
 use crate::tags;
 use pgrx::prelude::*;
 use std::time::Instant;
+use tally_core::rollup::definition::TAG;
 use tally_core::rollup::sql;
 use tally_core::snapshot::{self, Counted};
 
@@ -67,7 +68,7 @@ fn tick_locked(source: Oid) -> Result<Report> {
         None => Ok(Report::default()),
         Some((counted, report)) => {
             sources::advance(source, &counted, &report, started.elapsed())?;
-            summarize_tail(source)?;
+            tend_tail(source)?;
             Ok(report)
         }
     }
@@ -83,7 +84,7 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let relations = rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>()?;
     now.read(|| tags::audit(source, &name))?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
-    let _settings = pg::pin_settings();
+    let _settings = pg::pin_settings_of_tick();
     let incarnation = tags::incarnation()?.number as u16;
     let not_yet_assigned = snapshot::tag(incarnation, pg::next_xid())?;
     let probe = pg::as_user(owner, || now.execute::<2>(&sql::probe(&name, state, not_yet_assigned)))?;
@@ -111,38 +112,33 @@ pub(crate) fn counted_by(now: &Snapshot) -> Result<Counted> {
     Ok(Counted::from_snapshot(incarnation, now.xmax(), &now.in_progress(), now.own_xid())?)
 }
 
+/// What [`tend_tail`] looks at: a BRIN index on the tag and its table.
+struct TagIndex {
+    index: Oid,
+    table: Oid,
+    pages: i64,
+    has_statistics: bool,
+}
+
+/// Below this many pages a table is read as fast whole as by its index.
+const PAGES_WORTH_STATISTICS: i64 = 128;
+
 /// Notes the tags of the newest pages in the BRIN indexes, from the end of each partition backwards to the first range that
 /// is noted already. A range that is not noted would be read by every later tick. Maintenance that runs on a partition goes
 /// first: it notes the ranges as well.
-fn summarize_tail(source: Oid) -> Result<()> {
-    let indexes = Spi::connect(|client| {
-        let rows = client.select(
-            "SELECT x.indexrelid, x.indrelid, pg_catalog.pg_relation_size(x.indrelid::pg_catalog.regclass) \
-                    OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::bigint \
-               FROM pg_catalog.pg_index AS x \
-               JOIN pg_catalog.pg_class AS i ON i.oid OPERATOR(pg_catalog.=) x.indexrelid AND i.relkind OPERATOR(pg_catalog.=) 'i' \
-               JOIN pg_catalog.pg_am AS m ON m.oid OPERATOR(pg_catalog.=) i.relam AND m.amname OPERATOR(pg_catalog.=) 'brin' \
-               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indexrelid AND a.attnum OPERATOR(pg_catalog.=) 1 \
-                    AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' \
-              WHERE x.indrelid OPERATOR(pg_catalog.=) $1 \
-                 OR x.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t WHERE t.isleaf)",
-            None,
-            &[source.into()],
-        )?;
-        rows.map(|row| Ok((row.get::<Oid>(1)?, row.get::<Oid>(2)?, row.get::<i64>(3)?)))
-            .collect::<pgrx::spi::Result<Vec<_>>>()
-    })
-    .map_err(spi)?;
-    for (index, table, pages) in indexes {
-        let (Some(index), Some(table), Some(pages)) = (index, table, pages) else { continue };
-        if pages == 0 || !pg::try_maintenance(table) {
+///
+/// A partition that has grown large before anything has analysed it gets statistics of its tags, without which the planner
+/// of a reader would not use the index.
+fn tend_tail(source: Oid) -> Result<()> {
+    for entry in tag_indexes(source)? {
+        if entry.pages == 0 || !pg::try_maintenance(entry.table) {
             continue;
         }
-        let mut page = pages - 1;
+        let mut page = entry.pages - 1;
         while page >= 0 {
             let noted = Spi::get_one_with_args::<i32>(
                 "SELECT pg_catalog.brin_summarize_range($1::pg_catalog.regclass, $2)",
-                &[index.into(), page.into()],
+                &[entry.index.into(), page.into()],
             )
             .map_err(spi)?;
             if noted.unwrap_or(0) == 0 {
@@ -150,8 +146,46 @@ fn summarize_tail(source: Oid) -> Result<()> {
             }
             page -= tags::PAGES_PER_RANGE;
         }
+        if !entry.has_statistics && entry.pages >= PAGES_WORTH_STATISTICS {
+            let name = catalog::name_of(entry.table)?;
+            Spi::run(&format!("ANALYZE {name} ({TAG})")).map_err(spi)?;
+        }
     }
     Ok(())
+}
+
+fn tag_indexes(source: Oid) -> Result<Vec<TagIndex>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT x.indexrelid, x.indrelid, pg_catalog.pg_relation_size(x.indrelid::pg_catalog.regclass) \
+                    OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::bigint, \
+                    EXISTS (SELECT FROM pg_catalog.pg_stats AS s \
+                             JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) s.schemaname \
+                            WHERE n.oid OPERATOR(pg_catalog.=) t.relnamespace AND s.tablename OPERATOR(pg_catalog.=) t.relname \
+                              AND s.attname OPERATOR(pg_catalog.=) 'tally_tag') \
+               FROM pg_catalog.pg_index AS x \
+               JOIN pg_catalog.pg_class AS t ON t.oid OPERATOR(pg_catalog.=) x.indrelid \
+               JOIN pg_catalog.pg_class AS i ON i.oid OPERATOR(pg_catalog.=) x.indexrelid AND i.relkind OPERATOR(pg_catalog.=) 'i' \
+               JOIN pg_catalog.pg_am AS m ON m.oid OPERATOR(pg_catalog.=) i.relam AND m.amname OPERATOR(pg_catalog.=) 'brin' \
+               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indexrelid AND a.attnum OPERATOR(pg_catalog.=) 1 \
+                    AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' \
+              WHERE x.indrelid OPERATOR(pg_catalog.=) $1 \
+                 OR x.indrelid IN (SELECT l.relid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf)",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| {
+            let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
+            Ok(TagIndex {
+                index: oid(1)?,
+                table: oid(2)?,
+                pages: row.get(3)?.unwrap_or(0),
+                has_statistics: row.get(4)?.unwrap_or(true),
+            })
+        })
+        .collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)
 }
 
 /// `CALL tally.refresh(rollup)`

@@ -2,6 +2,7 @@
 //! expressions of a rollup as the owner of its source.
 
 use pgrx::pg_sys::{self, Oid};
+use std::ffi::{CStr, CString};
 
 /// The user identity of before, restored when this value goes out of scope, also while unwinding from an error
 /// (PostgreSQL restores it as well when it aborts the subtransaction).
@@ -64,9 +65,30 @@ pub(crate) struct PinnedSettings {
 
 pub(crate) fn pin_settings() -> PinnedSettings {
     // SAFETY: the nest level is closed in `drop`, or by the abort of the transaction.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for (name, value) in [(c"search_path", c"pg_catalog, pg_temp"), (c"row_security", c"off")] {
-        // SAFETY: NUL-terminated constants, copied by the function; valid settings with valid values.
+    let pinned = PinnedSettings { level: unsafe { pg_sys::NewGUCNestLevel() } };
+    pinned.set(c"search_path", c"pg_catalog, pg_temp");
+    pinned.set(c"row_security", c"off");
+    pinned
+}
+
+/// The same, for the statements of a tick. A tick is maintenance, so it may use the memory of maintenance. It reads few rows
+/// of large tables by the index on their tags; for a partition that has just come and has no statistics yet the planner would
+/// rather read the whole of it. What it reads is too little to be worth compiling.
+pub(crate) fn pin_settings_of_tick() -> PinnedSettings {
+    let pinned = pin_settings();
+    // SAFETY: plain variables of this process.
+    let memory = unsafe { pg_sys::maintenance_work_mem.max(pg_sys::work_mem) };
+    if let Ok(memory) = CString::new(memory.to_string()) {
+        pinned.set(c"work_mem", &memory);
+    }
+    pinned.set(c"enable_seqscan", c"off");
+    pinned.set(c"jit", c"off");
+    pinned
+}
+
+impl PinnedSettings {
+    fn set(&self, name: &CStr, value: &CStr) {
+        // SAFETY: NUL-terminated texts, copied by the function; valid settings with valid values.
         unsafe {
             pg_sys::set_config_option(
                 name.as_ptr(),
@@ -80,7 +102,6 @@ pub(crate) fn pin_settings() -> PinnedSettings {
             );
         }
     }
-    PinnedSettings { level }
 }
 
 impl Drop for PinnedSettings {
