@@ -88,6 +88,11 @@ impl Database<'_> {
         self.cluster.psql_command(&self.name)
     }
 
+    /// What pg_dump writes for the database; see [`Cluster::dump`].
+    pub fn dump(&self) -> String {
+        self.cluster.dump(&self.name)
+    }
+
     /// What the real psql prints for `sql`; see [`Cluster::psql`].
     pub fn psql(&self, sql: &str) -> String {
         self.cluster.psql(&self.name, sql)
@@ -187,6 +192,16 @@ impl Cluster {
         let output = feed(&mut psql, sql);
         assert!(output.status.success(), "psql failed: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("psql prints UTF-8")
+    }
+
+    /// What pg_dump writes for the database, to be fed to [`Cluster::psql`] of an empty one.
+    ///
+    /// # Panics
+    /// When pg_dump fails, with what it said.
+    pub fn dump(&self, database: &str) -> String {
+        let output = client_program("pg_dump").arg(self.conninfo(database)).output().expect("pg_dump starts");
+        assert!(output.status.success(), "pg_dump failed: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("pg_dump writes UTF-8")
     }
 
     /// A psql that is connected to `database` and reads no start-up file, for a test that wants its own options.

@@ -3,6 +3,8 @@
 
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
+/// Partition sets: what is made, under which locks, and what is refused.
+mod partition;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
 /// What a DBA sees is complete: comments, settings, privileges.

@@ -1,6 +1,7 @@
 //! The only code that reads or writes tally's own tables: one file per table below `catalog/`.
 
 pub(crate) mod jobs;
+pub(crate) mod partitions;
 pub(crate) mod rollups;
 pub(crate) mod sources;
 

@@ -1,16 +1,269 @@
-//! Partition sets: carries out what core decides.
+//! Partition sets: reads what there is, asks core what is missing, makes it and records it.
+//!
+//! Everybody who makes partitions of a set holds SHARE UPDATE EXCLUSIVE on the parent, which conflicts with itself and with DDL but
+//! with no reader and no writer. The bounds are read again under that lock, so two makers never make the same partition.
 
-use crate::error::Result;
-use crate::pg::Oid;
+mod facts;
+mod functions;
+mod shape;
+
+use crate::catalog::partitions::{self as policies, Row};
+use crate::error::{Error, Result, spi};
+use crate::jobs::{self, Kind};
+use crate::pg::relation::{self, Mode};
+use crate::pg::{self, Oid, TimeZone};
+use crate::settings;
+use facts::Facts;
+use pgrx::prelude::*;
+use std::time::Duration;
+use tally_core::bucket::{Timestamp, Width, Zone};
+use tally_core::ident::QualifiedName;
+use tally_core::partition::{self, Error as Refusal, Key, Limits, Policy, Range, check, sql};
 
 /// What a maintenance run did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Report {
     /// Partitions made.
     pub made: i64,
+    /// Partitions that are still missing: call again in a new transaction.
+    pub remaining: i64,
 }
 
-/// Makes the partitions that the set's policy asks for.
-pub(crate) fn maintain(_parent: Oid) -> Result<Report> {
-    Ok(Report::default())
+/// Partitions that one transaction makes, so that it stays short and its locks few.
+const BATCH: usize = 64;
+/// Tries to lock the other side of a foreign key before waiting for it.
+const TRIES: u32 = 200;
+
+/// A policy with what is needed to apply it.
+struct Plan {
+    policy: Policy,
+    zone: TimeZone,
+}
+
+impl Plan {
+    fn new(key: Key, row: &Row) -> Result<Self> {
+        let policy = check::policy(key, &row.request)?;
+        let unknown = || Refusal::TimeZone { name: row.time_zone.clone() };
+        Ok(Self { policy, zone: TimeZone::named(&row.time_zone).ok_or_else(unknown)? })
+    }
+
+    fn now(&self) -> Timestamp {
+        self.policy.key.value(&self.zone, pg::process::clock())
+    }
+
+    /// What the clock asks for now.
+    fn premake(&self, facts: &Facts) -> Result<partition::Premake> {
+        let now = self.now();
+        let existing = facts::partitions(&facts.bounds, now)?;
+        let grid = self.policy.key.grid(self.policy.width, &self.zone);
+        Ok(partition::premake(&self.policy, &grid, &existing, now, &limits()))
+    }
+
+    /// What a range of instants asks for.
+    fn cover(&self, facts: &Facts, from: Timestamp, to: Timestamp) -> Result<Vec<Range>> {
+        let value = |at| self.policy.key.value(&self.zone, at);
+        let existing = facts::partitions(&facts.bounds, Timestamp::INFINITY)?;
+        let grid = self.policy.key.grid(self.policy.width, &self.zone);
+        Ok(partition::cover(&grid, &existing, Range { lower: value(from), upper: value(to) }, settings::premake_max())?)
+    }
+
+    /// Names tell the time of day unless all bounds are midnights of UTC.
+    fn names_have_time(&self) -> bool {
+        let rule = self.zone.rule(self.now());
+        let is_utc = rule.offset == 0 && !rule.until.is_finite();
+        matches!(self.policy.width, Width::Exact(_)) || (self.policy.key == Key::Instant && !is_utc)
+    }
+}
+
+fn limits() -> Limits {
+    Limits { outage: settings::premake_outage(), most: settings::premake_max() }
+}
+
+/// Makes the partitions that the set's policy asks for; to be called as the owner of the table, again in a new transaction while
+/// some remain. Waits for nobody longer than `tally.lock_try_timeout`; 55P03 means "try again".
+pub(crate) fn maintain(parent: Oid) -> Result<Report> {
+    // Without anything to do this writes nothing and locks nothing but for the ACCESS SHARE of reading the bounds.
+    let mut facts = facts::read(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let missing = plan.premake(&facts)?.missing;
+    if missing.is_empty() {
+        return Ok(Report::default());
+    }
+    // When rows are about to find no partition, a longer wait is the smaller evil.
+    let served = facts.bounds.last().map_or(Timestamp::NEG_INFINITY, |last| last.range.upper);
+    let urgent = served <= plan.now().plus(plan.policy.width.longest());
+    let timeout = if urgent { Duration::from_secs(1) } else { settings::lock_try_timeout() };
+    with_fixed_settings(Some(timeout), || {
+        lock(&mut facts)?;
+        let missing = plan.premake(&facts)?.missing;
+        let batch = if facts::connected_tables(parent)?.is_empty() { BATCH } else { 1 };
+        let now = &missing[..missing.len().min(batch)];
+        make(&facts, &plan, now)?;
+        Ok(Report { made: now.len() as i64, remaining: (missing.len() - now.len()) as i64 })
+    })
+}
+
+/// Registers a set and makes its first partitions: from the oldest row that may still come, as far ahead as one transaction can.
+fn register(parent: Oid, mut row: Row) -> Result<i64> {
+    let mut facts = owned(parent)?;
+    // First of all what does not depend on the table, so that 0A000 is not hidden behind another complaint.
+    check::policy(Key::Instant, &row.request)?;
+    if policies::policy(parent)?.is_some() {
+        return Err(Refusal::AlreadyRegistered { table: facts.set.table }.into());
+    }
+    let key = check::set(&facts.set)?;
+    row.time_zone = facts::time_zone(&row.time_zone)?.ok_or(Refusal::TimeZone { name: row.time_zone })?;
+    let plan = Plan::new(key, &row)?;
+    with_fixed_settings(None, || {
+        lock(&mut facts)?;
+        if policies::policy(parent)?.is_some() {
+            return Err(Refusal::AlreadyRegistered { table: facts.set.table.clone() }.into());
+        }
+        let now = plan.now();
+        let oldest = now.minus(plan.policy.lateness);
+        let mut missing = Vec::new();
+        if let Some(first) = facts.bounds.first()
+            && oldest < first.range.lower
+        {
+            let grid = plan.policy.key.grid(plan.policy.width, &plan.zone);
+            let existing = facts::partitions(&facts.bounds, now)?;
+            missing =
+                partition::cover(&grid, &existing, Range { lower: oldest, upper: first.range.lower }, usize::MAX)?;
+        }
+        missing.extend(plan.premake(&facts)?.missing);
+        let fit = facts::partitions_per_transaction(parent)?;
+        let soon = now.plus(plan.policy.width.longest().saturating_mul(2));
+        let needed = missing.iter().filter(|range| range.lower <= soon).count();
+        if needed > fit {
+            return Err(Refusal::TooManyLocks { partitions: needed, fit }.into());
+        }
+        let later = missing.split_off(missing.len().min(fit));
+        policies::insert(parent, &row)?;
+        make(&facts, &plan, &missing)?;
+        jobs::schedule(Kind::Premake, parent, every(plan.policy.width))?;
+        if !later.is_empty() {
+            notice!("the premake job makes {} more partitions of {}", later.len(), facts.set.table);
+        }
+        Ok(missing.len() as i64)
+    })
+}
+
+/// A job looks every quarter width: often enough, since partitions reach two widths and a week ahead.
+fn every(width: Width) -> Duration {
+    let quarter = Duration::from_micros(width.longest().unsigned_abs() / 4);
+    quarter.clamp(Duration::from_secs(60), Duration::from_secs(3600))
+}
+
+/// Makes the partitions for rows of a range, before a backfill or a replay.
+fn ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<i64> {
+    let mut facts = owned(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    if plan.cover(&facts, from, to)?.is_empty() {
+        return Ok(0);
+    }
+    with_fixed_settings(None, || {
+        lock(&mut facts)?;
+        let missing = plan.cover(&facts, from, to)?;
+        let fit = facts::partitions_per_transaction(parent)?;
+        if missing.len() > fit {
+            return Err(Refusal::TooManyLocks { partitions: missing.len(), fit }.into());
+        }
+        make(&facts, &plan, &missing)?;
+        Ok(missing.len() as i64)
+    })
+}
+
+/// Changes the policy of a set; what is `None` stays.
+fn change(parent: Oid, change: impl FnOnce(&mut check::Request)) -> Result<()> {
+    let facts = owned(parent)?;
+    let mut row = registered(&facts)?;
+    change(&mut row.request);
+    let policy = check::policy(check::set(&facts.set)?, &row.request)?;
+    policies::update(parent, &row)?;
+    jobs::schedule(Kind::Premake, parent, every(policy.width))
+}
+
+/// Forgets a set; its partitions stay.
+fn unregister(parent: Oid) -> Result<()> {
+    let facts = owned(parent)?;
+    if !policies::delete(parent)? {
+        return Err(Refusal::NotRegistered { table: facts.set.table }.into());
+    }
+    jobs::unschedule(Kind::Premake, parent)
+}
+
+fn owned(parent: Oid) -> Result<Facts> {
+    let facts = facts::read(parent)?;
+    if facts.owned { Ok(facts) } else { Err(Refusal::NotOwner { table: facts.set.table }.into()) }
+}
+
+fn registered(facts: &Facts) -> Result<Row> {
+    policies::policy(facts.oid)?.ok_or_else(|| Error::from(Refusal::NotRegistered { table: facts.set.table.clone() }))
+}
+
+/// What must not depend on the session: names in statements are qualified, and a partition lies where its set says.
+fn with_fixed_settings<T>(lock_timeout: Option<Duration>, action: impl FnOnce() -> T) -> T {
+    let timeout = lock_timeout.map(|timeout| format!("{}ms", timeout.as_millis()));
+    let mut settings = vec![(c"search_path", "pg_catalog, pg_temp"), (c"default_tablespace", "")];
+    if let Some(timeout) = &timeout {
+        settings.push((c"lock_timeout", timeout));
+    }
+    pg::with_settings(&settings, action)
+}
+
+/// Locks the parent and what foreign keys connect to it, then reads the facts again.
+fn lock(facts: &mut Facts) -> Result<()> {
+    relation::lock(facts.oid, Mode::ShareUpdateExclusive);
+    relation::begin_writing();
+    for (oid, table) in facts::connected_tables(facts.oid)? {
+        lock_connected(oid, &table)?;
+    }
+    *facts = facts::read(facts.oid)?;
+    check::set(&facts.set)?;
+    Ok(())
+}
+
+/// ATTACH takes SHARE ROW EXCLUSIVE on the other side of a foreign key. Asking for it would make writers there queue behind us, so
+/// it is taken only when it is free.
+fn lock_connected(oid: Oid, table: &str) -> Result<()> {
+    for attempt in 0..TRIES {
+        if relation::try_lock(oid, Mode::ShareRowExclusive) {
+            return Ok(());
+        }
+        // 5 to 24 ms: a spread, so that two makers do not meet again and again.
+        relation::pause(5 + u64::from(attempt * 7 % 20));
+    }
+    Err(Refusal::TargetLocked { table: table.into() }.into())
+}
+
+/// Makes partitions, one after the other. The caller holds the locks.
+fn make(facts: &Facts, plan: &Plan, ranges: &[Range]) -> Result<()> {
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    let shape = shape::read(facts)?;
+    for range in ranges {
+        let partition = new_name(facts, plan, range.lower, &[])?;
+        let statements = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
+        pg::as_user(facts.owner, || statements.iter().try_for_each(|statement| Spi::run(&statement.sql)))
+            .map_err(spi)?;
+    }
+    Ok(())
+}
+
+fn new_name(facts: &Facts, plan: &Plan, lower: Timestamp, planned: &[String]) -> Result<QualifiedName> {
+    let mut failure = None;
+    let name = sql::name(&facts.name.name, lower, plan.names_have_time(), &mut |name| {
+        planned.iter().any(|planned| planned == name)
+            || facts::is_taken(&facts.name.schema, name).unwrap_or_else(|error| {
+                failure = Some(error);
+                false
+            })
+    });
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(QualifiedName::new(&facts.name.schema, name)),
+    }
 }

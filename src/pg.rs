@@ -2,23 +2,30 @@
 #![allow(unsafe_code)]
 
 mod analyze;
+mod descriptor;
 mod event_trigger;
 mod lock;
 mod owner;
 pub(crate) mod process;
+pub(crate) mod relation;
+mod setting_scope;
 pub(crate) mod shared;
 mod snapshot;
 mod tag;
+mod timezone;
 mod utility;
 
 pub(crate) use analyze::analyze;
+pub(crate) use descriptor::{Bounds, range_partitions};
 pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, Oid};
 pub(crate) use process::is_member;
+pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{Snapshot, is_read_committed, next_xid, own_xid, owner_of, system_identifier};
 pub(crate) use tag::{note_incarnation_written, wrote_incarnation};
+pub(crate) use timezone::TimeZone;
 pub(crate) use utility::before_taking_over;
 
 use pgrx::pg_sys;

@@ -14,6 +14,9 @@ static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(900_000);
 static HISTORY_ROWS: GucSetting<i32> = GucSetting::<i32>::new(20_000);
 static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static LOCK_TRY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
+static PREMAKE_OUTAGE: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
+static PREMAKE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 
 /// Called once, when the library is loaded.
 pub(crate) fn define() {
@@ -102,7 +105,56 @@ pub(crate) fn define() {
     ] {
         GucRegistry::define_int_guc(name, short, long, setting, 1, 10_000_000, GucContext::Sighup, GucFlags::default());
     }
+    define_partition_settings();
     crate::pg::reserve_setting_prefix();
+}
+
+fn define_partition_settings() {
+    GucRegistry::define_int_guc(
+        c"tally.lock_try_timeout",
+        c"Sets how long a job waits for a lock on a table before it gives way and tries again later.",
+        c"Keep it far below deadlock_timeout, so that a job never makes PostgreSQL cancel somebody else.",
+        &LOCK_TRY_TIMEOUT,
+        1,
+        10_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"tally.premake_outage",
+        c"Sets how far ahead of the clock partitions are made at least, so that no insert fails while no worker runs.",
+        c"A longer time makes more empty partitions, which cost planning time.",
+        &PREMAKE_OUTAGE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"tally.premake_max",
+        c"Sets how many partitions ahead of the clock a set has at most.",
+        c"It limits what narrow partitions cost; tally.partition_status warns when so many are less than a day.",
+        &PREMAKE_MAX,
+        2,
+        100_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+}
+
+/// How long a job waits for a lock before it gives way.
+pub(crate) fn lock_try_timeout() -> Duration {
+    Duration::from_millis(LOCK_TRY_TIMEOUT.get().max(1) as u64)
+}
+
+/// A time without any worker in which no insert may fail; microseconds.
+pub(crate) fn premake_outage() -> i64 {
+    i64::from(PREMAKE_OUTAGE.get()) * tally_core::bucket::MINUTE
+}
+
+/// The most partitions that a set has ahead of the clock.
+pub(crate) fn premake_max() -> usize {
+    PREMAKE_MAX.get().max(2) as usize
 }
 
 pub(crate) fn enabled() -> bool {

@@ -10,6 +10,7 @@
 pub mod bucket;
 pub mod error;
 pub mod ident;
+pub mod partition;
 pub mod rollup;
 pub mod schedule;
 pub mod sketch;

@@ -39,7 +39,7 @@ fn tally_resume_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
 #[pg_extern(sql = false)]
 fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
     let job = owned(job_id)?;
-    Ok(work(&job)?)
+    Ok(work(&job)?.map(|progress| progress.rows))
 }
 
 /// The next job after this number that is due and may be run by the caller: as itself, or in a worker as the owner.

@@ -16,20 +16,34 @@ enum Work {
     Busy,
     Done {
         rows: i64,
+        /// There is more to do, in a new transaction.
+        more: bool,
         /// It wrote something, so there is something to record.
         wrote: bool,
     },
 }
 
-/// The work itself, in the current transaction, which has not written yet. `None` if somebody else is at it. The result is the number
-/// of source rows counted or of partitions made.
-pub(super) fn work(job: &Job) -> Result<Option<i64>> {
+/// What a run has done.
+pub(super) struct Progress {
+    /// Source rows counted or partitions made.
+    pub rows: i64,
+    /// There is more to do, in a new transaction.
+    pub more: bool,
+}
+
+/// The work itself, in the current transaction, which has not written yet. `None` if somebody else is at it.
+pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
     if !pg::try_lock_job(job.id) {
         return Ok(None);
     }
     Ok(match job.kind {
-        Kind::Refresh => refresh::tick_unless_busy(job.object)?.map(|report| report.rows),
-        Kind::Premake => Some(partition::maintain(job.object)?.made),
+        Kind::Refresh => {
+            refresh::tick_unless_busy(job.object)?.map(|report| Progress { rows: report.rows, more: false })
+        }
+        Kind::Premake => {
+            let report = partition::maintain(job.object)?;
+            Some(Progress { rows: report.made, more: report.remaining > 0 })
+        }
     })
 }
 
@@ -44,7 +58,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
     let work = process::transaction(|| {
         Ok(match work(job)? {
             None => Work::Busy,
-            Some(rows) => Work::Done { rows, wrote: pg::own_xid().is_some() },
+            Some(Progress { rows, more }) => Work::Done { rows, more, wrote: pg::own_xid().is_some() },
         })
     });
     let ended = process::clock();
@@ -53,13 +67,14 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
     }
     let duration = Duration::from_micros(ended.since(started).max(0).cast_unsigned());
 
-    let (outcome, rows, wrote, failure) = match work {
-        Ok(Work::Busy) => (Outcome::Waited, 0, false, Some(busy())),
-        Ok(Work::Done { rows, wrote }) => (Outcome::Done, rows, wrote, None),
-        Err(failure) => (Outcome::of_error(&failure.sqlstate), 0, false, Some(failure)),
+    let (outcome, rows, more, wrote, failure) = match work {
+        Ok(Work::Busy) => (Outcome::Waited, 0, false, false, Some(busy())),
+        Ok(Work::Done { rows, more, wrote }) => (Outcome::Done, rows, more, wrote, None),
+        Err(failure) => (Outcome::of_error(&failure.sqlstate), 0, false, false, Some(failure)),
     };
     let before = job.troubles;
     let (after, next_due) = before.after(outcome, scheduled, job.every, settings::retry(), ended, random());
+    let next_due = if more { ended } else { next_due };
     if let Some(failure) = &failure {
         report(job, failure, after.failures);
     }

@@ -1,0 +1,157 @@
+//! Is a set healthy, and if not, what is to be done?
+
+use crate::bucket::{HOUR, Timestamp, Zone};
+use crate::ident::literal;
+use crate::partition::sql::bound;
+use crate::partition::{Limits, Partition, Policy, Range, check, gaps};
+use std::fmt;
+
+/// What is known about a set; times are those of its key.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    pub set: &'a check::Set,
+    pub key_column: &'a str,
+    pub policy: &'a Policy,
+    pub limits: Limits,
+    /// In order of time.
+    pub existing: &'a [Partition],
+    /// A partition whose DETACH CONCURRENTLY has not ended.
+    pub pending: Option<&'a str>,
+    pub now: Timestamp,
+    pub zone: &'a dyn Zone,
+}
+
+impl fmt::Debug for Facts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Facts").field("set", &self.set).field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    Ok,
+    Warning,
+    Critical,
+}
+
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// What a DBA reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub verdict: Verdict,
+    /// A stable code and a sentence.
+    pub reason: Option<String>,
+    pub next_sql: Option<String>,
+    /// Rows from here to the horizon find a partition; both are instants.
+    pub accepts_from: Option<Timestamp>,
+    pub horizon: Option<Timestamp>,
+}
+
+/// The stretch without a gap that holds `now`, or else the last one.
+pub fn accepted(existing: &[Partition], now: Timestamp) -> Option<Range> {
+    let mut run: Option<Range> = None;
+    for Partition { range, .. } in existing {
+        match &mut run {
+            Some(run) if run.upper == range.lower => run.upper = range.upper,
+            Some(run) if run.lower <= now && now < run.upper => break,
+            _ => run = Some(*range),
+        }
+    }
+    run
+}
+
+/// The first trouble in the order of how much it hurts.
+pub fn judge(facts: &Facts<'_>) -> Status {
+    let accepted = accepted(facts.existing, facts.now);
+    let (verdict, reason, next_sql) = match trouble(facts, accepted) {
+        Some((verdict, reason, next_sql)) => (verdict, Some(reason), Some(next_sql)),
+        None => (Verdict::Ok, None, None),
+    };
+    let instant = |at| facts.policy.key.instant(facts.zone, at);
+    Status {
+        verdict,
+        reason,
+        next_sql,
+        accepts_from: accepted.map(|run| instant(run.lower)),
+        horizon: accepted.map(|run| instant(run.upper)),
+    }
+}
+
+fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, String, String)> {
+    let Facts { set, policy, limits, existing, now, zone, .. } = *facts;
+    let (table, owner, schema) = (&set.table, &set.owner, &set.schema);
+    let argument = |at| format!("'{}+00'", policy.key.instant(zone, at));
+    let ensure = |from: &str, to: Timestamp| {
+        format!("SELECT tally.ensure_partitions({}, {from}, {});", literal(table), argument(to))
+    };
+    let show = |at| bound(policy.key, at);
+    if !set.owner_may_create {
+        let reason = format!("P13: owner {owner} may not create tables in schema {schema}");
+        return Some((Verdict::Critical, reason, format!("GRANT CREATE ON SCHEMA {schema} TO {owner};")));
+    }
+    if !set.owner_may_log_in {
+        let reason = format!("P13: owner {owner} may not log in, so no worker makes partitions");
+        return Some((Verdict::Critical, reason, format!("ALTER ROLE {owner} LOGIN;")));
+    }
+    if let Some(partition) = &set.default {
+        let reason = format!("P06: default partition {partition} keeps new partitions from being made");
+        return Some((Verdict::Critical, reason, format!("ALTER TABLE {table} DETACH PARTITION {partition};")));
+    }
+    if let Some(partition) = facts.pending {
+        let reason = format!("P03: DETACH CONCURRENTLY of {partition} was interrupted");
+        return Some((
+            Verdict::Critical,
+            reason,
+            format!("ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE;"),
+        ));
+    }
+    let horizon = accepted.filter(|run| run.lower <= now).map_or(Timestamp::NEG_INFINITY, |run| run.upper);
+    let target = policy.target(existing, now, &limits);
+    if horizon <= now.plus(policy.width.longest()) {
+        let reason = if horizon > now {
+            format!("P01: rows find a partition only until {}, less than one width ahead", show(horizon))
+        } else {
+            "P01: rows of now find no partition".into()
+        };
+        return Some((Verdict::Critical, reason, ensure("now()", target)));
+    }
+    // The job runs once an hour at most, so the target may have moved on by that.
+    let ahead = existing.iter().filter(|partition| partition.range.lower > now).count();
+    if ahead < limits.most && horizon < target.minus((2 * HOUR).min(policy.ahead(&limits) / 2)) {
+        let reason = format!("P02: partitions reach until {}, not until {}", show(horizon), show(target));
+        return Some((Verdict::Warning, reason, ensure("now()", target)));
+    }
+    if ahead >= limits.most && horizon < now.plus(24 * HOUR) {
+        let reason = format!("P02: tally.premake_max = {} partitions are less than a day", limits.most);
+        return Some((
+            Verdict::Warning,
+            reason,
+            "ALTER SYSTEM SET tally.premake_max = 10000; SELECT pg_reload_conf();".into(),
+        ));
+    }
+    if let Some(gap) = gaps(existing).last() {
+        let reason = format!("P07: rows from {} to {} find no partition", show(gap.lower), show(gap.upper));
+        return Some((Verdict::Warning, reason, ensure(&argument(gap.lower), gap.upper)));
+    }
+    let believable = now.plus(policy.far_future);
+    if let Some(poison) = existing.iter().find(|partition| partition.used && partition.range.lower > believable) {
+        let from = bound(policy.key, poison.range.lower);
+        let reason =
+            format!("P08: rows later than {}, which is more than far_future ahead of the clock", show(believable));
+        return Some((
+            Verdict::Warning,
+            reason,
+            format!("SELECT * FROM {table} WHERE {} >= {from};", facts.key_column),
+        ));
+    }
+    None
+}

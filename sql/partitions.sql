@@ -1,0 +1,107 @@
+-- Partition sets: what the owner of a partitioned table asked for, and the functions that make its partitions.
+
+CREATE TABLE tally.partition_policies (
+    parent          regclass PRIMARY KEY,
+    partition_width interval NOT NULL,
+    time_zone       text NOT NULL,
+    premake         interval,
+    lateness        interval NOT NULL,
+    far_future      interval NOT NULL
+);
+COMMENT ON TABLE tally.partition_policies IS 'the partitioned tables whose partitions tally makes ahead of the clock; written by tally.partition_by_time and its sisters';
+COMMENT ON COLUMN tally.partition_policies.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.partition_policies.partition_width IS 'how long a new partition lasts';
+COMMENT ON COLUMN tally.partition_policies.time_zone IS 'name of the time zone whose calendar the bounds follow';
+COMMENT ON COLUMN tally.partition_policies.premake IS 'how far ahead of the clock partitions reach at least; null: as far as tally.premake_outage and two widths ask for';
+COMMENT ON COLUMN tally.partition_policies.lateness IS 'a row this old always finds a partition';
+COMMENT ON COLUMN tally.partition_policies.far_future IS 'rows later than the clock by more than this make no partitions';
+SELECT pg_catalog.pg_extension_config_dump('tally.partition_policies', '');
+-- Names and intervals only. Readable by all, because one unreadable table would make a plain role's pg_dump fail.
+REVOKE ALL ON tally.partition_policies FROM PUBLIC;
+GRANT SELECT ON tally.partition_policies TO PUBLIC;
+
+CREATE FUNCTION tally.partition_by_time(
+    parent          regclass,
+    partition_width interval,
+    retention       interval DEFAULT NULL,
+    time_zone       text     DEFAULT 'UTC',
+    premake         interval DEFAULT NULL,
+    lateness        interval DEFAULT '2 days',
+    far_future      interval DEFAULT '2 days'
+) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_partition_by_time_wrapper';
+COMMENT ON FUNCTION tally.partition_by_time(regclass, interval, interval, text, interval, interval, interval) IS 'registers a table that is partitioned by range of time, makes its first partitions and keeps making them ahead of the clock; returns how many it made';
+
+CREATE FUNCTION tally.ensure_partitions(parent regclass, from_time timestamptz, to_time timestamptz) RETURNS bigint
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_ensure_partitions_wrapper';
+COMMENT ON FUNCTION tally.ensure_partitions(regclass, timestamptz, timestamptz) IS 'makes the missing partitions for rows of this time, before a backfill or a replay; returns how many it made';
+
+CREATE FUNCTION tally.set_partition_policy(
+    parent     regclass,
+    premake    interval DEFAULT NULL,
+    lateness   interval DEFAULT NULL,
+    far_future interval DEFAULT NULL
+) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_set_partition_policy_wrapper';
+COMMENT ON FUNCTION tally.set_partition_policy(regclass, interval, interval, interval) IS 'changes the policy of a partition set; what is null stays, and premake => ''0'' means automatic';
+
+CREATE FUNCTION tally.set_partition_width(parent regclass, partition_width interval) RETURNS void
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_set_partition_width_wrapper';
+COMMENT ON FUNCTION tally.set_partition_width(regclass, interval) IS 'changes how long the partitions that are not made yet will last';
+
+CREATE FUNCTION tally.unregister_partitions(parent regclass) RETURNS void
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_unregister_partitions_wrapper';
+COMMENT ON FUNCTION tally.unregister_partitions(regclass) IS 'forgets the policy of a partition set; table, partitions and rows stay';
+
+CREATE FUNCTION tally.plan_premake(parent regclass)
+RETURNS TABLE (step bigint, action text, object text, sql text, lock_mode text, locked_tables text[], est_rows bigint,
+               est_bytes bigint, top_level_only boolean, note text)
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_plan_premake_wrapper';
+COMMENT ON FUNCTION tally.plan_premake(regclass) IS 'the statements that the premake job would run now, in order, with the locks they take; changes nothing';
+
+CREATE FUNCTION tally.inspect_partitions(parent regclass)
+RETURNS TABLE (verdict text, reason text, next_sql text, partitions bigint, accepts_from timestamptz, horizon timestamptz,
+               ahead interval, pending_partition text)
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_inspect_partitions_wrapper';
+COMMENT ON FUNCTION tally.inspect_partitions(regclass) IS 'how one partition set is doing, as in tally.partition_status; no row for a table that is not registered or that the caller may neither own, watch, read nor write';
+
+CREATE VIEW tally.partition_status WITH (security_barrier) AS
+SELECT p.parent, i.verdict, i.reason, i.next_sql, p.time_zone, p.partition_width AS width, i.partitions, i.accepts_from, i.horizon,
+       i.ahead, s.total_bytes, i.pending_partition
+FROM tally.partition_policies p
+CROSS JOIN LATERAL tally.inspect_partitions(p.parent) i
+LEFT JOIN LATERAL (
+    SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::pg_catalog.int8 AS total_bytes
+    FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) p.parent::pg_catalog.oid) s ON true;
+COMMENT ON VIEW tally.partition_status IS 'one row per partition set: is it healthy, and if not, what is to be done';
+COMMENT ON COLUMN tally.partition_status.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.partition_status.verdict IS 'ok, warning, or critical (rows fail now or soon)';
+COMMENT ON COLUMN tally.partition_status.reason IS 'a stable code and a sentence about the worst trouble; null if there is none';
+COMMENT ON COLUMN tally.partition_status.next_sql IS 'the statement that helps';
+COMMENT ON COLUMN tally.partition_status.time_zone IS 'the zone whose calendar the bounds follow';
+COMMENT ON COLUMN tally.partition_status.width IS 'how long a new partition lasts';
+COMMENT ON COLUMN tally.partition_status.partitions IS 'how many partitions there are';
+COMMENT ON COLUMN tally.partition_status.accepts_from IS 'rows from here to the horizon find a partition';
+COMMENT ON COLUMN tally.partition_status.horizon IS 'end of the last partition that is reached without a gap';
+COMMENT ON COLUMN tally.partition_status.ahead IS 'from now to the horizon';
+COMMENT ON COLUMN tally.partition_status.total_bytes IS 'size of all partitions with indexes and TOAST';
+COMMENT ON COLUMN tally.partition_status.pending_partition IS 'a partition whose DETACH CONCURRENTLY was interrupted';
+REVOKE ALL ON tally.partition_status FROM PUBLIC;
+GRANT SELECT ON tally.partition_status TO PUBLIC;
+
+-- A dropped table takes its policy along.
+CREATE FUNCTION tally._forget_dropped_sets() RETURNS event_trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_forget_dropped_sets_wrapper';
+COMMENT ON FUNCTION tally._forget_dropped_sets() IS 'deletes the policies of tables that do not exist any more';
+REVOKE ALL ON FUNCTION tally._forget_dropped_sets() FROM PUBLIC;
+CREATE EVENT TRIGGER tally_partition_set_dropped ON sql_drop WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
+EXECUTE FUNCTION tally._forget_dropped_sets();
+COMMENT ON EVENT TRIGGER tally_partition_set_dropped IS 'forgets the partition policy of a dropped table';

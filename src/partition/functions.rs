@@ -1,0 +1,229 @@
+//! The SQL functions: skins over the verbs of the parent module, declared in `sql/partitions.sql`.
+
+use super::{Plan, facts, limits, new_name, owned, registered, shape};
+use crate::catalog::partitions::{self as policies, Row, from_sql};
+use crate::error::{Error, Result};
+use crate::jobs::{self, Kind};
+use crate::pg::{self, Oid};
+use pgrx::datum::{Interval, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use tally_core::bucket::Timestamp;
+use tally_core::partition::check::{self, Request};
+use tally_core::partition::{sql, status};
+
+/// The functions are not STRICT, because some arguments may be null; the others are named when they are.
+fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| Error::new("22004", format!("{argument} must not be null")))
+}
+
+#[pg_extern(sql = false)]
+fn tally_partition_by_time(
+    parent: Option<Oid>,
+    partition_width: Option<Interval>,
+    retention: Option<Interval>,
+    time_zone: Option<String>,
+    premake: Option<Interval>,
+    lateness: Option<Interval>,
+    far_future: Option<Interval>,
+) -> std::result::Result<i64, ErrorReport> {
+    let request = Request {
+        width: from_sql(required("partition_width", partition_width)?),
+        retention: retention.map(from_sql),
+        premake: premake.map(from_sql),
+        lateness: from_sql(required("lateness", lateness)?),
+        far_future: from_sql(required("far_future", far_future)?),
+    };
+    let row = Row { request, time_zone: required("time_zone", time_zone)? };
+    Ok(super::register(required("parent", parent)?, row)?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_ensure_partitions(
+    parent: Oid,
+    from_time: TimestampWithTimeZone,
+    to_time: TimestampWithTimeZone,
+) -> std::result::Result<i64, ErrorReport> {
+    Ok(super::ensure(parent, Timestamp(from_time.into_inner()), Timestamp(to_time.into_inner()))?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_set_partition_policy(
+    parent: Option<Oid>,
+    premake: Option<Interval>,
+    lateness: Option<Interval>,
+    far_future: Option<Interval>,
+) -> std::result::Result<(), ErrorReport> {
+    Ok(super::change(required("parent", parent)?, |request| {
+        request.premake = premake.map(from_sql).or(request.premake);
+        request.lateness = lateness.map_or(request.lateness, from_sql);
+        request.far_future = far_future.map_or(request.far_future, from_sql);
+    })?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_set_partition_width(parent: Oid, partition_width: Interval) -> std::result::Result<(), ErrorReport> {
+    Ok(super::change(parent, |request| request.width = from_sql(partition_width))?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_unregister_partitions(parent: Oid) -> std::result::Result<(), ErrorReport> {
+    Ok(super::unregister(parent)?)
+}
+
+/// The body of an event trigger; what it was called for is seen from the catalogs.
+#[pg_extern(sql = false)]
+fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
+    for parent in policies::delete_dropped()? {
+        jobs::unschedule(Kind::Premake, parent)?;
+    }
+    Ok(())
+}
+
+/// A step of `tally.plan_premake`.
+type Step = (
+    name!(step, i64),
+    name!(action, String),
+    name!(object, String),
+    name!(sql, String),
+    name!(lock_mode, Option<String>),
+    name!(locked_tables, Vec<String>),
+    name!(est_rows, i64),
+    name!(est_bytes, i64),
+    name!(top_level_only, bool),
+    name!(note, Option<String>),
+);
+
+#[pg_extern(sql = false)]
+fn tally_plan_premake(
+    parent: Oid,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(step, i64),
+            name!(action, String),
+            name!(object, String),
+            name!(sql, String),
+            name!(lock_mode, Option<String>),
+            name!(locked_tables, Vec<String>),
+            name!(est_rows, i64),
+            name!(est_bytes, i64),
+            name!(top_level_only, bool),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    Ok(TableIterator::new(plan_premake(parent)?))
+}
+
+fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
+    let facts = owned(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let premake = plan.premake(&facts)?;
+    let mut shape = shape::read(&facts)?;
+    if pg::process::current_role() != facts.owner {
+        shape.owner = Some(facts.owner_name.clone());
+    }
+    let mut locked = vec![facts.set.table.clone()];
+    locked.extend(facts::connected_tables(parent)?.into_iter().map(|(_, table)| table));
+    let (mut names, mut steps) = (Vec::new(), Vec::new());
+    for range in premake.missing {
+        let partition = new_name(&facts, &plan, range.lower, &names)?;
+        for statement in sql::make(&facts.name, &partition, plan.policy.key, range, &shape) {
+            let attaches = statement.action == "attach";
+            let locked =
+                if attaches { locked.clone() } else { locked[..usize::from(statement.lock_mode.is_some())].to_vec() };
+            let note = (attaches && locked.len() > 1)
+                .then(|| "takes SHARE ROW EXCLUSIVE on the tables that foreign keys connect".to_owned());
+            steps.push((
+                steps.len() as i64 + 1,
+                statement.action.to_owned(),
+                partition.to_string(),
+                format!("{};", statement.sql),
+                statement.lock_mode.map(str::to_owned),
+                locked,
+                0,
+                0,
+                false,
+                note,
+            ));
+        }
+        names.push(partition.name);
+    }
+    Ok(steps)
+}
+
+/// One row of `tally.partition_status`, or none if the caller may not see the set.
+#[pg_extern(sql = false)]
+fn tally_inspect_partitions(
+    parent: Oid,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(verdict, String),
+            name!(reason, Option<String>),
+            name!(next_sql, Option<String>),
+            name!(partitions, i64),
+            name!(accepts_from, Option<TimestampWithTimeZone>),
+            name!(horizon, Option<TimestampWithTimeZone>),
+            name!(ahead, Option<Interval>),
+            name!(pending_partition, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    Ok(TableIterator::new(inspect(parent)?))
+}
+
+type Inspection = (
+    String,
+    Option<String>,
+    Option<String>,
+    i64,
+    Option<TimestampWithTimeZone>,
+    Option<TimestampWithTimeZone>,
+    Option<Interval>,
+    Option<String>,
+);
+
+fn inspect(parent: Oid) -> Result<Option<Inspection>> {
+    let Some(row) = policies::policy(parent)? else { return Ok(None) };
+    if !facts::is_visible(parent)? {
+        return Ok(None);
+    }
+    let facts = facts::read(parent)?;
+    let Some(key) = facts::key(&facts) else { return Ok(None) };
+    let plan = Plan::new(key, &row)?;
+    let (now, pending) = (plan.now(), facts::pending(parent)?);
+    let existing = facts::partitions(&facts.bounds, now)?;
+    let column = facts.set.key.first().and_then(|column| column.as_ref()).map_or("", |column| &column.name);
+    let status = status::judge(&status::Facts {
+        set: &facts.set,
+        key_column: column,
+        policy: &plan.policy,
+        limits: limits(),
+        existing: &existing,
+        pending: pending.as_deref(),
+        now,
+        zone: &plan.zone,
+    });
+    let ahead = status
+        .horizon
+        .filter(|horizon| horizon.is_finite())
+        .map(|horizon| horizon.0.saturating_sub(pg::process::clock().0));
+    let time = |at: Option<Timestamp>| at.and_then(|at| TimestampWithTimeZone::try_from(at.0).ok());
+    Ok(Some((
+        status.verdict.as_str().to_owned(),
+        status.reason,
+        status.next_sql,
+        existing.len() as i64,
+        time(status.accepts_from),
+        time(status.horizon),
+        ahead.map(|ahead| Interval::from_micros(ahead).justify_hours()),
+        pending,
+    )))
+}

@@ -1,0 +1,50 @@
+//! Locks on tables of users.
+
+use pgrx::pg_sys::{self, Oid};
+
+/// The lock modes that tally takes by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Conflicts with itself and with DDL, not with readers and writers.
+    ShareUpdateExclusive,
+    /// Conflicts with writers: what ATTACH takes on the other side of a foreign key.
+    ShareRowExclusive,
+}
+
+impl Mode {
+    fn number(self) -> pg_sys::LOCKMODE {
+        (match self {
+            Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
+            Self::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+        }) as pg_sys::LOCKMODE
+    }
+}
+
+/// Takes the lock until the end of the transaction; waits as long as `lock_timeout` allows. Unlike LOCK TABLE it asks for no
+/// privilege: the caller has checked that the user owns the table or one that a foreign key connects to it.
+pub(crate) fn lock(relation: Oid, mode: Mode) {
+    // SAFETY: any oid may be locked; whether the table (still) exists is looked up afterwards.
+    unsafe { pg_sys::LockRelationOid(relation, mode.number()) }
+}
+
+/// Takes the lock until the end of the transaction if that is possible at once, so that nobody queues behind us.
+pub(crate) fn try_lock(relation: Oid, mode: Mode) -> bool {
+    // SAFETY: as above.
+    unsafe { pg_sys::ConditionalLockRelationOid(relation, mode.number()) }
+}
+
+/// Assigns the transaction's id. From here on each query of SPI takes a snapshot of its own, so it sees what others committed
+/// while we waited for a lock.
+pub(crate) fn begin_writing() {
+    // SAFETY: only needs a transaction.
+    unsafe {
+        pg_sys::GetCurrentTransactionId();
+    }
+}
+
+/// Sleeps, but not through a cancel request.
+pub(crate) fn pause(milliseconds: u64) {
+    pgrx::check_for_interrupts!();
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+    pgrx::check_for_interrupts!();
+}
