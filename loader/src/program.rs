@@ -130,7 +130,10 @@ impl Program {
                     )));
                 }
                 None => {
-                    return Err(Error::unfit(format!("target.unknown_fields: {} has no column \"{name}\"", table.name)));
+                    return Err(Error::unfit(format!(
+                        "target.unknown_fields: {} has no column \"{name}\"",
+                        table.name
+                    )));
                 }
             }
         }

@@ -1,0 +1,18 @@
+//! The loader as its users run it, a process, against a real Apache Kafka and a real PostgreSQL. What is tested is always the
+//! same sentence: every message became one row or one dead letter, whatever was killed.
+//!
+//! `cargo kafka` runs them. They need Java 17 and Maven, and are skipped, loudly, without; `TALLY_KAFKA_TESTS=required` makes that
+//! an error. They need the extension installed (`make kafka` does it). `TALLY_TEST_SEED=n` repeats a run.
+
+/// A real Kafka: start, stop, kill, topics.
+mod broker;
+/// `generate` writes to a topic what it writes to standard output.
+mod generated;
+/// What a loader leaves behind when it is killed, frozen or asked to stop.
+mod kills;
+/// What becomes of messages that are not plain events: malformed, aborted.
+mod messages;
+/// Kafka or PostgreSQL go away and come back.
+mod outages;
+/// A topic, a table and a configuration, and the loader between them.
+mod pipeline;
