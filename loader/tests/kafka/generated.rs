@@ -24,7 +24,10 @@ fn a_generated_topic_holds_the_generated_lines_in_order() {
     let lines = generate(&[]);
     let lines: Vec<_> = lines.lines().collect();
 
-    let consumer: BaseConsumer = broker.client().create().expect("a consumer");
+    // A group id is needed to assign parts; without commits no group comes into being.
+    let mut config = broker.client();
+    let consumer: BaseConsumer =
+        config.set("group.id", "generated").set("enable.auto.commit", "false").create().expect("a consumer");
     for part in 0..3 {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset("generated", part, Offset::Offset(0)).expect("an offset");
