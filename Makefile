@@ -6,7 +6,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server kafka bench lint help
+.PHONY: all install install-debug test unit server kafka bench lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -42,6 +42,16 @@ bench: install ## measure against plain PostgreSQL (BENCH="copy tick --rounds 9"
 lint: ## format, clippy, the border around PostgreSQL's C API, shell scripts
 	scripts/setup lint
 	scripts/lint
+
+demo: install ## stream 2,000,000 events from Kafka into rollups and check them (EVENTS=file.ndjson: your own)
+	cargo build --release --package tally-loader
+	demo/run $(EVENTS)
+
+demo-psql: ## psql on the server that make demo left running
+	demo/run psql
+
+demo-stop: ## end that server and remove what it left
+	demo/run stop
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1 \t\2/p' Makefile | expand -t 20
