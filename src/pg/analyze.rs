@@ -1,12 +1,17 @@
 //! PostgreSQL's own parser looks at the definition of a rollup; its trees become plain values for core, and back.
 
+mod substitute;
+mod visit;
+
 use pgrx::pg_sys::{self, Node, NodeTag, Oid};
 use pgrx::{PgList, is_a};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char};
+use substitute::{Substitution, substitute};
 use tally_core::ident::QualifiedName;
 use tally_core::rollup::analysis::{
     AggregateCall, Analysis, Argument, Expression, Key, Source, SourceKind, Target, UnstableFunction, Unsupported,
 };
+use visit::{TargetVisitor, use_system_column, visit_functions, visit_target};
 
 /// The analysed definition, with the trees that [`AnalysedQuery::finished_targets`] needs. The trees live in the memory
 /// context of the caller, so this value must not outlive the SQL function that made it.
@@ -110,7 +115,7 @@ unsafe fn describe(query: *mut pg_sys::Query) -> AnalysedQuery {
         for target in all.iter_ptr().filter(|target| !(**target).resjunk) {
             analysed.add_target(&context, target, (*entry).relid);
         }
-        if uses_system_column(&analysed, condition) {
+        if use_system_column(analysed.keys.iter().chain(&analysed.aggregates).copied().chain([condition])) {
             analysed.analysis.unsupported.push(Unsupported::SystemColumn);
         }
         analysed
@@ -353,142 +358,6 @@ impl AnalysedQuery {
             });
             targets.collect()
         }
-    }
-}
-
-struct Substitution<'a> {
-    query: &'a AnalysedQuery,
-    key_columns: &'a [i16],
-    finished: &'a [*mut Node],
-}
-
-/// A callback of `expression_tree_mutator`.
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn substitute(node: *mut Node, context: *mut c_void) -> *mut Node {
-    // SAFETY: PostgreSQL passes the context on that `finished_targets` gave; nodes come from the analysed query.
-    unsafe {
-        if node.is_null() {
-            return node;
-        }
-        let substitution = &*context.cast::<Substitution>();
-        let query = substitution.query;
-        if let Some(position) = query.keys.iter().position(|key| pg_sys::equal((*key).cast(), node.cast())) {
-            return pg_sys::makeVar(
-                1,
-                substitution.key_columns[position],
-                pg_sys::exprType(node),
-                pg_sys::exprTypmod(node),
-                pg_sys::exprCollation(node),
-                0,
-            )
-            .cast();
-        }
-        if let Some(position) = query.aggregates.iter().position(|call| pg_sys::equal((*call).cast(), node.cast()))
-            && let Some(finished) = substitution.finished.get(position)
-        {
-            return *finished;
-        }
-        type Mutator = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> *mut Node;
-        // The C declaration of the callback before PostgreSQL 16 has no parameters; the function is called with two.
-        let mutator = std::mem::transmute::<Mutator, unsafe extern "C-unwind" fn() -> *mut Node>(substitute);
-        pg_sys::expression_tree_mutator(node, Some(mutator), context)
-    }
-}
-
-struct TargetVisitor<'a> {
-    keys: &'a [*mut Node],
-    found: Vec<*mut Node>,
-    ungrouped: Option<i16>,
-    unstable: Vec<UnstableFunction>,
-}
-
-/// A callback of `expression_tree_walker` that stops at grouping expressions and aggregates.
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn visit_target(node: *mut Node, context: *mut c_void) -> bool {
-    // SAFETY: as in `substitute`.
-    unsafe {
-        if node.is_null() {
-            return false;
-        }
-        let visitor = &mut *context.cast::<TargetVisitor>();
-        if visitor.keys.iter().any(|key| pg_sys::equal((*key).cast(), node.cast())) {
-            return false;
-        }
-        if is_a(node, NodeTag::T_Aggref) {
-            visitor.found.push(node);
-            return false;
-        }
-        if is_a(node, NodeTag::T_Var) {
-            visitor.ungrouped.get_or_insert((*node.cast::<pg_sys::Var>()).varattno);
-            return false;
-        }
-        note_unstable(node, &mut visitor.unstable);
-        pg_sys::expression_tree_walker(node, Some(visit_target), context)
-    }
-}
-
-/// A callback of `expression_tree_walker` that collects what is not immutable.
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn visit_functions(node: *mut Node, context: *mut c_void) -> bool {
-    // SAFETY: the context is the list that `Deparser::expression` gave.
-    unsafe {
-        if node.is_null() {
-            return false;
-        }
-        note_unstable(node, &mut *context.cast::<Vec<UnstableFunction>>());
-        pg_sys::expression_tree_walker(node, Some(visit_functions), context)
-    }
-}
-
-unsafe fn note_unstable(node: *mut Node, unstable: &mut Vec<UnstableFunction>) {
-    // SAFETY: the callback only reads catalogs, and gets the list as its context.
-    unsafe {
-        pg_sys::check_functions_in_node(node, Some(check_function), (&raw mut *unstable).cast());
-        if is_a(node, NodeTag::T_SQLValueFunction) {
-            unstable.push(UnstableFunction { signature: "CURRENT_TIMESTAMP or CURRENT_USER".into(), volatile: false });
-        } else if is_a(node, NodeTag::T_NextValueExpr) {
-            unstable.push(UnstableFunction { signature: "nextval".into(), volatile: true });
-        }
-    }
-}
-
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn check_function(function: Oid, context: *mut c_void) -> bool {
-    // SAFETY: as in `note_unstable`.
-    unsafe {
-        let volatility = pg_sys::func_volatile(function) as u8;
-        if volatility != b'i' {
-            let signature = text(pg_sys::format_procedure(function));
-            let list = &mut *context.cast::<Vec<UnstableFunction>>();
-            list.push(UnstableFunction { signature, volatile: volatility == b'v' });
-        }
-        false
-    }
-}
-
-/// Do the keys, the condition or an aggregate use ctid, xmin or the like? Their values change without a change of the row.
-unsafe fn uses_system_column(analysed: &AnalysedQuery, condition: *mut Node) -> bool {
-    let mut found = false;
-    let nodes = analysed.keys.iter().chain(&analysed.aggregates).copied().chain([condition]);
-    for node in nodes {
-        // SAFETY: the context is the flag above.
-        unsafe { visit_system_columns(node, (&raw mut found).cast()) };
-    }
-    found
-}
-
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn visit_system_columns(node: *mut Node, context: *mut c_void) -> bool {
-    // SAFETY: as in `uses_system_column`.
-    unsafe {
-        if node.is_null() {
-            return false;
-        }
-        if is_a(node, NodeTag::T_Var) && (*node.cast::<pg_sys::Var>()).varattno <= 0 {
-            *context.cast::<bool>() = true;
-            return true;
-        }
-        pg_sys::expression_tree_walker(node, Some(visit_system_columns), context)
     }
 }
 
