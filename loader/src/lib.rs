@@ -10,10 +10,12 @@ pub mod catalog;
 pub mod check;
 pub mod config;
 pub mod copy;
+pub mod decode;
 pub mod error;
 pub mod generate;
 pub mod init;
 pub mod logging;
+pub mod message;
 pub mod program;
 pub mod run;
 

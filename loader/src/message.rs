@@ -1,0 +1,171 @@
+//! Messages as they come from a source: one arena for many of them, so that a row costs no allocation.
+
+use std::ops::Range;
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// Many messages and their bytes. It is kept until the batch is committed, because a row that PostgreSQL refuses becomes a dead
+/// letter with its original bytes.
+#[derive(Debug, Default)]
+pub struct Arena {
+    bytes: Vec<u8>,
+    messages: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    part: i32,
+    offset: i64,
+    time: Option<i64>,
+    key: Option<Range<u32>>,
+    value: Option<Range<u32>>,
+    headers: Option<Range<u32>>,
+}
+
+/// One message, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    pub part: i32,
+    pub offset: i64,
+    /// The broker's timestamp in milliseconds since 1970.
+    pub time: Option<i64>,
+    pub key: Option<&'a [u8]>,
+    /// `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// The headers as JSON text, see [`headers_as_json`].
+    pub headers: Option<&'a [u8]>,
+}
+
+impl Arena {
+    pub fn with_capacity(bytes: usize, messages: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), messages: Vec::with_capacity(messages) }
+    }
+
+    /// Copies a message.
+    pub fn push(&mut self, message: Message<'_>) {
+        let key = message.key.map(|bytes| self.store(bytes));
+        let value = message.value.map(|bytes| self.store(bytes));
+        let headers = message.headers.map(|bytes| self.store(bytes));
+        self.messages.push(Entry {
+            part: message.part,
+            offset: message.offset,
+            time: message.time,
+            key,
+            value,
+            headers,
+        });
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Range<u32> {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(bytes);
+        start..u32::try_from(self.bytes.len()).expect("an arena is closed long before 4 GiB")
+    }
+
+    pub fn get(&self, index: usize) -> Message<'_> {
+        let entry = &self.messages[index];
+        let slice = |range: &Option<Range<u32>>| {
+            range.as_ref().map(|range| &self.bytes[range.start as usize..range.end as usize])
+        };
+        Message {
+            part: entry.part,
+            offset: entry.offset,
+            time: entry.time,
+            key: slice(&entry.key),
+            value: slice(&entry.value),
+            headers: slice(&entry.headers),
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Message<'_>> {
+        (0..self.len()).map(|index| self.get(index))
+    }
+
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// What the arena holds in memory.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.messages.len() * size_of::<Entry>()
+    }
+}
+
+impl Message<'_> {
+    /// Recognises the record when the topic may have been created again: a hash of its key and value.
+    pub fn hash(&self) -> i64 {
+        let mut hasher = Xxh3::new();
+        for part in [self.key, self.value] {
+            match part {
+                Some(bytes) => {
+                    hasher.update(&(bytes.len() as u64 + 1).to_le_bytes());
+                    hasher.update(bytes);
+                }
+                None => hasher.update(&0u64.to_le_bytes()),
+            }
+        }
+        hasher.digest() as i64
+    }
+}
+
+/// Headers as JSON: an array of `[name, value]`, because names may repeat. A value that is no text, or that holds a NUL byte,
+/// which jsonb cannot store, becomes `{"hex": ".."}`.
+pub fn headers_as_json<'a>(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Vec<u8> {
+    use serde_json::{Value, json};
+    let list: Vec<Value> = headers
+        .map(|(name, value)| {
+            let value = match value {
+                None => Value::Null,
+                Some(bytes) => match std::str::from_utf8(bytes) {
+                    Ok(text) if !text.contains('\0') => Value::from(text),
+                    _ => json!({ "hex": bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>() }),
+                },
+            };
+            json!([name.replace('\0', "\u{fffd}"), value])
+        })
+        .collect();
+    Value::from(list).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_back_as_they_went_in() {
+        let mut arena = Arena::default();
+        arena.push(Message { part: 1, offset: 7, time: Some(9), key: Some(b"k"), value: Some(b"v"), headers: None });
+        arena.push(Message { part: 2, offset: 8, time: None, key: None, value: None, headers: Some(b"[]") });
+        let first = arena.get(0);
+        assert_eq!((first.part, first.offset, first.key, first.value), (1, 7, Some(&b"k"[..]), Some(&b"v"[..])));
+        assert_eq!((arena.get(1).value, arena.get(1).headers), (None, Some(&b"[]"[..])));
+        assert_eq!(arena.len(), 2);
+    }
+
+    #[test]
+    fn the_hash_tells_key_value_and_absence_apart() {
+        let message = |key, value| Message { part: 0, offset: 0, time: None, key, value, headers: None }.hash();
+        let all = [
+            message(None, None),
+            message(Some(b""), None),
+            message(None, Some(b"")),
+            message(Some(b"ab"), Some(b"c")),
+            message(Some(b"a"), Some(b"bc")),
+        ];
+        let distinct: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+
+    #[test]
+    fn headers_are_always_valid_jsonb() {
+        let headers = [("a", Some(&b"x\"y"[..])), ("a", None), ("b", Some(&b"\xff\0"[..])), ("c", Some(&b"\0"[..]))];
+        assert_eq!(
+            String::from_utf8(headers_as_json(headers.into_iter())).unwrap(),
+            r#"[["a","x\"y"],["a",null],["b",{"hex":"ff00"}],["c",{"hex":"00"}]]"#
+        );
+    }
+}
