@@ -12,11 +12,17 @@ pub mod config;
 pub mod copy;
 pub mod decode;
 pub mod error;
+pub mod gauge;
 pub mod generate;
 pub mod init;
 pub mod logging;
+pub mod membership;
 pub mod message;
+pub mod metrics;
+pub mod offsets;
+pub mod postgres;
 pub mod program;
 pub mod run;
+pub mod source;
 
 pub use error::{Error, Result};

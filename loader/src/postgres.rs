@@ -1,0 +1,262 @@
+//! Connections to PostgreSQL: TLS, the settings of a session, and what an error asks for.
+
+use std::time::Duration;
+
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use postgres_openssl::MakeTlsConnector;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, config};
+
+use crate::config::{Postgres, SslMode};
+use crate::decode::{Reason, Rejection};
+use crate::{Error, Result};
+
+/// Settings of every session. They travel as start-up options, which a proxy that pools transactions refuses: behind one, the
+/// sessions of leases and prepared statements would not be ours.
+const OPTIONS: &str = "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c client_min_messages=warning \
+                       -c idle_in_transaction_session_timeout=30s -c statement_timeout=0";
+
+/// Prefix of the application name; with the pipeline behind it, it tells which sessions a claim may end.
+const APPLICATION: &str = "tally-loader ";
+
+/// Connects once. The connection is driven by a task of its own until the client is dropped.
+pub async fn connect(settings: &Postgres, pipeline: &str) -> Result<Client, ConnectError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&settings.host)
+        .port(settings.port)
+        .dbname(&settings.dbname)
+        .user(&settings.user)
+        .application_name(format!("{APPLICATION}{pipeline}"))
+        .options(OPTIONS)
+        .connect_timeout(Duration::from_secs(5))
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3)
+        .tcp_user_timeout(Duration::from_secs(30))
+        .target_session_attrs(TargetSessionAttrs::ReadWrite);
+    if let Some(password) = &settings.password {
+        config.password(password.reveal());
+    }
+    let mode =
+        settings.sslmode.unwrap_or(if is_local(&settings.host) { SslMode::Disable } else { SslMode::VerifyFull });
+    config.ssl_mode(if mode == SslMode::Disable { config::SslMode::Disable } else { config::SslMode::Require });
+    let connector = connector(settings, mode).map_err(|error| ConnectError::Tls(error.to_string()))?;
+    let (client, connection) = config.connect(connector).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!("connection to PostgreSQL ended: {error}");
+        }
+    });
+    Ok(client)
+}
+
+fn connector(settings: &Postgres, mode: SslMode) -> Result<MakeTlsConnector, openssl::error::ErrorStack> {
+    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+    if let Some(path) = &settings.sslrootcert {
+        builder.set_ca_file(path)?;
+    }
+    if mode == SslMode::Require {
+        builder.set_verify(SslVerifyMode::NONE);
+    }
+    let mut connector = MakeTlsConnector::new(builder.build());
+    if mode != SslMode::VerifyFull {
+        connector.set_callback(|connection, _| {
+            connection.set_verify_hostname(false);
+            Ok(())
+        });
+    }
+    Ok(connector)
+}
+
+/// A unix socket or a loopback address: nobody listens in between.
+fn is_local(host: &str) -> bool {
+    host.starts_with('/') || host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+impl ConnectError {
+    /// Whether trying again can help: the server may be starting, or the network away. A refused login stays refused.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Tls(_) => false,
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(error) => !matches!(&error.code().code()[..2], "28" | "3D" | "22" | "42"),
+                None => true,
+            },
+        }
+    }
+}
+
+/// Connects, and tries again until `timeout` is over.
+pub async fn connect_within(settings: &Postgres, pipeline: &str, timeout: Duration) -> Result<Client> {
+    let start = tokio::time::Instant::now();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match connect(settings, pipeline).await {
+            Ok(client) => return Ok(client),
+            Err(error) if error.is_transient() && start.elapsed() + pause < timeout => {
+                tracing::debug!("PostgreSQL is not there yet: {error}");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+            Err(error) => {
+                let place = format!("{}:{}/{}", settings.host, settings.port, settings.dbname);
+                return Err(Error::Unreachable(format!("cannot connect to PostgreSQL at {place}: {error}")));
+            }
+        }
+    }
+}
+
+/// One line that says what happened. `Display` of the library names the kind only.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(error) => format!("{} (SQLSTATE {})", error.message(), error.code().code()),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// The one question that an error of a running loader has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The server or the connection is away or busy: the same again later, for ever.
+    Retry,
+    /// Somebody else owns the part now.
+    Fenced,
+    /// A row is at fault.
+    Poison,
+    /// No leaf takes a row: the leaves known here may be old.
+    NoLeaf,
+    /// The table is not what the program was compiled for.
+    Recompile,
+    /// Something that a person has to repair, such as a revoked privilege; tried again at long intervals.
+    Wait,
+}
+
+/// Sorts an error of PostgreSQL, or of the connection to it.
+pub fn verdict(error: &tokio_postgres::Error) -> Verdict {
+    match error.as_db_error() {
+        None => Verdict::Retry,
+        Some(error) => verdict_of(error.code(), error.constraint().is_some()),
+    }
+}
+
+fn verdict_of(code: &SqlState, names_constraint: bool) -> Verdict {
+    let code = code.code();
+    match code {
+        "TL001" => Verdict::Fenced,
+        "42703" | "42804" | "0A000" | "22P03" => Verdict::Recompile,
+        // "no partition of relation found for row" has the code of a CHECK, but no constraint to name.
+        "23514" if !names_constraint => Verdict::NoLeaf,
+        "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57014" | "25P03" => Verdict::Retry,
+        "P0001" => Verdict::Poison,
+        _ => match &code[..2] {
+            "08" | "53" => Verdict::Retry,
+            // 54: a value too large for an index, a row too large for a page, JSON nested too deeply.
+            "22" | "23" | "54" => Verdict::Poison,
+            _ => Verdict::Wait,
+        },
+    }
+}
+
+/// The row that the server's context names, counted from 1 within one COPY.
+pub fn line(error: &DbError) -> Option<usize> {
+    error.where_().and_then(line_of)
+}
+
+/// A context holds several lines when a trigger failed, and the COPY's own is the last: `COPY events, line 7778, column a: ..`.
+/// Words are in the language of the server, so only the name of the command and the place of the number are relied on.
+fn line_of(context: &str) -> Option<usize> {
+    let copy = context.lines().rfind(|line| line.starts_with("COPY "))?;
+    // The table's name may hold anything, quoted names even commas; the number is in the part behind it that is
+    // one word and digits.
+    copy.split(", ").skip(1).find_map(|part| {
+        let part = part.split(':').next()?;
+        let (word, number) = part.trim().rsplit_once(' ')?;
+        (!word.is_empty()).then(|| number.parse().ok()).flatten()
+    })
+}
+
+/// The dead letter of a row that the server refused.
+pub fn rejection(error: &DbError) -> Rejection {
+    let reason = match error.code().code() {
+        "22001" => Reason::TooLong,
+        "22003" | "22008" | "54000" | "54001" => Reason::OutOfRange,
+        "22021" | "22P05" | "22P02" => Reason::BadText,
+        "23502" => Reason::MissingRequired,
+        "23514" if error.constraint().is_none() => Reason::NoPartition,
+        _ => Reason::Constraint,
+    };
+    Rejection {
+        reason,
+        column: error.column().map(str::to_owned),
+        sqlstate: Some(error.code().code().to_owned()),
+        error: error.message().chars().filter(|c| *c != '\0').take(1_000).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_of_error_has_its_verdict() {
+        for (code, verdict) in [
+            ("TL001", Verdict::Fenced),
+            ("42703", Verdict::Recompile),
+            ("22P03", Verdict::Recompile),
+            ("22003", Verdict::Poison),
+            ("23505", Verdict::Poison),
+            ("23503", Verdict::Poison),
+            ("P0001", Verdict::Poison),
+            ("54000", Verdict::Poison),
+            ("08006", Verdict::Retry),
+            ("57P01", Verdict::Retry),
+            ("40P01", Verdict::Retry),
+            ("53100", Verdict::Retry),
+            ("55P03", Verdict::Retry),
+            ("42501", Verdict::Wait),
+            ("42P01", Verdict::Wait),
+            ("XX001", Verdict::Wait),
+        ] {
+            assert_eq!(verdict_of(&SqlState::from_code(code), true), verdict, "{code}");
+        }
+        assert_eq!(verdict_of(&SqlState::from_code("23514"), true), Verdict::Poison);
+        assert_eq!(verdict_of(&SqlState::from_code("23514"), false), Verdict::NoLeaf);
+    }
+
+    #[test]
+    fn the_context_names_the_row_in_any_language() {
+        assert_eq!(line_of("COPY events, line 7778"), Some(7778));
+        assert_eq!(line_of("COPY events, line 3, column customer_id"), Some(3));
+        assert_eq!(line_of("COPY events, line 3, column v: \"a, line 9\""), Some(3));
+        assert_eq!(line_of("COPY events, Zeile 12, Spalte a"), Some(12));
+        assert_eq!(line_of("PL/pgSQL function f() line 3 at RAISE\nCOPY events, line 12"), Some(12));
+        assert_eq!(line_of("JSON data, line 1: x\nCOPY events, line 5, column j"), Some(5));
+        assert_eq!(line_of("SQL statement \"SELECT 1\""), None);
+        assert_eq!(line_of("COPY events"), None);
+    }
+
+    #[test]
+    fn only_a_socket_or_loopback_goes_without_tls() {
+        for local in ["/var/run/postgresql", "localhost", "127.0.0.1", "::1"] {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["db.example.org", "10.0.0.1", "localhost.example.org"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Where messages come from. A source is blocking and lives on a thread of its own; Kafka and an in-memory fake implement it.
+
+pub mod fake;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+
+use std::time::Duration;
+
+use crate::message::Arena;
+
+/// The offsets that a part holds: the first, and the one behind the last that may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub start: i64,
+    pub end: i64,
+}
+
+/// What a poll brought. Messages that are in the arena come before this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// The arena is full enough; more may be waiting.
+    Messages,
+    /// Nothing more is waiting right now.
+    Idle,
+    /// All of a part is read; `position` lies behind what is no message, such as transaction markers.
+    EndOfPart { part: i32, position: i64 },
+    /// The broker does not have the position of a part any more, or not yet.
+    OutOfRange { part: i32 },
+}
+
+/// Why a source did not do what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The brokers are away; the client library keeps trying.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The topic does not exist (any more).
+    #[error("{0}")]
+    NoTopic(String),
+    /// Login, TLS or a setting is refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A topic or the like, in parts that are each read in order.
+pub trait Source: Send {
+    /// Identity of the cluster: the same topic name elsewhere is another source.
+    fn cluster(&mut self) -> Result<String, SourceError>;
+    fn parts(&mut self) -> Result<Vec<i32>, SourceError>;
+    fn bounds(&mut self, part: i32) -> Result<Bounds, SourceError>;
+    /// The first offset at or after a time in milliseconds since 1970; the end when there is none.
+    fn offset_at(&mut self, part: i32, time: i64) -> Result<i64, SourceError>;
+    /// Reads these parts from these positions, and nothing else.
+    fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError>;
+    /// Fills the arena up to about `limit` bytes; waits at most `wait` for the first message.
+    fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError>;
+    /// Ends of the parts as last seen: (part, high watermark, last stable offset). For metrics only.
+    fn ends(&mut self) -> Vec<(i32, i64, i64)> {
+        Vec::new()
+    }
+}
