@@ -8,10 +8,12 @@
 pub mod arguments;
 pub mod catalog;
 pub mod check;
+pub mod chunk;
 pub mod config;
 pub mod copy;
 pub mod decode;
 pub mod error;
+pub mod feed;
 pub mod gauge;
 pub mod generate;
 pub mod init;

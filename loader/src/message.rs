@@ -77,6 +77,16 @@ impl Arena {
         }
     }
 
+    /// Keeps the messages that the predicate wants; the bytes of the others stay until the arena goes.
+    pub fn retain(&mut self, mut keep: impl FnMut(Message<'_>) -> bool) {
+        let mut wanted = Vec::new();
+        for index in 0..self.len() {
+            wanted.push(keep(self.get(index)));
+        }
+        let mut wanted = wanted.into_iter();
+        self.messages.retain(|_| wanted.next().unwrap_or(true));
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Message<'_>> {
         (0..self.len()).map(|index| self.get(index))
     }

@@ -302,7 +302,7 @@ fn tombstones_and_huge_values_follow_the_policy() {
     let mut program = compile(&target, "").unwrap();
     program.max_value = 16;
     let tombstone = Message { value: None, ..message(b"") };
-    let mut decode = |program: &Program, message| Decoder::default().decode(program, "t", message, &mut Vec::new());
+    let decode = |program: &Program, message| Decoder::default().decode(program, "t", message, &mut Vec::new());
     assert_eq!(decode(&program, tombstone), Outcome::Skip);
     program.tombstone = OnTombstone::Row;
     assert_eq!(decode(&program, tombstone), Outcome::Row);

@@ -1,0 +1,486 @@
+//! The way from the source to the batch: one thread polls, one decodes, and both queues between are bounded.
+//!
+//! ```text
+//! source thread --(arena)--> decoder thread --(chunk)--> pipeline
+//!       ^                                                    |
+//!       +---------------- commands: assign, bounds ----------+
+//! ```
+//!
+//! The source thread never blocks on a full queue: it keeps answering commands, so that the pipeline may ask for something
+//! while the queue it reads from is full. Every assignment has a number; what was read under an older one is dropped.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use crate::chunk::{Budget, Chunk};
+use crate::decode::Decoder;
+use crate::message::{Arena, Message};
+use crate::metrics::{Metrics, Phase};
+use crate::offsets::Anchor;
+use crate::program::Program;
+use crate::source::{Polled, Source, SourceError};
+
+/// A chunk is at most this large: with the rows made of it, it is sent by one COPY.
+const ARENA_BYTES: usize = 512 << 10;
+/// Chunks that may wait in each queue.
+const QUEUE: usize = 4;
+/// How long a poll waits when nothing comes; a command waits as long.
+const WAIT: Duration = Duration::from_millis(20);
+
+type Command = Box<dyn FnOnce(&mut dyn Source, &mut Reader) + Send>;
+
+/// Where a part begins, and what was applied last before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub part: i32,
+    pub next: i64,
+    /// To be found at its offset, unless it is gone: then the topic is still the same.
+    pub anchor: Option<Anchor>,
+}
+
+/// What reaches the pipeline, in the order of the source.
+#[derive(Debug)]
+pub enum Event {
+    Chunk(Chunk),
+    EndOfPart {
+        assignment: u64,
+        part: i32,
+        position: i64,
+    },
+    OutOfRange {
+        assignment: u64,
+        part: i32,
+    },
+    /// At the anchor's offset there is another record than the one that was applied.
+    AnotherRecord {
+        assignment: u64,
+        part: i32,
+    },
+}
+
+impl Event {
+    pub fn assignment(&self) -> u64 {
+        match self {
+            Self::Chunk(chunk) => chunk.assignment,
+            Self::EndOfPart { assignment, .. }
+            | Self::OutOfRange { assignment, .. }
+            | Self::AnotherRecord { assignment, .. } => *assignment,
+        }
+    }
+}
+
+enum Item {
+    Assigned(u64, Vec<Start>),
+    Polled { assignment: u64, arena: Arena, polled_at: Instant, then: Polled },
+}
+
+/// Owns both threads; dropping it ends them.
+#[derive(Debug)]
+pub struct Feed {
+    commands: mpsc::Sender<Command>,
+    events: async_mpsc::Receiver<Event>,
+    program: Arc<RwLock<Arc<Program>>>,
+    assignment: u64,
+}
+
+impl Feed {
+    /// Starts the threads. `memory` is the limit for messages and rows.
+    pub fn start(
+        source: Box<dyn Source>,
+        topic: &str,
+        program: Arc<Program>,
+        memory: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (commands, command_receiver) = mpsc::channel();
+        let (items, item_receiver) = mpsc::sync_channel(QUEUE);
+        let (event_sender, events) = async_mpsc::channel(QUEUE);
+        let program = Arc::new(RwLock::new(program));
+        let budget = Budget::default();
+        let reader = Reader { assignment: 0, positions: BTreeMap::new(), next_item: None };
+        let context = ReaderContext {
+            commands: command_receiver,
+            items,
+            memory,
+            budget: budget.clone(),
+            metrics: metrics.clone(),
+        };
+        spawn("source", move || context.run(source, reader));
+        let decoder = DecoderThread {
+            items: item_receiver,
+            events: event_sender,
+            program: program.clone(),
+            topic: topic.to_owned(),
+            budget,
+            metrics,
+            expected: BTreeMap::new(),
+            assignment: 0,
+        };
+        spawn("decoder", move || decoder.run());
+        Self { commands, events, program, assignment: 0 }
+    }
+
+    /// Lets the source do something and waits for the answer.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut dyn Source) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || SourceError::Refused("the thread of the source has ended".into());
+        self.commands
+            .send(Box::new(move |source, _| {
+                let _ = reply.send(action(source));
+            }))
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Reads these parts and nothing else. Events of before are recognised by their assignment.
+    pub async fn assign(&mut self, starts: Vec<Start>) -> Result<(), SourceError> {
+        self.assignment += 1;
+        let assignment = self.assignment;
+        let (reply, answer) = oneshot::channel();
+        let gone = || SourceError::Refused("the thread of the source has ended".into());
+        self.commands
+            .send(Box::new(move |source, reader| {
+                // The anchor's record is read once more and then dropped.
+                let positions: Vec<_> = starts.iter().map(|start| (start.part, start.read_from())).collect();
+                let result = source.assign(&positions);
+                if result.is_ok() {
+                    reader.assignment = assignment;
+                    reader.positions = positions.into_iter().collect();
+                    // Whatever still waits belongs to the former assignment.
+                    reader.next_item = Some(Item::Assigned(assignment, starts));
+                }
+                let _ = reply.send(result);
+            }))
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// The number of the current assignment.
+    pub fn assignment(&self) -> u64 {
+        self.assignment
+    }
+
+    /// The next event of the current assignment. `None`: the threads have ended.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            let event = self.events.recv().await?;
+            if event.assignment() == self.assignment {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Messages polled from now on are decoded by this program; chunks on their way carry the former one.
+    pub fn set_program(&self, program: Arc<Program>) {
+        *self.program.write().unwrap_or_else(PoisonError::into_inner) = program;
+    }
+}
+
+impl Start {
+    fn read_from(&self) -> i64 {
+        self.anchor.map_or(self.next, |anchor| anchor.offset)
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) {
+    thread::Builder::new().name(name.to_owned()).spawn(body).expect("a thread can be started");
+}
+
+/// What a command may change of the source thread.
+struct Reader {
+    assignment: u64,
+    positions: BTreeMap<i32, i64>,
+    next_item: Option<Item>,
+}
+
+struct ReaderContext {
+    commands: mpsc::Receiver<Command>,
+    items: mpsc::SyncSender<Item>,
+    memory: usize,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+}
+
+impl ReaderContext {
+    fn run(self, mut source: Box<dyn Source>, mut reader: Reader) {
+        let mut trouble: Option<String> = None;
+        let mut ends_at = Instant::now();
+        loop {
+            while let Ok(command) = self.commands.try_recv() {
+                command(source.as_mut(), &mut reader);
+            }
+            if let Some(item) = reader.next_item.take() {
+                match self.items.try_send(item) {
+                    Ok(()) => {}
+                    Err(TrySendError::Full(item)) => {
+                        reader.next_item = Some(item);
+                        if !self.serve_one_command(&mut source, &mut reader, Duration::from_millis(1)) {
+                            return;
+                        }
+                        continue;
+                    }
+                    Err(TrySendError::Disconnected(_)) => return,
+                }
+            }
+            self.metrics.memory.store(self.budget.used() as u64, std::sync::atomic::Ordering::Relaxed);
+            let is_full = self.budget.used() + 2 * ARENA_BYTES > self.memory;
+            if reader.positions.is_empty() || is_full {
+                if !self.serve_one_command(
+                    &mut source,
+                    &mut reader,
+                    if is_full { Duration::from_millis(1) } else { WAIT },
+                ) {
+                    return;
+                }
+                continue;
+            }
+            let mut arena = Arena::with_capacity(ARENA_BYTES, ARENA_BYTES / 128);
+            let start = Instant::now();
+            let polled = source.poll(&mut arena, ARENA_BYTES, WAIT);
+            if !arena.is_empty() {
+                self.metrics.add_time(Phase::Poll, start.elapsed());
+            }
+            let then = match polled {
+                Ok(then) => {
+                    if then != Polled::Idle || !arena.is_empty() {
+                        self.metrics.kafka_up.store(true, std::sync::atomic::Ordering::Relaxed);
+                        if trouble.take().is_some() {
+                            tracing::info!("the source answers again");
+                        }
+                    }
+                    then
+                }
+                Err(error) => {
+                    self.metrics.kafka_up.store(false, std::sync::atomic::Ordering::Relaxed);
+                    let error = error.to_string();
+                    if trouble.as_deref() != Some(&error) {
+                        tracing::warn!("the source does not answer, trying on: {error}");
+                        trouble = Some(error);
+                    }
+                    if arena.is_empty() {
+                        if !self.serve_one_command(&mut source, &mut reader, WAIT) {
+                            return;
+                        }
+                        continue;
+                    }
+                    Polled::Idle
+                }
+            };
+            if ends_at.elapsed() > Duration::from_secs(1) {
+                ends_at = Instant::now();
+                self.metrics.set_ends(&source.ends());
+            }
+            if !arena.is_empty() || !matches!(then, Polled::Idle | Polled::Messages) {
+                reader.next_item = Some(Item::Polled { assignment: reader.assignment, arena, polled_at: start, then });
+            }
+        }
+    }
+
+    /// `false`: the pipeline is gone.
+    fn serve_one_command(&self, source: &mut Box<dyn Source>, reader: &mut Reader, wait: Duration) -> bool {
+        match self.commands.recv_timeout(wait) {
+            Ok(command) => command(source.as_mut(), reader),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
+    }
+}
+
+struct DecoderThread {
+    items: mpsc::Receiver<Item>,
+    events: async_mpsc::Sender<Event>,
+    program: Arc<RwLock<Arc<Program>>>,
+    topic: String,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+    expected: BTreeMap<i32, Expected>,
+    assignment: u64,
+}
+
+/// What comes next of a part.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    next: i64,
+    anchor: Option<Anchor>,
+}
+
+/// What the first look at a message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Take,
+    /// It was applied before, or its part is not ours.
+    Drop,
+    AnotherRecord,
+}
+
+impl Expected {
+    fn look(&mut self, message: Message<'_>) -> Look {
+        if let Some(anchor) = self.anchor.take()
+            && message.offset == anchor.offset
+            && (message.hash() != anchor.hash || message.time != anchor.time)
+        {
+            return Look::AnotherRecord;
+        }
+        // librdkafka repeats some messages after a resume.
+        if message.offset < self.next {
+            return Look::Drop;
+        }
+        self.next = message.offset + 1;
+        Look::Take
+    }
+}
+
+impl DecoderThread {
+    fn run(mut self) {
+        let mut decoder = Decoder::default();
+        while let Ok(item) = self.items.recv() {
+            let sent = match item {
+                Item::Assigned(assignment, starts) => {
+                    self.assignment = assignment;
+                    self.expected = starts
+                        .iter()
+                        .map(|start| (start.part, Expected { next: start.next, anchor: start.anchor }))
+                        .collect();
+                    true
+                }
+                Item::Polled { assignment, arena, polled_at, then } => {
+                    assignment != self.assignment || self.decode(&mut decoder, arena, polled_at, then)
+                }
+            };
+            if !sent {
+                return;
+            }
+        }
+    }
+
+    fn decode(&mut self, decoder: &mut Decoder, mut arena: Arena, polled_at: Instant, then: Polled) -> bool {
+        let assignment = self.assignment;
+        let mut others = Vec::new();
+        let expected = &mut self.expected;
+        arena.retain(|message| match expected.get_mut(&message.part).map(|part| part.look(message)) {
+            Some(Look::Take) => true,
+            Some(Look::Drop) | None => false,
+            Some(Look::AnotherRecord) => {
+                others.push(message.part);
+                false
+            }
+        });
+        for part in others {
+            self.expected.remove(&part);
+            // What the arena still holds of the part comes from another topic than the rows before.
+            arena.retain(|message| message.part != part);
+            if self.events.blocking_send(Event::AnotherRecord { assignment, part }).is_err() {
+                return false;
+            }
+        }
+        if !arena.is_empty() {
+            let start = Instant::now();
+            let program = self.program.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let chunk =
+                Chunk::decode(decoder, program, &self.topic, Arc::new(arena), assignment, polled_at, &self.budget);
+            self.metrics.add_time(Phase::Decode, start.elapsed());
+            if self.events.blocking_send(Event::Chunk(chunk)).is_err() {
+                return false;
+            }
+        }
+        let event = match then {
+            Polled::EndOfPart { part, position } => {
+                let Some(expected) = self.expected.get_mut(&part) else { return true };
+                expected.next = expected.next.max(position);
+                Event::EndOfPart { assignment, part, position: expected.next }
+            }
+            Polled::OutOfRange { part } => Event::OutOfRange { assignment, part },
+            Polled::Idle | Polled::Messages => return true,
+        };
+        self.events.blocking_send(event).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::tests::{column, compile, table};
+    use crate::source::fake::FakeTopic;
+
+    fn feed(topic: &FakeTopic) -> Feed {
+        let program = Arc::new(compile(&table(vec![column("a", "int4")]), "").unwrap());
+        Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Arc::default())
+    }
+
+    /// Offsets of the messages up to the end of the part.
+    async fn offsets(feed: &mut Feed) -> Vec<i64> {
+        let mut offsets = Vec::new();
+        loop {
+            match feed.next().await.unwrap() {
+                Event::Chunk(chunk) => offsets.extend(chunk.arena.iter().map(|message| message.offset)),
+                Event::EndOfPart { .. } => return offsets,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn topic(messages: i64) -> FakeTopic {
+        let topic = FakeTopic::new(1);
+        (0..messages).for_each(|n| _ = topic.produce(0, None, Some(format!("{{\"a\": {n}}}").as_bytes()), Some(n)));
+        topic
+    }
+
+    #[tokio::test]
+    async fn a_part_is_read_from_its_position_to_its_end() {
+        let topic = topic(10);
+        let mut feed = feed(&topic);
+        feed.assign(vec![Start { part: 0, next: 7, anchor: None }]).await.unwrap();
+        assert_eq!(offsets(&mut feed).await, [7, 8, 9]);
+        topic.produce(0, None, Some(b"{}"), None);
+        assert_eq!(offsets(&mut feed).await, [10]);
+    }
+
+    #[tokio::test]
+    async fn events_of_an_older_assignment_are_dropped() {
+        let topic = topic(20_000);
+        let mut feed = feed(&topic);
+        for next in [0, 5, 19_990] {
+            feed.assign(vec![Start { part: 0, next, anchor: None }]).await.unwrap();
+        }
+        assert_eq!(offsets(&mut feed).await, (19_990..20_000).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_part_lies_behind_markers() {
+        let topic = topic(2);
+        topic.skip(0, 3);
+        let mut feed = feed(&topic);
+        feed.assign(vec![Start { part: 0, next: 2, anchor: None }]).await.unwrap();
+        assert!(matches!(feed.next().await, Some(Event::EndOfPart { part: 0, position: 5, .. })));
+    }
+
+    #[tokio::test]
+    async fn the_anchor_tells_a_topic_that_was_created_again() {
+        let original = topic(3);
+        let mut arena = Arena::default();
+        let mut source = original.source();
+        source.assign(&[(0, 0)]).unwrap();
+        source.poll(&mut arena, 1 << 20, WAIT).unwrap();
+        let last = arena.get(2);
+        let anchor = Some(Anchor { offset: 2, time: last.time, hash: last.hash() });
+        original.produce(0, None, Some(b"{}"), None);
+        let mut same = feed(&original);
+        same.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
+        assert_eq!(offsets(&mut same).await, [3]);
+
+        let other = FakeTopic::new(1);
+        (0..9).for_each(|n| _ = other.produce(0, None, Some(b"{\"a\": 77}"), Some(n)));
+        let mut changed = feed(&other);
+        changed.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
+        assert!(matches!(changed.next().await, Some(Event::AnotherRecord { part: 0, .. })));
+    }
+}
