@@ -6,10 +6,12 @@
 #![deny(unsafe_code)]
 
 pub mod arguments;
+pub mod batch;
 pub mod catalog;
 pub mod check;
 pub mod chunk;
 pub mod config;
+pub mod control;
 pub mod copy;
 pub mod decode;
 pub mod error;
@@ -22,9 +24,13 @@ pub mod membership;
 pub mod message;
 pub mod metrics;
 pub mod offsets;
+pub mod pipeline;
 pub mod postgres;
 pub mod program;
+pub mod progress;
 pub mod run;
+pub mod sink;
 pub mod source;
+pub mod stop;
 
 pub use error::{Error, Result};

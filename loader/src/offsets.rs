@@ -1,13 +1,13 @@
 //! The state of the loader in PostgreSQL: sources, members, leases, positions. The claim of a part raises its epoch, and
 //! `tally.advance_offsets` lets only the owner of that epoch commit.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
+use crate::control::Ownership;
 use crate::{Error, Result};
 
 /// The format of the state tables that this loader knows.
@@ -147,11 +147,7 @@ const ALIVE: &str = "m.expires_at > clock_timestamp() AND EXISTS (SELECT FROM pg
      WHERE a.pid = m.backend_pid AND (a.backend_start IS NULL OR a.backend_start = m.backend_started_at))";
 
 /// Living members of the pipeline, and each part of the source with its living owner.
-pub async fn ownership(
-    client: &Client,
-    pipeline: &str,
-    source: i32,
-) -> Result<(Vec<Uuid>, BTreeMap<i32, Option<Uuid>>), tokio_postgres::Error> {
+pub async fn ownership(client: &Client, pipeline: &str, source: i32) -> Result<Ownership, tokio_postgres::Error> {
     let members = client
         .query(
             &format!("SELECT m.member_id FROM tally.loader_members m WHERE m.pipeline = $1 AND {ALIVE}"),
@@ -161,14 +157,18 @@ pub async fn ownership(
     let owners = client
         .query(
             &format!(
-                "SELECT o.part, m.member_id FROM tally.loader_offsets o \
+                "SELECT o.part, m.member_id, o.next_offset FROM tally.loader_offsets o \
                  LEFT JOIN tally.loader_leases l ON l.source_id = o.source_id AND l.part = o.part \
                  LEFT JOIN tally.loader_members m ON m.member_id = l.member_id AND {ALIVE} WHERE o.source_id = $1"
             ),
             &[&source],
         )
         .await?;
-    Ok((members.iter().map(|row| row.get(0)).collect(), owners.iter().map(|row| (row.get(0), row.get(1))).collect()))
+    Ok(Ownership {
+        members: members.iter().map(|row| row.get(0)).collect(),
+        owners: owners.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        positions: owners.iter().map(|row| (row.get(0), row.get(2))).collect(),
+    })
 }
 
 /// Claims parts in one short transaction: the lease, then the epoch. Returns those that nobody alive holds. It waits for an

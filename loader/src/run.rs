@@ -1,9 +1,64 @@
 //! The subcommand `run`.
 
-use crate::arguments::RunArguments;
-use crate::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
-/// Runs the subcommand to its end.
-pub fn run(_arguments: RunArguments) -> Result<()> {
-    Err(Error::unfit("\"tally-loader run\" is not built yet"))
+use crate::arguments::RunArguments;
+use crate::config::Config;
+use crate::metrics::{self, Metrics};
+use crate::pipeline::{self, Run};
+use crate::progress::Progress;
+use crate::source::Source;
+use crate::{Error, Result, stop};
+
+/// Loads the topic until stopped, or until its end.
+pub fn run(arguments: RunArguments) -> Result<()> {
+    let config = Config::load(&arguments.config)?;
+    let source = open_source(&config)?;
+    runtime()?.block_on(async {
+        let stop = stop::on_signals().map_err(|error| Error::Bug(format!("cannot listen for signals: {error}")))?;
+        let metrics = Arc::new(Metrics::default());
+        if let Some(address) = config.metrics {
+            metrics::serve(address, metrics.clone()).await?;
+        }
+        let start = Instant::now();
+        let progress = Progress::start(metrics.clone());
+        let run = Run { config: &config, until_end: arguments.until_end, metrics: metrics.clone(), stop };
+        let result = pipeline::run(run, source).await;
+        drop(progress);
+        let (rows, seconds) = (metrics.rows.load(Relaxed), start.elapsed().as_secs_f64());
+        tracing::info!(
+            "{rows} rows, {} dead letters in {seconds:.1} s ({:.0} rows/s)",
+            metrics.dead(),
+            rows as f64 / seconds
+        );
+        result
+    })
+}
+
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Bug(format!("cannot start the runtime: {error}")))
+}
+
+/// The source that the configuration names.
+#[cfg(feature = "kafka")]
+pub(crate) fn open_source(config: &Config) -> Result<Box<dyn Source>> {
+    use crate::source::SourceError;
+    use crate::source::kafka::KafkaSource;
+    let source = KafkaSource::new(&config.source, &config.pipeline, config.memory.0);
+    Ok(Box::new(source.map_err(|error| match error {
+        SourceError::Refused(message) => Error::unfit(message),
+        error => pipeline::source_error(error),
+    })?))
+}
+
+/// Without Kafka there is no source to open.
+#[cfg(not(feature = "kafka"))]
+pub(crate) fn open_source(_: &Config) -> Result<Box<dyn Source>> {
+    Err(Error::unfit("this tally-loader was built without its feature \"kafka\""))
 }

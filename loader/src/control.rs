@@ -1,0 +1,93 @@
+//! The control connection: it proves that this loader lives, every 2 seconds, and looks at who owns what.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::config::Postgres;
+use crate::offsets;
+use crate::postgres;
+
+const RENEWAL: Duration = Duration::from_secs(2);
+/// At first more often: the sessions of a loader that this one replaces may take a moment to end.
+const FIRST_RENEWALS: (u32, Duration) = (10, Duration::from_millis(200));
+
+/// Living members, and each part with its living owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ownership {
+    pub members: Vec<Uuid>,
+    pub owners: BTreeMap<i32, Option<Uuid>>,
+    /// Committed positions, also of parts that others own. Good for nothing but to see that they are done.
+    pub positions: BTreeMap<i32, i64>,
+}
+
+/// What is needed to be a member.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub id: Uuid,
+    pub pipeline: String,
+    pub host: String,
+    pub source: i32,
+    pub settings: Postgres,
+}
+
+/// The task that renews; dropping this ends it, and with it the connection.
+#[derive(Debug)]
+pub struct Control {
+    task: JoinHandle<()>,
+    ownership: watch::Receiver<Ownership>,
+}
+
+impl Control {
+    /// Becomes a member and keeps it so.
+    pub async fn start(member: Member, client: Client) -> Result<Self, tokio_postgres::Error> {
+        let first = renew(&member, &client).await?;
+        let (sender, ownership) = watch::channel(first);
+        let task = tokio::spawn(async move {
+            let mut client = Some(client);
+            for look in 0u64.. {
+                tokio::time::sleep(if look < FIRST_RENEWALS.0.into() { FIRST_RENEWALS.1 } else { RENEWAL }).await;
+                if client.as_ref().is_none_or(Client::is_closed) {
+                    client = postgres::connect(&member.settings, &member.pipeline).await.ok();
+                }
+                let Some(connected) = &client else { continue };
+                match renew(&member, connected).await {
+                    Ok(ownership) => _ = sender.send(ownership),
+                    Err(error) => {
+                        tracing::debug!("cannot renew the membership: {}", postgres::describe(&error));
+                        client = None;
+                    }
+                }
+            }
+        });
+        Ok(Self { task, ownership })
+    }
+
+    /// The last look at who owns what.
+    pub fn ownership(&self) -> Ownership {
+        self.ownership.borrow().clone()
+    }
+
+    /// Returns at each new look.
+    pub async fn changed(&mut self) -> Ownership {
+        if self.ownership.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.ownership.borrow_and_update().clone()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn renew(member: &Member, client: &Client) -> Result<Ownership, tokio_postgres::Error> {
+    offsets::renew_member(client, member.id, &member.pipeline, &member.host).await?;
+    offsets::ownership(client, &member.pipeline, member.source).await
+}

@@ -1,0 +1,774 @@
+//! Polls, decodes, copies, commits; backs off, gives up parts, stops. One lane: one data connection with all parts that this
+//! loader owns.
+//!
+//! After any failure that leaves the position in doubt the way is the same: claim the parts again and go on from what the
+//! claim returns. A commit whose answer got lost has either moved the position or not; the claim knows which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::batch::{Batch, Limits, Owned};
+use crate::catalog::{CatalogError, Table};
+use crate::config::{Config, OnGap, Start as StartRule};
+use crate::control::{Control, Member, Ownership};
+use crate::feed::{Event, Feed, Start};
+use crate::gauge::Gauge;
+use crate::membership;
+use crate::metrics::{Metrics, Phase};
+use crate::offsets::{self, Claim};
+use crate::postgres::{self, Verdict};
+use crate::program::Program;
+use crate::sink::{Checks, Failure, Sink};
+use crate::source::{Bounds, Source, SourceError};
+use crate::stop::Stop;
+use crate::{Error, Result, catalog};
+
+/// Pauses between attempts after an outage.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause when a person has to repair something.
+const LONG_WAIT: Duration = Duration::from_secs(30);
+/// How often new parts of the topic are looked for.
+const NEW_PARTS: Duration = Duration::from_secs(60);
+/// Reading the leaves may take this share of the time.
+const LEAVES_SHARE: u32 = 20;
+
+/// Everything a run needs.
+#[derive(Debug)]
+pub struct Run<'a> {
+    pub config: &'a Config,
+    /// Stop at the end that each part had at the start.
+    pub until_end: bool,
+    pub metrics: Arc<Metrics>,
+    pub stop: Stop,
+}
+
+/// Reads the target and compiles the program.
+pub async fn compile(client: &Client, config: &Config) -> Result<(Table, Program)> {
+    let table = catalog::table(client, &config.target.table).await.map_err(unfit)?;
+    let program = compile_table(&table, config)?;
+    Ok((table, program))
+}
+
+fn compile_table(table: &Table, config: &Config) -> Result<Program> {
+    let policy = &config.policy;
+    Program::compile(table, &config.target, policy.on.tombstone, policy.dead_letters.max_value.0)
+}
+
+fn unfit(error: CatalogError) -> Error {
+    match error {
+        CatalogError::Postgres(error) => {
+            Error::unfit(format!("cannot read the target: {}", postgres::describe(&error)))
+        }
+        CatalogError::Unfit(message, hint) => Error::Unfit { message, hint: hint.map(str::to_owned) },
+    }
+}
+
+/// How the source's own errors end a start.
+pub fn source_error(error: SourceError) -> Error {
+    match error {
+        SourceError::Unreachable(message) => Error::Unreachable(format!("cannot reach Kafka: {message}")),
+        SourceError::Refused(message) => Error::Unreachable(format!("Kafka refuses: {message}")),
+        SourceError::NoTopic(message) => Error::unfit(message),
+    }
+}
+
+/// Loads until stopped. The first contact with both sides must succeed within the start timeout; after that outages are
+/// retried for ever.
+pub async fn run(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
+    let mut stop = run.stop.clone();
+    let timeout = run.config.policy.timeouts.stop.0;
+    let forced = async {
+        stop.signalled(1).await;
+        tokio::select! {
+            () = stop.signalled(2) => Error::Forced("stopped by a second signal; the open batch will be read again".into()),
+            () = tokio::time::sleep(timeout) => {
+                Error::Forced("the last batch did not commit within policy.timeouts.stop; it will be read again".into())
+            }
+        }
+    };
+    tokio::select! {
+        result = load(run, source) => result,
+        error = forced => Err(error),
+    }
+}
+
+async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
+    let config = run.config;
+    let timeout = config.policy.timeouts.start.0;
+    let mut client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
+    offsets::check_format(&client).await?;
+    let (_, program) = compile(&client, config).await?;
+    let program = Arc::new(program);
+    let topic = &config.source.kafka.topic;
+    run.metrics.set_source(topic);
+    // What the client library holds, and the chunks on their way, are part of the limit too.
+    let memory = config.memory.0 / 2;
+    let mut feed = Feed::start(source, topic, program.clone(), memory, run.metrics.clone());
+    let at_start = |error: tokio_postgres::Error| {
+        let text = format!("cannot prepare the start: {}", postgres::describe(&error));
+        if postgres::verdict(&error) == Verdict::Retry { Error::Unreachable(text) } else { Error::unfit(text) }
+    };
+    let cluster = match &config.source.kafka.cluster {
+        Some(cluster) => cluster.clone(),
+        None => within(timeout, &feed, |source| source.cluster()).await?,
+    };
+    let parts = within(timeout, &feed, |source| source.parts()).await?;
+    let source_id = match offsets::find_source(&client, &config.pipeline, &cluster, topic).await.map_err(at_start)? {
+        Some(source) => source,
+        None => {
+            let starts = first_positions(&feed, &parts, config.source.start, timeout).await?;
+            let source = offsets::create_source(&mut client, &config.pipeline, &cluster, topic, &starts).await;
+            source.map_err(at_start)?
+        }
+    };
+    let member = Member {
+        id: Uuid::new_v4(),
+        pipeline: config.pipeline.clone(),
+        host: host_name(),
+        source: source_id,
+        settings: config.postgres.clone(),
+    };
+    let control_client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
+    let member_id = member.id;
+    let control = Control::start(member, control_client).await.map_err(at_start)?;
+    let sink = new_sink(client, config, source_id).await.map_err(at_start)?;
+    add_new_parts(&feed, &sink, &client_parts(&control), &parts).await.map_err(|failure| match failure {
+        Lost::Failure(Failure::Postgres(error)) => at_start(error),
+        Lost::Source(error) => source_error(error),
+        other => Error::Unreachable(other.to_string()),
+    })?;
+    let mut ends = BTreeMap::new();
+    if run.until_end {
+        for &part in &parts {
+            ends.insert(part, within(timeout, &feed, move |source| Ok(source.bounds(part)?.end)).await?);
+        }
+    }
+    let mut lane = Lane {
+        config,
+        until_end: run.until_end,
+        metrics: run.metrics.clone(),
+        stop: run.stop,
+        control,
+        member: member_id,
+        limits: Limits::new(&config.policy.batch),
+        gauge: Gauge::new(&config.policy.dead_letters),
+        program,
+        leaves_read_at: Instant::now(),
+        leaves_next_at: Instant::now(),
+        batch: Batch::default(),
+        owned: BTreeMap::new(),
+        stopped: BTreeMap::new(),
+        ends,
+        reached: BTreeSet::new(),
+        recompiled: 0,
+        last_commit: Duration::ZERO,
+        new_parts_at: Instant::now() + NEW_PARTS,
+        pause: FIRST_PAUSE,
+        paused: false,
+        started: false,
+    };
+    let result = lane.keep_loading(&mut feed, sink, source_id).await;
+    run.metrics.postgres_up.store(false, Relaxed);
+    result
+}
+
+fn client_parts(control: &Control) -> BTreeSet<i32> {
+    control.ownership().owners.keys().copied().collect()
+}
+
+async fn new_sink(client: Client, config: &Config, source: i32) -> Result<Sink, tokio_postgres::Error> {
+    let (commit, max_value) = (config.policy.batch.synchronous_commit, config.policy.dead_letters.max_value.0);
+    Sink::new(client, &config.postgres, &config.pipeline, source, commit, max_value).await
+}
+
+/// Asks the source until it answers or the time is over.
+async fn within<T: Send + 'static>(
+    timeout: Duration,
+    feed: &Feed,
+    action: impl Fn(&mut dyn Source) -> Result<T, SourceError> + Send + Clone + 'static,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match feed.ask(action.clone()).await {
+            Ok(answer) => return Ok(answer),
+            Err(SourceError::Unreachable(message)) if start.elapsed() < timeout => {
+                tracing::debug!("Kafka is not there yet: {message}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(source_error(error)),
+        }
+    }
+}
+
+/// Positions of the very first start.
+async fn first_positions(feed: &Feed, parts: &[i32], rule: StartRule, timeout: Duration) -> Result<Vec<(i32, i64)>> {
+    let mut starts = Vec::with_capacity(parts.len());
+    for &part in parts {
+        let position = match rule {
+            StartRule::Earliest => within(timeout, feed, move |source| Ok(source.bounds(part)?.start)).await?,
+            StartRule::Latest => within(timeout, feed, move |source| Ok(source.bounds(part)?.end)).await?,
+            StartRule::At(time) => within(timeout, feed, move |source| source.offset_at(part, time)).await?,
+        };
+        starts.push((part, position));
+    }
+    Ok(starts)
+}
+
+/// Parts that appeared after the first start begin at their first message: never at the end, that would lose some.
+async fn add_new_parts(feed: &Feed, sink: &Sink, known: &BTreeSet<i32>, parts: &[i32]) -> Result<bool, Lost> {
+    let mut starts = Vec::new();
+    for &part in parts.iter().filter(|part| !known.contains(part)) {
+        let bounds = feed.ask(move |source| source.bounds(part)).await.map_err(Lost::Source)?;
+        starts.push((part, bounds.start));
+    }
+    if !starts.is_empty() {
+        tracing::info!("the topic has {} new part(s)", starts.len());
+        sink.insert_parts(&starts).await.map_err(Failure::from)?;
+    }
+    Ok(!starts.is_empty())
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| String::new(), |name| name.trim().to_owned())
+}
+
+/// What ended a stretch of loading.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("{0}")]
+    Source(SourceError),
+    /// Parts are to be claimed again, with the same connection.
+    #[error("{0}")]
+    Rejoin(String),
+    /// The loader leaves.
+    #[error(transparent)]
+    Leave(#[from] Error),
+}
+
+struct Lane<'a> {
+    config: &'a Config,
+    until_end: bool,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+    control: Control,
+    member: Uuid,
+    limits: Limits,
+    gauge: Gauge,
+    program: Arc<Program>,
+    leaves_read_at: Instant,
+    leaves_next_at: Instant,
+    batch: Batch,
+    owned: BTreeMap<i32, Owned>,
+    /// Parts that are stopped to protect data, with the reason.
+    stopped: BTreeMap<i32, String>,
+    /// With `until_end`: the end of each part of the topic at the start.
+    ends: BTreeMap<i32, i64>,
+    /// Parts whose end has been seen since they were assigned.
+    reached: BTreeSet<i32>,
+    /// Programs compiled since the last commit.
+    recompiled: u32,
+    last_commit: Duration,
+    new_parts_at: Instant,
+    pause: Duration,
+    /// The last attempt failed, and that is logged.
+    paused: bool,
+    /// The first claim has succeeded.
+    started: bool,
+}
+
+impl Lane<'_> {
+    /// Loads until there is a reason to leave, through all outages.
+    async fn keep_loading(&mut self, feed: &mut Feed, sink: Sink, source: i32) -> Result<()> {
+        let mut sink = Some(sink);
+        loop {
+            let mut connected = match sink.take() {
+                Some(sink) if !sink.is_closed() => sink,
+                _ => match self.reconnect(feed, source).await {
+                    Ok(sink) => sink,
+                    Err(Lost::Leave(error)) => return Err(error),
+                    Err(lost) => {
+                        self.back_off(&lost).await?;
+                        if self.stop.is_signalled() {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                },
+            };
+            let lost = match self.stretch(feed, &mut connected).await {
+                Ok(()) => {
+                    let _ = connected.leave(self.member).await;
+                    return Ok(());
+                }
+                Err(lost) => lost,
+            };
+            self.batch = Batch::default();
+            let is_rolled_back = connected.rollback().await.is_ok();
+            match lost {
+                Lost::Leave(error) => {
+                    let _ = connected.leave(self.member).await;
+                    return Err(error);
+                }
+                Lost::Rejoin(reason) => tracing::info!("claiming the parts again: {reason}"),
+                lost => {
+                    if let Lost::Failure(Failure::Fenced(_)) = &lost {
+                        self.metrics.fenced.fetch_add(1, Relaxed);
+                    }
+                    self.back_off(&lost).await?;
+                }
+            }
+            if self.stop.is_signalled() {
+                let _ = connected.leave(self.member).await;
+                return Ok(());
+            }
+            if is_rolled_back {
+                sink = Some(connected);
+            }
+        }
+    }
+
+    /// Waits before the next attempt; an error at the very start leaves instead.
+    async fn back_off(&mut self, lost: &Lost) -> Result<()> {
+        let waits = matches!(lost, Lost::Failure(Failure::Postgres(error))
+            if !matches!(postgres::verdict(error), Verdict::Retry | Verdict::Fenced));
+        if !self.started {
+            return Err(match lost {
+                Lost::Source(error) => source_error(error.clone()),
+                lost if waits => Error::unfit(format!("cannot load: {lost}")),
+                lost => Error::Unreachable(format!("cannot start loading: {lost}")),
+            });
+        }
+        if matches!(lost, Lost::Failure(Failure::Postgres(_))) {
+            self.metrics.postgres_up.store(false, Relaxed);
+        }
+        let pause = if waits { LONG_WAIT } else { self.pause };
+        if !std::mem::replace(&mut self.paused, true) || waits {
+            tracing::warn!("loading pauses, the batch will be read again: {lost}");
+        }
+        // Half of the pause is random, so that many loaders do not come back in step.
+        let jitter = 0.5 + 0.5 * (Uuid::new_v4().as_u128() as u32 as f64 / f64::from(u32::MAX));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        tokio::select! {
+            () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+            () = self.stop.signalled(1) => {}
+        }
+        Ok(())
+    }
+
+    /// A new connection; the table may have changed meanwhile.
+    async fn reconnect(&mut self, feed: &Feed, source: i32) -> Result<Sink, Lost> {
+        let client =
+            postgres::connect(&self.config.postgres, &self.config.pipeline).await.map_err(|error| match error {
+                postgres::ConnectError::Postgres(error) => Lost::Failure(error.into()),
+                error => Lost::Source(SourceError::Refused(error.to_string())),
+            })?;
+        let read_at = Instant::now();
+        match catalog::table(&client, &self.config.target.table).await {
+            Ok(table) => self.set_program(feed, compile_table(&table, self.config)?, read_at),
+            Err(CatalogError::Postgres(error)) => return Err(Failure::from(error).into()),
+            Err(error) => return Err(Lost::Leave(unfit(error))),
+        }
+        Ok(new_sink(client, self.config, source).await.map_err(Failure::from)?)
+    }
+
+    /// `read_at`: when its table or leaves began to be read.
+    fn set_program(&mut self, feed: &Feed, program: Program, read_at: Instant) {
+        self.program = Arc::new(program);
+        self.leaves_read_at = read_at;
+        feed.set_program(self.program.clone());
+    }
+
+    /// From a claim to the first failure. `Ok`: everything is committed and the loader leaves.
+    async fn stretch(&mut self, feed: &mut Feed, sink: &mut Sink) -> Result<(), Lost> {
+        let ownership = self.control.ownership();
+        let mine: Vec<i32> = self.owned.keys().copied().collect();
+        self.owned.clear();
+        let planned = membership::plan(&ownership.owners, &ownership.members, self.member);
+        // A claim that failed half-way may have left us leases.
+        let leased = ownership.owners.iter().filter(|(_, owner)| **owner == Some(self.member)).map(|(part, _)| *part);
+        let wanted: BTreeSet<i32> = mine
+            .into_iter()
+            .chain(leased)
+            .chain(planned.claim)
+            .filter(|part| !self.stopped.contains_key(part))
+            .collect();
+        self.acquire(feed, sink, wanted.into_iter().collect()).await?;
+        if !self.started {
+            self.started = true;
+            tracing::info!(
+                "loading {} part(s) of \"{}\" into {}",
+                self.owned.len(),
+                self.config.source.kafka.topic,
+                self.program.table
+            );
+        }
+        loop {
+            if self.stop.is_signalled() {
+                self.close(feed, sink).await?;
+                tracing::info!("stopped; everything that was read is committed");
+                return Ok(());
+            }
+            if self.until_end && self.is_at_end() {
+                self.close(feed, sink).await?;
+                self.fail_if_all_stopped(true)?;
+                return Ok(());
+            }
+            self.fail_if_all_stopped(false)?;
+            let deadline = self.batch.deadline(self.limits.linger(self.last_commit));
+            tokio::select! {
+                biased;
+                () = self.stop.signalled(1) => {}
+                () = sleep_until(deadline) => self.close(feed, sink).await?,
+                event = feed.next() => {
+                    let event = event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?;
+                    self.handle(feed, sink, event).await?;
+                }
+                ownership = self.control.changed() => self.share(feed, sink, ownership).await?,
+            }
+        }
+    }
+
+    async fn handle(&mut self, feed: &mut Feed, sink: &mut Sink, event: Event) -> Result<(), Lost> {
+        match event {
+            Event::Chunk(chunk) => {
+                let chunk = if Arc::ptr_eq(&chunk.program, &self.program) {
+                    chunk
+                } else {
+                    chunk.decode_again(self.program.clone(), &self.config.source.kafka.topic)
+                };
+                let chunk = self.with_fresh_leaves(feed, sink, chunk).await?;
+                self.batch.push(chunk, Instant::now());
+                if self.batch.should_copy() {
+                    self.copy(feed, sink).await?;
+                }
+                if self.batch.should_close(&self.limits) {
+                    self.close(feed, sink).await?;
+                }
+            }
+            Event::EndOfPart { part, position, .. } => {
+                self.reached.insert(part);
+                self.batch.end_of_part(part, position, &self.owned, Instant::now());
+            }
+            Event::OutOfRange { part, .. } => {
+                self.close(feed, sink).await?;
+                return Err(Lost::Rejoin(format!("part {part} has no record at its position")));
+            }
+            Event::AnotherRecord { part, .. } => {
+                self.close(feed, sink).await?;
+                let owned = self.owned[&part];
+                let claim = Claim { part, next: owned.next, epoch: owned.epoch, anchor: None };
+                let reason = "another record is where the last loaded one was: the topic was created again or cut off";
+                self.stop_part(sink, &claim, reason.into()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A message found no leaf: perhaps one was made since the leaves were read. They are read again, unless that was after
+    /// the message was polled, or is so dear that it would take more than its share of the time.
+    async fn with_fresh_leaves(
+        &mut self,
+        feed: &Feed,
+        sink: &Sink,
+        chunk: crate::chunk::Chunk,
+    ) -> Result<crate::chunk::Chunk, Lost> {
+        if !chunk.lacks_leaf() || self.leaves_read_at > chunk.polled_at || Instant::now() < self.leaves_next_at {
+            return Ok(chunk);
+        }
+        if self.refresh_leaves(feed, sink).await? {
+            return Ok(chunk.decode_again(self.program.clone(), &self.config.source.kafka.topic));
+        }
+        Ok(chunk)
+    }
+
+    /// Reads the leaves; whether they have changed.
+    async fn refresh_leaves(&mut self, feed: &Feed, sink: &Sink) -> Result<bool, Lost> {
+        let start = Instant::now();
+        let leaves = sink.leaves(self.program.table_oid).await.map_err(Failure::from)?;
+        self.leaves_read_at = start;
+        self.leaves_next_at = Instant::now() + start.elapsed() * LEAVES_SHARE;
+        if leaves == self.program.leaves {
+            return Ok(false);
+        }
+        let program = self.program.with_leaves(leaves);
+        self.set_program(feed, program, start);
+        Ok(true)
+    }
+
+    /// Copies what waits. When the table or its leaves turn out to be others, the whole batch starts over with them.
+    async fn copy(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        let mut checks = Checks::default();
+        loop {
+            match self.try_copy(sink, checks).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => checks = self.start_over(feed, sink, failure, checks).await?,
+            }
+        }
+    }
+
+    async fn try_copy(&mut self, sink: &mut Sink, checks: Checks) -> Result<(), Failure> {
+        let allowance = self.gauge.allowance(self.batch.messages(), Instant::now());
+        let (chunks, first) = self.batch.chunks();
+        let start = Instant::now();
+        let refused = sink.copy(&self.program, &self.owned, chunks, first, checks, allowance).await?;
+        self.metrics.add_time(Phase::Copy, start.elapsed());
+        self.batch.note_copied(refused);
+        Ok(())
+    }
+
+    /// Prepares another attempt at the whole batch, or passes the failure on.
+    async fn start_over(
+        &mut self,
+        feed: &Feed,
+        sink: &mut Sink,
+        failure: Failure,
+        mut checks: Checks,
+    ) -> Result<Checks, Lost> {
+        match &failure {
+            Failure::TableChanged => {}
+            Failure::NoLeaf => {}
+            Failure::Deferred(_) if !checks.immediate => {}
+            Failure::Postgres(error) if postgres::verdict(error) == Verdict::Recompile => {}
+            Failure::TooManyRefused(error) => {
+                return Err(Error::TooManyDeadLetters(format!(
+                    "more rows are refused than policy.dead_letters allows; the last error was: {error}"
+                ))
+                .into());
+            }
+            _ => return Err(failure.into()),
+        }
+        sink.rollback().await.map_err(Failure::from)?;
+        self.metrics.replays.fetch_add(1, Relaxed);
+        let topic = &self.config.source.kafka.topic;
+        match failure {
+            Failure::NoLeaf => {
+                checks.leaves_are_fresh = true;
+                self.refresh_leaves(feed, sink).await?;
+            }
+            Failure::Deferred(_) => checks.immediate = true,
+            failure => {
+                self.recompiled += 1;
+                if self.recompiled >= 2 {
+                    return Err(Error::unfit(format!(
+                        "{} keeps changing, or does not fit: {failure}",
+                        self.program.table
+                    ))
+                    .into());
+                }
+                tracing::info!("{} was changed, reading its columns again", self.program.table);
+                let read_at = Instant::now();
+                match sink.table(&self.config.target.table).await {
+                    Ok(table) => self.set_program(feed, compile_table(&table, self.config)?, read_at),
+                    Err(CatalogError::Postgres(error)) => return Err(Failure::from(error).into()),
+                    Err(error) => return Err(unfit(error).into()),
+                }
+            }
+        }
+        let program = self.program.clone();
+        self.batch.start_over(|chunk| {
+            (!Arc::ptr_eq(&chunk.program, &program)).then(|| chunk.decode_again(program.clone(), topic))
+        });
+        Ok(checks)
+    }
+
+    /// Copies what waits and commits the batch.
+    async fn close(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let mut checks = Checks::default();
+        let dead = loop {
+            match self.try_close(sink, checks).await {
+                Ok(dead) => break dead,
+                Err(Lost::Failure(failure)) => checks = self.start_over(feed, sink, failure, checks).await?,
+                Err(lost) => return Err(lost),
+            }
+        };
+        let moves = self.batch.moves(&self.owned);
+        for moved in &moves {
+            self.owned.insert(moved.part, Owned { next: moved.next, epoch: moved.epoch });
+        }
+        let rows: i64 = moves.iter().map(|moved| moved.rows).sum();
+        self.metrics.rows.fetch_add(rows as u64, Relaxed);
+        self.metrics.batches.fetch_add(1, Relaxed);
+        for (_, _, rejection) in self.batch.dead() {
+            self.metrics.add_dead(rejection.reason, 1);
+        }
+        self.metrics.set_positions(self.owned.iter().map(|(part, owned)| (*part, owned.next)));
+        self.metrics.postgres_up.store(true, Relaxed);
+        if dead > 0 {
+            tracing::debug!("{dead} message(s) became dead letters");
+        }
+        self.batch = Batch::default();
+        self.recompiled = 0;
+        self.pause = FIRST_PAUSE;
+        if std::mem::take(&mut self.paused) {
+            tracing::info!("loading again");
+        }
+        Ok(())
+    }
+
+    async fn try_close(&mut self, sink: &mut Sink, checks: Checks) -> Result<u64, Lost> {
+        let (chunks, copied) = self.batch.chunks();
+        if copied < chunks.len() {
+            self.try_copy(sink, checks).await?;
+        }
+        let (messages, dead) = (self.batch.messages(), self.batch.dead_count());
+        if let Some(limit) = self.gauge.passed_limit(messages, dead, Instant::now()) {
+            return Err(Error::TooManyDeadLetters(limit).into());
+        }
+        let moves = self.batch.moves(&self.owned);
+        let (advance, commit) = sink.commit(&self.program, &self.owned, &moves, self.batch.dead(), checks).await?;
+        self.gauge.note(messages, dead, Instant::now());
+        self.metrics.add_time(Phase::Advance, advance);
+        self.metrics.add_time(Phase::Commit, commit);
+        self.last_commit = advance + commit;
+        Ok(dead)
+    }
+
+    /// Gives back parts beyond our share and takes free ones.
+    async fn share(&mut self, feed: &mut Feed, sink: &mut Sink, mut ownership: Ownership) -> Result<(), Lost> {
+        if Instant::now() >= self.new_parts_at {
+            self.new_parts_at = Instant::now() + NEW_PARTS;
+            let known = ownership.owners.keys().copied().collect();
+            if let Ok(parts) = feed.ask(|source| source.parts()).await
+                && add_new_parts(feed, sink, &known, &parts).await?
+            {
+                ownership.owners.extend(parts.iter().filter(|part| !known.contains(part)).map(|part| (*part, None)));
+            }
+        }
+        // Somebody else's look may be older than our last claim.
+        for part in self.owned.keys().chain(self.stopped.keys()) {
+            ownership.owners.entry(*part).or_insert(None).get_or_insert(self.member);
+        }
+        let plan = membership::plan(&ownership.owners, &ownership.members, self.member);
+        if plan == membership::Plan::default() {
+            return Ok(());
+        }
+        self.close(feed, sink).await?;
+        if !plan.release.is_empty() {
+            tracing::info!("giving back {} part(s) to other loaders", plan.release.len());
+            for part in &plan.release {
+                self.owned.remove(part);
+                self.stopped.remove(part);
+            }
+            sink.release(&plan.release, self.member).await.map_err(Failure::from)?;
+        }
+        self.acquire(feed, sink, plan.claim).await
+    }
+
+    /// Claims parts, checks that the topic still has what comes next, and reads all own parts from their positions.
+    async fn acquire(&mut self, feed: &mut Feed, sink: &mut Sink, parts: Vec<i32>) -> Result<(), Lost> {
+        let mut starts: Vec<Start> =
+            self.owned.iter().map(|(part, owned)| Start { part: *part, next: owned.next, anchor: None }).collect();
+        let claims =
+            if parts.is_empty() { Vec::new() } else { sink.claim(&parts, self.member).await.map_err(Failure::from)? };
+        if !claims.is_empty() {
+            tracing::debug!("claimed {} part(s)", claims.len());
+        }
+        for claim in claims {
+            let bounds = self.bounds_of(feed, &claim).await?;
+            let (next, anchor) = if claim.next < bounds.start {
+                let lost =
+                    format!("offsets {} to {} were deleted before they were loaded", claim.next, bounds.start - 1);
+                self.metrics.gaps.fetch_add((bounds.start - claim.next) as u64, Relaxed);
+                if self.config.policy.on.gap == OnGap::Stop {
+                    self.stop_part(sink, &claim, lost).await?;
+                    continue;
+                }
+                tracing::warn!("part {}: {lost}; recorded in tally.loader_gaps", claim.part);
+                if !sink
+                    .record_gap(&claim, bounds.start, "deleted before it was loaded")
+                    .await
+                    .map_err(Failure::from)?
+                {
+                    continue;
+                }
+                (bounds.start, None)
+            } else if claim.next > bounds.end {
+                let lost = format!(
+                    "position {} lies behind the end {}: the topic was created again or cut off",
+                    claim.next, bounds.end
+                );
+                self.stop_part(sink, &claim, lost).await?;
+                continue;
+            } else {
+                // Gone by retention or compaction it proves nothing.
+                (claim.next, claim.anchor.filter(|anchor| anchor.offset >= bounds.start))
+            };
+            self.owned.insert(claim.part, Owned { next, epoch: claim.epoch });
+            starts.push(Start { part: claim.part, next, anchor });
+        }
+        self.reached.clear();
+        self.batch = Batch::default();
+        feed.assign(starts).await.map_err(Lost::Source)?;
+        self.metrics.set_positions(self.owned.iter().map(|(part, owned)| (*part, owned.next)));
+        self.metrics.postgres_up.store(true, Relaxed);
+        Ok(())
+    }
+
+    /// The offsets a part holds. Right after a change of leader its end may lag for a moment, so a position behind it is
+    /// looked at several times.
+    async fn bounds_of(&self, feed: &Feed, claim: &Claim) -> Result<Bounds, Lost> {
+        let part = claim.part;
+        let mut looks = 0;
+        loop {
+            match feed.ask(move |source| source.bounds(part)).await {
+                Ok(bounds) if claim.next > bounds.end && looks < 5 => {
+                    looks += 1;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Ok(bounds) => return Ok(bounds),
+                Err(error) => return Err(Lost::Source(error)),
+            }
+        }
+    }
+
+    async fn stop_part(&mut self, sink: &Sink, claim: &Claim, reason: String) -> Result<(), Lost> {
+        tracing::error!("part {} is stopped to protect data: {reason}", claim.part);
+        sink.note_stop(claim, &reason).await.map_err(Failure::from)?;
+        self.owned.remove(&claim.part);
+        self.stopped.insert(claim.part, reason);
+        Ok(())
+    }
+
+    /// Each part has reached the end it had at the start, here or with another loader.
+    fn is_at_end(&self) -> bool {
+        let others = self.control.ownership().positions;
+        self.ends.iter().all(|(part, end)| match self.owned.get(part) {
+            Some(owned) => self.reached.contains(part) || owned.next >= *end,
+            None => self.stopped.contains_key(part) || others.get(part).is_some_and(|position| position >= end),
+        })
+    }
+
+    /// No part is left to load and some are stopped.
+    fn fail_if_all_stopped(&self, at_end: bool) -> Result<()> {
+        if self.stopped.is_empty() || !(self.owned.is_empty() || at_end) {
+            return Ok(());
+        }
+        let parts: Vec<String> = self.stopped.iter().map(|(part, reason)| format!("part {part}: {reason}")).collect();
+        Err(Error::Protected {
+            message: format!("stopped to protect data: {}", parts.join("; ")),
+            hint: Some(
+                "Look at tally.loader_status. Deleted offsets: policy.on.gap = \"record\" goes on behind them. A topic that was \
+                 created again: load it under another pipeline name."
+                    .into(),
+            ),
+        })
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

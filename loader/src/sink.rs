@@ -1,0 +1,446 @@
+//! The data connection: rows and dead letters by binary COPY, positions by `tally.advance_offsets`, all in one transaction.
+//!
+//! ```text
+//! BEGIN; SET LOCAL synchronous_commit; SELECT positions ..      a loader that lost a part stops here already
+//! SAVEPOINT; COPY target ..                                     about 5,000 rows each; a bad row costs one COPY, not the batch
+//! COPY tally.dead_letters ..                                    when there are any
+//! SET CONSTRAINTS ALL IMMEDIATE; SELECT fingerprint, tally.advance_offsets(..); COMMIT
+//! ```
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::SinkExt;
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
+
+use crate::batch::{Move, Owned, Refused};
+use crate::catalog::{self, CatalogError, FINGERPRINT, Leaves, Table};
+use crate::chunk::Chunk;
+use crate::config::{Postgres, SynchronousCommit};
+use crate::copy;
+use crate::decode::Rejection;
+use crate::message::Message;
+use crate::offsets::{self, Claim};
+use crate::postgres::{self, ConnectError, Verdict};
+use crate::program::Program;
+
+/// Buffers are handed over whole; this size keeps the socket busy without much memory.
+const BUFFER: usize = 256 << 10;
+/// Rows that a context may name within one COPY before it is split instead.
+const PINPOINTS: u32 = 8;
+/// A claim that waits longer than this ends the sessions that it waits for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const DEAD_LETTERS: &str = "COPY tally.dead_letters (source_id, part, message_offset, message_time, key, value, value_length, \
+     headers, reason, column_name, sqlstate, error) FROM STDIN (FORMAT binary)";
+
+/// What stopped a batch.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// From PostgreSQL or from the connection; the verdict says what to do.
+    #[error("{}", postgres::describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("another loader owns the part: {0}")]
+    Fenced(String),
+    /// The table changed since the program was compiled.
+    #[error("the table was changed")]
+    TableChanged,
+    /// A row found no leaf; those known here may be old.
+    #[error("no partition takes a row")]
+    NoLeaf,
+    /// A deferred constraint refused the batch; no row is named.
+    #[error("a deferred constraint refused the batch: {}", postgres::describe(.0))]
+    Deferred(tokio_postgres::Error),
+    /// More rows were refused than the policy allows.
+    #[error("too many rows are refused; the last error was: {0}")]
+    TooManyRefused(String),
+}
+
+/// How rows are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// The leaves were read for this batch: a row without a leaf is a dead letter.
+    pub leaves_are_fresh: bool,
+    /// Deferred constraints are checked with each COPY, so that a row can be found by splitting.
+    pub immediate: bool,
+}
+
+/// One connection with its prepared statements.
+#[derive(Debug)]
+pub struct Sink {
+    client: Client,
+    pid: i32,
+    source: i32,
+    synchronous_commit: SynchronousCommit,
+    settings: Postgres,
+    pipeline: String,
+    copy_rows: Option<(Arc<Program>, Statement)>,
+    copy_dead: Statement,
+    begin: Statement,
+    advance: Statement,
+    /// A transaction is open.
+    open: bool,
+    max_value: usize,
+}
+
+impl Sink {
+    /// Takes over a connection whose state tables are checked.
+    pub async fn new(
+        client: Client,
+        settings: &Postgres,
+        pipeline: &str,
+        source: i32,
+        synchronous_commit: SynchronousCommit,
+        max_value: usize,
+    ) -> Result<Self, tokio_postgres::Error> {
+        let pid = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await?.get(0);
+        let copy_dead = client.prepare(DEAD_LETTERS).await?;
+        let begin = client
+            .prepare(
+                "SELECT part, next_offset, epoch FROM tally.loader_offsets WHERE source_id = $1 AND part = ANY ($2)",
+            )
+            .await?;
+        // The table's columns cannot change any more once COPY has locked it, so reading them here proves what COPY wrote to.
+        let fingerprint = FINGERPRINT.replace("$1", "$12");
+        let advance = client
+            .prepare(&format!(
+                "SELECT ({fingerprint}), tally.advance_offsets($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            ))
+            .await?;
+        Ok(Self {
+            client,
+            pid,
+            source,
+            synchronous_commit,
+            settings: settings.clone(),
+            pipeline: pipeline.to_owned(),
+            copy_rows: None,
+            copy_dead,
+            begin,
+            advance,
+            open: false,
+            max_value,
+        })
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    pub async fn table(&self, name: &str) -> Result<Table, CatalogError> {
+        catalog::table(&self.client, name).await
+    }
+
+    pub async fn leaves(&self, table: u32) -> Result<Leaves, tokio_postgres::Error> {
+        catalog::leaves(&self.client, table).await
+    }
+
+    /// Claims parts. A session that stands in the way for long is that of a loader that hangs, and is ended.
+    pub async fn claim(&mut self, parts: &[i32], member: Uuid) -> Result<Vec<Claim>, tokio_postgres::Error> {
+        let (settings, pipeline, pid) = (self.settings.clone(), self.pipeline.clone(), self.pid);
+        let mut claim = pin!(offsets::claim(&mut self.client, self.source, parts, member));
+        loop {
+            tokio::select! {
+                claimed = &mut claim => return claimed,
+                () = tokio::time::sleep(PATIENCE) => {
+                    let ended: Result<u64, ConnectError> = async {
+                        let other = postgres::connect(&settings, &pipeline).await?;
+                        Ok(offsets::end_blockers(&other, pid).await?)
+                    }.await;
+                    match ended {
+                        Ok(0) => {}
+                        Ok(count) => tracing::warn!("ended {count} session(s) of a former loader that blocked the claim"),
+                        Err(error) => tracing::debug!("cannot look for blockers: {error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    pub async fn release(&self, parts: &[i32], member: Uuid) -> Result<(), tokio_postgres::Error> {
+        offsets::release(&self.client, self.source, parts, member).await
+    }
+
+    pub async fn note_stop(&self, claim: &Claim, reason: &str) -> Result<(), tokio_postgres::Error> {
+        offsets::note_stop(&self.client, self.source, claim, reason).await
+    }
+
+    pub async fn record_gap(&mut self, claim: &Claim, to: i64, reason: &str) -> Result<bool, tokio_postgres::Error> {
+        offsets::record_gap(&mut self.client, self.source, claim, to, reason).await
+    }
+
+    pub async fn insert_parts(&self, starts: &[(i32, i64)]) -> Result<(), tokio_postgres::Error> {
+        offsets::insert_parts(&self.client, self.source, starts).await
+    }
+
+    /// Leaves the pipeline: leases and membership go.
+    pub async fn leave(&self, member: Uuid) -> Result<(), tokio_postgres::Error> {
+        offsets::leave(&self.client, &self.pipeline, member).await
+    }
+
+    /// Opens the transaction, unless it is open, and compares positions and epochs a first time.
+    async fn begin(&mut self, owned: &BTreeMap<i32, Owned>, checks: Checks) -> Result<(), Failure> {
+        if self.open {
+            return Ok(());
+        }
+        let parts: Vec<i32> = owned.keys().copied().collect();
+        let constraints = if checks.immediate { "; SET CONSTRAINTS ALL IMMEDIATE" } else { "" };
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = {}{constraints}",
+            self.synchronous_commit.as_str()
+        );
+        self.open = true;
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.source, &parts];
+        let (begun, positions) =
+            tokio::join!(self.client.batch_execute(&begin), self.client.query(&self.begin, &parameters));
+        begun?;
+        let mut missing = owned.len();
+        for row in positions? {
+            let found = Owned { next: row.get(1), epoch: row.get(2) };
+            if owned.get(&row.get(0)) != Some(&found) {
+                return Err(Failure::Fenced(format!(
+                    "part {} is at {}/{}",
+                    row.get::<_, i32>(0),
+                    found.next,
+                    found.epoch
+                )));
+            }
+            missing -= 1;
+        }
+        if missing > 0 {
+            return Err(Failure::Fenced("a position has gone".into()));
+        }
+        Ok(())
+    }
+
+    /// Copies the rows of the chunks from number `first` on, all made by `program`. Rows that PostgreSQL refuses are returned;
+    /// above `allowance` of them the batch is given up.
+    pub async fn copy(
+        &mut self,
+        program: &Arc<Program>,
+        owned: &BTreeMap<i32, Owned>,
+        chunks: &[Chunk],
+        first: usize,
+        checks: Checks,
+        allowance: u64,
+    ) -> Result<Vec<Refused>, Failure> {
+        self.begin(owned, checks).await?;
+        let statement = match &self.copy_rows {
+            Some((prepared, statement)) if prepared.copy == program.copy => statement.clone(),
+            _ => {
+                let statement = self.client.prepare(&program.copy).await?;
+                self.copy_rows = Some((program.clone(), statement.clone()));
+                statement
+            }
+        };
+        let whole: Vec<Bytes> =
+            chunks[first..].iter().map(|chunk| chunk.rows.clone()).filter(|rows| !rows.is_empty()).collect();
+        if whole.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Err(error) = self.attempt(&statement, whole).await else { return Ok(Vec::new()) };
+        let rows: Vec<(usize, usize)> = (first..chunks.len())
+            .flat_map(|chunk| (0..chunks[chunk].starts.len()).map(move |row| (chunk, row)))
+            .collect();
+        self.find_poison(&statement, chunks, rows, error, checks, allowance).await
+    }
+
+    /// Finds the rows at fault after a COPY of `rows` has failed with `error`, and copies all others.
+    async fn find_poison(
+        &mut self,
+        statement: &Statement,
+        chunks: &[Chunk],
+        rows: Vec<(usize, usize)>,
+        error: tokio_postgres::Error,
+        checks: Checks,
+        allowance: u64,
+    ) -> Result<Vec<Refused>, Failure> {
+        let mut refused: Vec<Refused> = Vec::new();
+        // Parts still to copy, the next one last; with it the error of the attempt, if there was one.
+        let mut work = vec![(rows, PINPOINTS, Some(error))];
+        while let Some((mut rows, pinpoints, error)) = work.pop() {
+            let error = match error {
+                Some(error) => error,
+                None => match self.attempt(statement, gather(chunks, &rows)).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+            };
+            match postgres::verdict(&error) {
+                Verdict::Poison => {}
+                Verdict::NoLeaf if checks.leaves_are_fresh => {}
+                Verdict::NoLeaf => return Err(Failure::NoLeaf),
+                Verdict::Recompile => return Err(Failure::TableChanged),
+                _ => return Err(error.into()),
+            }
+            let Some(db) = error.as_db_error() else { return Err(error.into()) };
+            self.client.batch_execute("ROLLBACK TO SAVEPOINT tally_rows; RELEASE SAVEPOINT tally_rows").await?;
+            let named = postgres::line(db).filter(|line| pinpoints > 0 && (1..=rows.len()).contains(line));
+            let at = if rows.len() == 1 { Some(0) } else { named.map(|line| line - 1) };
+            if let Some(at) = at {
+                let (chunk, row) = rows.remove(at);
+                let message = chunks[chunk].starts[row].0;
+                refused.push(Refused { chunk, message, rejection: postgres::rejection(db) });
+                if refused.len() as u64 > allowance {
+                    return Err(Failure::TooManyRefused(db.message().to_owned()));
+                }
+                if !rows.is_empty() {
+                    work.push((rows, pinpoints.saturating_sub(1), None));
+                }
+            } else {
+                let tail = rows.split_off(rows.len() / 2);
+                work.push((tail, PINPOINTS, None));
+                work.push((rows, PINPOINTS, None));
+            }
+        }
+        Ok(refused)
+    }
+
+    /// One COPY under a savepoint, which is released; after an error it is still there.
+    async fn attempt(&self, statement: &Statement, rows: Vec<Bytes>) -> Result<(), tokio_postgres::Error> {
+        let (savepoint, sink) =
+            tokio::join!(self.client.batch_execute("SAVEPOINT tally_rows"), self.client.copy_in::<_, Bytes>(statement));
+        savepoint?;
+        let mut sink = pin!(sink?);
+        sink.send(Bytes::from_static(copy::HEADER)).await?;
+        for rows in rows {
+            let mut rest = rows;
+            while !rest.is_empty() {
+                sink.send(rest.split_to(rest.len().min(BUFFER))).await?;
+            }
+        }
+        sink.send(Bytes::from_static(copy::TRAILER)).await?;
+        sink.finish().await?;
+        self.client.batch_execute("RELEASE SAVEPOINT tally_rows").await
+    }
+
+    /// Writes the dead letters, moves the positions and commits. Returns how long the two last took.
+    pub async fn commit<'a>(
+        &mut self,
+        program: &Program,
+        owned: &BTreeMap<i32, Owned>,
+        moves: &[Move],
+        dead: impl Iterator<Item = (&'a Chunk, u32, &'a Rejection)>,
+        checks: Checks,
+    ) -> Result<(Duration, Duration), Failure> {
+        self.begin(owned, checks).await?;
+        self.write_dead_letters(dead).await?;
+        let start = Instant::now();
+        let column = |field: fn(&Move) -> i64| moves.iter().map(field).collect::<Vec<i64>>();
+        let anchors = |field: fn(&offsets::Anchor) -> Option<i64>| {
+            moves.iter().map(|moved| moved.anchor.as_ref().and_then(field)).collect::<Vec<Option<i64>>>()
+        };
+        let parts: Vec<i32> = moves.iter().map(|moved| moved.part).collect();
+        let (expected, next, epochs) = (column(|m| m.expected), column(|m| m.next), column(|m| m.epoch));
+        let (rows, dead, skipped) = (column(|m| m.rows), column(|m| m.dead), column(|m| m.skipped));
+        let (at, times, hashes) = (anchors(|a| Some(a.offset)), anchors(|a| a.time), anchors(|a| Some(a.hash)));
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 12] = [
+            &self.source,
+            &parts,
+            &expected,
+            &next,
+            &epochs,
+            &rows,
+            &dead,
+            &skipped,
+            &at,
+            &times,
+            &hashes,
+            &program.table_oid,
+        ];
+        let (constraints, advanced) = tokio::join!(
+            self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE"),
+            self.client.query_one(&self.advance, &parameters)
+        );
+        if let Err(error) = constraints {
+            return Err(match postgres::verdict(&error) {
+                Verdict::Poison => Failure::Deferred(error),
+                _ => error.into(),
+            });
+        }
+        let advanced = advanced.map_err(|error| match postgres::verdict(&error) {
+            Verdict::Fenced => {
+                Failure::Fenced(error.as_db_error().and_then(|error| error.detail()).unwrap_or_default().to_owned())
+            }
+            _ => error.into(),
+        })?;
+        if advanced.get::<_, Option<i64>>(0) != Some(program.fingerprint) {
+            return Err(Failure::TableChanged);
+        }
+        let advance = start.elapsed();
+        let start = Instant::now();
+        self.client.batch_execute("COMMIT").await?;
+        self.open = false;
+        Ok((advance, start.elapsed()))
+    }
+
+    async fn write_dead_letters<'a>(
+        &self,
+        dead: impl Iterator<Item = (&'a Chunk, u32, &'a Rejection)>,
+    ) -> Result<(), tokio_postgres::Error> {
+        let mut dead = dead.peekable();
+        if dead.peek().is_none() {
+            return Ok(());
+        }
+        let mut sink = pin!(self.client.copy_in::<_, Bytes>(&self.copy_dead).await?);
+        let mut buffer = copy::HEADER.to_vec();
+        for (chunk, message, rejection) in dead {
+            dead_letter(&mut buffer, self.source, chunk.arena.get(message as usize), rejection, self.max_value);
+            if buffer.len() > BUFFER {
+                sink.send(Bytes::from(std::mem::take(&mut buffer))).await?;
+            }
+        }
+        buffer.extend_from_slice(copy::TRAILER);
+        sink.send(Bytes::from(buffer)).await?;
+        sink.finish().await?;
+        Ok(())
+    }
+
+    /// Ends the transaction without a trace; after an error of the connection there is none to end.
+    pub async fn rollback(&mut self) -> Result<(), tokio_postgres::Error> {
+        if std::mem::take(&mut self.open) {
+            self.client.batch_execute("ROLLBACK").await?;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of chosen rows, in buffers of a good size.
+fn gather(chunks: &[Chunk], rows: &[(usize, usize)]) -> Vec<Bytes> {
+    let mut buffers = Vec::new();
+    let mut buffer = BytesMut::new();
+    for &(chunk, row) in rows {
+        buffer.extend_from_slice(&chunks[chunk].row(row));
+        if buffer.len() > BUFFER {
+            buffers.push(buffer.split().freeze());
+        }
+    }
+    buffers.push(buffer.freeze());
+    buffers
+}
+
+/// Appends one row of `tally.dead_letters`.
+fn dead_letter(out: &mut Vec<u8>, source: i32, message: Message<'_>, rejection: &Rejection, max_value: usize) {
+    copy::row(out, 12);
+    copy::field(out, &source.to_be_bytes());
+    copy::field(out, &message.part.to_be_bytes());
+    copy::field(out, &message.offset.to_be_bytes());
+    let time = message.time.and_then(copy::from_unix_milliseconds).map(i64::to_be_bytes);
+    copy::nullable(out, time.as_ref().map(|bytes| &bytes[..]));
+    copy::nullable(out, message.key);
+    copy::nullable(out, message.value.map(|value| &value[..value.len().min(max_value)]));
+    let length = message.value.map(|value| (value.len() as i64).to_be_bytes());
+    copy::nullable(out, length.as_ref().map(|bytes| &bytes[..]));
+    match message.headers {
+        Some(headers) => copy::jsonb(out, headers),
+        None => copy::nullable(out, None),
+    }
+    copy::field(out, rejection.reason.as_str().as_bytes());
+    copy::nullable(out, rejection.column.as_deref().map(str::as_bytes));
+    copy::nullable(out, rejection.sqlstate.as_deref().map(str::as_bytes));
+    copy::field(out, rejection.error.as_bytes());
+}
