@@ -49,7 +49,7 @@ pub enum Refusal {
 }
 
 /// The types whose values have one byte form per SQL value, so that a sketch of them can be stored.
-pub const HASHED: [&str; 10] = [
+pub const HASHED: [&str; 13] = [
     "smallint",
     "integer",
     "bigint",
@@ -60,6 +60,9 @@ pub const HASHED: [&str; 10] = [
     "timestamp without time zone",
     "timestamp with time zone",
     "uuid",
+    "oid",
+    "name",
+    "tally.hll_hashval",
 ];
 
 // Either side may be missing: a group that is only stored, or only pending.

@@ -80,11 +80,7 @@ fn check_source(source: &Source) -> Result<(), Error> {
 }
 
 fn check_stable(place: &str, expression: &Expression) -> Result<(), Error> {
-    check_functions(place, &expression.unstable)
-}
-
-fn check_functions(place: &str, functions: &[UnstableFunction]) -> Result<(), Error> {
-    match functions.iter().find(|function| !ZONE_IS_NAMED.contains(&function.signature.as_str())) {
+    match expression.unstable.iter().find(|function| !ZONE_IS_NAMED.contains(&function.signature.as_str())) {
         None => Ok(()),
         Some(function) => Err(Error::Unstable { function: function.clone(), place: place.into() }),
     }
@@ -99,7 +95,13 @@ fn check_targets(analysis: &Analysis) -> Result<(), Error> {
         if let Some(column) = &target.ungrouped_column {
             return Err(Error::UngroupedColumn { column: column.clone() });
         }
-        check_functions(&format!("column {}", quote(&target.name)), &target.unstable)?;
+        // Around the aggregates a stable function may stand: it is evaluated by the reader, in the view as in the query.
+        if let Some(function) = target.unstable.iter().find(|function| function.volatile) {
+            return Err(Error::Unstable {
+                function: function.clone(),
+                place: format!("column {}", quote(&target.name)),
+            });
+        }
     }
     Ok(())
 }

@@ -115,6 +115,14 @@ fn a_bucket_that_depends_on_the_session_is_refused_with_the_way_out() {
     let volatile = refused(|a| a.aggregates[0].arguments[0].expression.unstable = unstable("random()", true));
     assert_eq!(volatile.to_string(), "function random() in sum(events.amount) is volatile");
 
+    let around = |volatile| {
+        let mut analysis = analysis();
+        analysis.targets[1].unstable = unstable("tally.hll_count(tally.hll)", volatile);
+        validate(&analysis)
+    };
+    assert!(around(false).is_ok());
+    assert_eq!(around(true).unwrap_err().sqlstate(), "42P17");
+
     let mut named_zone = analysis();
     named_zone.keys[0].expression.unstable = unstable("date_trunc(text,timestamp with time zone,text)", false);
     assert!(validate(&named_zone).is_ok());
