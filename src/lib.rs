@@ -12,6 +12,7 @@ mod pg;
 mod refresh;
 mod rollup;
 mod settings;
+mod sketch;
 mod tags;
 mod workers;
 
@@ -26,6 +27,9 @@ extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = [
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["bootstrap"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
+extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);
+extension_sql_file!("../sql/sketch_functions.sql", name = "sketch_functions", requires = ["sketch_types"]);
+extension_sql_file!("../sql/sketch_aggregates.sql", name = "sketch_aggregates", requires = ["sketch_functions"]);
 
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]

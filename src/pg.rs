@@ -1,9 +1,11 @@
 //! What the rest of the extension may use of PostgreSQL: safe wrappers and re-exports. All unsafe code lives below here.
 #![allow(unsafe_code)]
 
+pub(crate) mod aggregate;
 mod analyze;
 mod descriptor;
 mod event_trigger;
+pub(crate) mod function;
 mod lock;
 mod owner;
 pub(crate) mod process;
@@ -13,14 +15,16 @@ pub(crate) mod shared;
 mod snapshot;
 mod tag;
 mod timezone;
+pub(crate) mod types;
 mod utility;
+pub(crate) mod varlena;
 
 pub(crate) use analyze::analyze;
 pub(crate) use descriptor::{Bounds, range_partitions};
 pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
-pub(crate) use pgrx::pg_sys::{Datum, Oid};
+pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
 pub(crate) use process::is_member;
 pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{Snapshot, is_read_committed, next_xid, own_xid, owner_of, system_identifier};
@@ -29,6 +33,9 @@ pub(crate) use timezone::TimeZone;
 pub(crate) use utility::before_taking_over;
 
 use pgrx::pg_sys;
+
+/// The calling convention of functions written in C.
+pub(crate) static VERSION_1: FunctionInfoRecord = FunctionInfoRecord { api_version: 1 };
 
 /// Is this server started by pg_upgrade, to restore objects and nothing else?
 pub(crate) fn is_binary_upgrade() -> bool {

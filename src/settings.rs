@@ -1,5 +1,9 @@
 //! Every setting: its definition, one sentence that helps a DBA decide, and a typed getter.
 
+mod sketch;
+
+pub(crate) use sketch::{hll_estimator, hll_packing, hll_params};
+
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::time::Duration;
 use tally_core::schedule::Retry;
@@ -106,6 +110,7 @@ pub(crate) fn define() {
         GucRegistry::define_int_guc(name, short, long, setting, 1, 10_000_000, GucContext::Sighup, GucFlags::default());
     }
     define_partition_settings();
+    sketch::define();
     crate::pg::reserve_setting_prefix();
 }
 

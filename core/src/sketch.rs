@@ -20,6 +20,7 @@ pub mod canon;
 mod error;
 pub mod estimate;
 pub mod hash;
+pub mod modifier;
 pub mod params;
 mod print;
 mod registers;
@@ -28,6 +29,7 @@ pub mod wire;
 
 pub use error::Error;
 pub use estimate::Estimator;
+pub use modifier::Modifier;
 pub use params::Params;
 pub use state::{Room, State, Stop};
 pub use wire::{Kind, Packed, Packing};

@@ -25,6 +25,8 @@ pub enum Error {
     ThresholdRange,
     ThresholdPower,
     SparseFlag,
+    ModifierCount,
+    ModifierText,
     /// Two sketches that cannot be united; `source` is the right side.
     Mismatch {
         what: Mismatch,
@@ -68,6 +70,8 @@ impl fmt::Display for Error {
             Self::ThresholdRange => f.write_str("expthresh modifier must be between -1 and 16383"),
             Self::ThresholdPower => f.write_str("expthresh modifier must be power of 2"),
             Self::SparseFlag => f.write_str("sparseon modifier must be 0 or 1"),
+            Self::ModifierCount => f.write_str("invalid number of type modifiers"),
+            Self::ModifierText => f.write_str("typmod array must contain integers"),
             Self::Mismatch { what, source, dest } => {
                 let what = match what {
                     Mismatch::Width => "register width",
@@ -98,6 +102,8 @@ impl Explain for Error {
             | Self::ThresholdRange
             | Self::ThresholdPower
             | Self::SparseFlag
+            | Self::ModifierCount
+            | Self::ModifierText
             | Self::UnknownEstimator(_) => "22023",
             Self::State(_) => "22P03",
             _ => "22000",

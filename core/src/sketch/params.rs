@@ -35,6 +35,14 @@ impl Params {
     /// # Errors
     /// The first argument that is out of its range.
     pub fn new(log2m: i64, width: i64, threshold: i64, sparse: i64) -> Result<Self, Error> {
+        match Self::checked(log2m, width, threshold, sparse)? {
+            Self { width: 0, .. } => Err(Error::ZeroRegisterWidth),
+            params => Ok(params),
+        }
+    }
+
+    /// The same, but a width of 0 passes.
+    pub(super) fn checked(log2m: i64, width: i64, threshold: i64, sparse: i64) -> Result<Self, Error> {
         if !(0..=i64::from(MAX_LOG2M)).contains(&log2m) {
             return Err(Error::Log2m);
         }
@@ -53,10 +61,11 @@ impl Params {
         if !(0..=1).contains(&sparse) {
             return Err(Error::SparseFlag);
         }
-        if width == 0 {
-            return Err(Error::ZeroRegisterWidth);
-        }
-        Ok(Self { log2m: log2m as u8, width: width as u8, options: code | if sparse == 1 { SPARSE_BIT } else { 0 } })
+        Ok(Self::from_fields(log2m as u8, width as u8, code, sparse == 1))
+    }
+
+    pub(super) fn from_fields(log2m: u8, width: u8, threshold_code: u8, sparse: bool) -> Self {
+        Self { log2m, width, options: threshold_code | if sparse { SPARSE_BIT } else { 0 } }
     }
 
     /// Bytes 1 and 2 of a stored value, not yet checked.
@@ -116,9 +125,13 @@ impl Params {
         self.options & SPARSE_BIT != 0
     }
 
+    pub(super) fn threshold_code(self) -> u8 {
+        self.options & THRESHOLD_BITS
+    }
+
     /// The threshold as it was asked for: -1 (automatic), 0 (off) or a power of 2.
     pub fn specified_threshold(self) -> i64 {
-        match self.options & THRESHOLD_BITS {
+        match self.threshold_code() {
             AUTO => -1,
             0 => 0,
             code => 1 << (code - 1),

@@ -121,8 +121,13 @@ impl<'a> State<'a> {
         Self(chunk)
     }
 
-    /// Has it only just arrived from another process? Such a state can be united into another one, and nothing else.
-    pub fn is_packed(&self) -> bool {
+    /// The stored bytes, if it has only just arrived from another process. Such a state can be united into another one,
+    /// and nothing else.
+    pub fn stored(&self) -> Option<&[u8]> {
+        self.is_packed().then(|| self.packed_bytes())
+    }
+
+    fn is_packed(&self) -> bool {
         self.kind() == PACKED
     }
 
@@ -151,6 +156,7 @@ impl<'a> State<'a> {
     /// # Errors
     /// See [`Stop`].
     pub fn unite(&mut self, other: &Packed<'_>) -> Result<(), Stop> {
+        self.check_not_packed()?;
         self.params().check_equal(other.params())?;
         match (other.kind(), self.kind()) {
             (Kind::Undefined, _) => self.set_head(UNDEFINED, self.params(), 0),
@@ -197,6 +203,7 @@ impl<'a> State<'a> {
     /// # Errors
     /// See [`Stop`].
     pub fn unite_state(&mut self, other: &State<'_>) -> Result<(), Stop> {
+        self.check_not_packed()?;
         if other.is_packed() {
             return self.unite(&Packed::read(other.packed_bytes())?);
         }
@@ -262,9 +269,13 @@ impl<'a> State<'a> {
             UNDEFINED => Ok(None),
             HASHES => Ok(Some(self.used() as f64)),
             REGISTERS => estimate::count(self.registers(), self.params(), estimator).map(Some),
-            PACKED => Err(Error::State("it has not been united yet")),
+            PACKED => self.check_not_packed().map(|()| None),
             _ => Ok(Some(0.0)),
         }
+    }
+
+    fn check_not_packed(&self) -> Result<(), Error> {
+        if self.is_packed() { Err(Error::State("it has not been united yet")) } else { Ok(()) }
     }
 
     fn kind(&self) -> u8 {

@@ -1,0 +1,61 @@
+//! What the catalogs say about types and collations.
+
+use pgrx::pg_sys::{self, Oid};
+use std::ffi::CStr;
+
+/// The type of tally with this name.
+pub(crate) fn own_type(name: &CStr) -> Oid {
+    // SAFETY: catalog look-ups with NUL-terminated names.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"tally".as_ptr(), true);
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
+            pg_sys::Anum_pg_type_oid as i16,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(schema),
+            pg_sys::Datum::from(0),
+            pg_sys::Datum::from(0),
+        )
+    }
+}
+
+/// The name of a type as SQL writes it.
+pub(crate) fn type_name(oid: Oid) -> String {
+    // SAFETY: an unknown type gives "???"; the string is NUL-terminated.
+    unsafe { CStr::from_ptr(pg_sys::format_type_be(oid)) }.to_string_lossy().into_owned()
+}
+
+/// The type that a domain is made of, or the type itself.
+pub(crate) fn base_type(oid: Oid) -> Oid {
+    // SAFETY: a catalog look-up; an unknown type gives an error of PostgreSQL.
+    unsafe { pg_sys::getBaseType(oid) }
+}
+
+/// Are strings equal under the collation only if their bytes are?
+pub(crate) fn is_deterministic(collation: Oid) -> bool {
+    // SAFETY: a catalog look-up; an unknown collation gives an error of PostgreSQL.
+    unsafe { pg_sys::get_collation_isdeterministic(collation) }
+}
+
+/// The elements of a `cstring[]`, as type modifiers come.
+pub(crate) fn c_strings(array: pg_sys::Datum) -> Vec<String> {
+    let mut elements = std::ptr::null_mut();
+    let mut count = 0;
+    // SAFETY: the declared type is cstring[], whose elements are NUL-terminated and have alignment char.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        pg_sys::deconstruct_array(
+            array,
+            pg_sys::CSTRINGOID,
+            -2,
+            false,
+            pg_sys::TYPALIGN_CHAR as std::ffi::c_char,
+            &mut elements,
+            std::ptr::null_mut(),
+            &mut count,
+        );
+        (0..count as usize)
+            .map(|position| CStr::from_ptr((*elements.add(position)).cast_mut_ptr()).to_string_lossy().into_owned())
+            .collect()
+    }
+}
