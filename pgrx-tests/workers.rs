@@ -508,3 +508,38 @@ fn database_that_comes_with_jobs_is_found() {
     session.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
     eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
 }
+
+#[test]
+fn owner_without_login_is_reported_with_the_statement_that_helps() {
+    let cluster = Cluster::start(&[("tally.retry_min", "100ms"), ("tally.retry_max", "1s")]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session.batch_execute("CREATE ROLE quiet; GRANT CREATE ON SCHEMA public TO quiet; SET ROLE quiet").unwrap();
+    session.batch_execute(ROLLUP).unwrap();
+    session.batch_execute("INSERT INTO events VALUES (1, 1); RESET ROLE").unwrap();
+    eventually_true(
+        &mut session,
+        "SELECT verdict = 'critical' AND reason = 'owner_cannot_log_in' AND failures > 0 FROM tally.status WHERE kind = 'refresh'",
+    );
+    let next = text(&mut session, "SELECT next_sql FROM tally.status WHERE kind = 'refresh'").unwrap();
+    session.batch_execute(&next).unwrap();
+    eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
+}
+
+#[test]
+fn preloaded_server_runs_due_jobs_on_demand_too() {
+    let cluster = Cluster::start(&[("tally.enabled", "on"), ("tally.max_workers", "0")]);
+    let database = cluster.database();
+    let mut admin = database.connect();
+    admin.batch_execute("CREATE ROLE app LOGIN; GRANT CREATE ON SCHEMA public TO app").unwrap();
+    let mut app = database.connect_as("app");
+    app.batch_execute(ROLLUP).unwrap();
+    app.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
+    app.batch_execute("CALL tally.run_due_jobs()").unwrap();
+    assert_eq!(number(&mut app, "SELECT count(*) FROM totals_stored"), 1);
+    app.batch_execute("INSERT INTO events VALUES (2, 1)").unwrap();
+    eventually("the superuser has it run in a worker", || {
+        admin.batch_execute("CALL tally.run_due_jobs()").unwrap();
+        number(&mut app, "SELECT count(*) FROM totals_stored") == 2
+    });
+}

@@ -161,6 +161,10 @@ BEGIN
             hint := NULL;
             BEGIN
                 done := tally.run_job(job.job_id);
+                IF done IS NULL THEN
+                    failed := '55P03';
+                    message := 'the job is being run by another session';
+                END IF;
             EXCEPTION WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS failed = RETURNED_SQLSTATE, message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
                 RAISE WARNING 'job % failed: %', job.job_id, message USING ERRCODE = failed, HINT = hint;
@@ -212,7 +216,7 @@ WITH server AS (
            coalesce(a.last_duration, d.last_duration) AS last_duration,
            p.p99,
            coalesce(a.last_sqlstate, CASE WHEN a.job_id IS NULL THEN d.last_sqlstate END) AS last_sqlstate,
-           d.last_message, d.last_hint, a.job_id IS NOT NULL AS in_memory
+           d.last_sqlstate AS recorded_sqlstate, d.last_message, d.last_hint, a.job_id IS NOT NULL AS in_memory
     FROM tally.jobs j
     CROSS JOIN server s
     LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
@@ -275,8 +279,14 @@ SELECT g.job_id, g.kind, g.object, g.object_name,
        g.next_due_at, g.running_since, g.pid,
        CASE WHEN g.pid IS NOT NULL THEN pg_catalog.pg_blocking_pids(g.pid) END AS blocked_by,
        g.failures, g.last_sqlstate,
-       CASE WHEN g.last_sqlstate IS NOT NULL AND pg_catalog.pg_has_role(g.relowner, 'MEMBER') THEN g.last_message END AS last_message,
-       CASE WHEN g.last_sqlstate IS NOT NULL AND pg_catalog.pg_has_role(g.relowner, 'MEMBER') THEN g.last_hint END AS last_hint,
+       -- What shared memory alone knows of has no text of its own.
+       CASE WHEN NOT pg_catalog.pg_has_role(g.relowner, 'MEMBER') THEN NULL
+            WHEN g.last_sqlstate OPERATOR(pg_catalog.=) g.recorded_sqlstate THEN g.last_message
+            WHEN g.last_sqlstate OPERATOR(pg_catalog.=) '55P03' THEN 'somebody else''s lock was in the way'
+            WHEN g.last_sqlstate OPERATOR(pg_catalog.=) '28000' THEN 'the worker could not connect as the owner of the table; see the server log'
+            WHEN g.last_sqlstate IS NOT NULL THEN 'the worker ended without a result; see the server log'
+       END AS last_message,
+       CASE WHEN g.last_sqlstate OPERATOR(pg_catalog.=) g.recorded_sqlstate AND pg_catalog.pg_has_role(g.relowner, 'MEMBER') THEN g.last_hint END AS last_hint,
        g.last_run_at, g.last_success_at, g.last_duration, g.p99 AS p99_duration
 FROM judged g
 UNION ALL

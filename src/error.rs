@@ -112,3 +112,8 @@ pub(crate) fn raise(error: Error) -> ! {
     ErrorReport::from(error).report(PgLogLevel::ERROR);
     unreachable!("a report at level ERROR does not return")
 }
+
+/// Tells the client and goes on.
+pub(crate) fn warn(error: Error) {
+    ErrorReport::from(error).report(PgLogLevel::WARNING);
+}

@@ -2,9 +2,10 @@
 //! workers carry them out.
 
 use crate::catalog;
-use crate::error::Result;
+use crate::error::{self, Error, Result};
 use crate::pg::Oid;
 use std::time::Duration;
+use tally_core::ident;
 
 /// What a job does to its object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +34,15 @@ impl Kind {
 /// Makes sure that a job of this kind exists for the object and runs at least once every `every`, which is a second or more.
 /// The launcher learns of it when the transaction commits.
 pub(crate) fn schedule(kind: Kind, object: Oid, every: Duration) -> Result<()> {
-    catalog::jobs::put(kind, object, every)
+    catalog::jobs::put(kind, object, every)?;
+    if let Some(owner) = catalog::jobs::owner_that_cannot_log_in(object)? {
+        error::warn(
+            Error::new("01000", format!("background workers cannot run as \"{owner}\", which may not log in"))
+                .detail("Before PostgreSQL 17 a worker needs a role with LOGIN; a password is not necessary.")
+                .hint(format!("ALTER ROLE {} LOGIN, or have that role CALL tally.run_due_jobs().", ident::quote(&owner))),
+        );
+    }
+    Ok(())
 }
 
 /// Forgets the job, if there is one.

@@ -1,6 +1,6 @@
 //! `tally.jobs`, `tally.job_states` and `tally.runs`.
 
-use crate::error::{Failure, Result, spi};
+use crate::error::{Failure, Result, no_row_is_none, spi};
 use crate::jobs::Kind;
 use crate::pg::{Oid, as_extension_owner};
 use crate::settings;
@@ -142,14 +142,27 @@ pub(crate) fn mark_started(id: i32, now: Timestamp, troubles: Troubles) -> Resul
 }
 
 /// Records troubles without a run: a crash of the server, or a run that ended without a word.
-pub(crate) fn record_troubles(id: i32, troubles: Troubles, next_due: Timestamp) -> Result<()> {
+pub(crate) fn record_troubles(id: i32, server_ended: bool, troubles: Troubles, next_due: Timestamp) -> Result<()> {
+    let (sqlstate, message) = if server_ended {
+        ("57P02", "the server crashed while the job ran")
+    } else {
+        ("57P01", "the session that ran the job was canceled or ended")
+    };
     write(
         "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, last_sqlstate, last_message)
-         VALUES ($1, $2, $3, $4, $5, '57P02', 'the server crashed while the job ran')
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (job_id) DO UPDATE
          SET next_due_at = excluded.next_due_at, failures = excluded.failures, waits = excluded.waits, crashes = excluded.crashes,
              running_since = NULL, running_server = NULL, last_sqlstate = excluded.last_sqlstate, last_message = excluded.last_message, last_hint = NULL",
-        &[id.into(), moment(next_due), count(troubles.failures), count(troubles.waits), count(troubles.crashes)],
+        &[
+            id.into(),
+            moment(next_due),
+            count(troubles.failures),
+            count(troubles.waits),
+            count(troubles.crashes),
+            sqlstate.into(),
+            message.into(),
+        ],
     )
 }
 
@@ -241,6 +254,22 @@ fn moment(at: Timestamp) -> DatumWithOid<'static> {
 
 fn instant(at: TimestampWithTimeZone) -> Timestamp {
     Timestamp(at.into())
+}
+
+/// Says whether a background worker of this server version cannot run as the owner of this object.
+pub(crate) fn owner_that_cannot_log_in(object: Oid) -> Result<Option<String>> {
+    no_row_is_none(Spi::connect(|client| {
+        client
+            .select(
+                "SELECT o.rolname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_roles o ON o.oid OPERATOR(pg_catalog.=) c.relowner
+                 WHERE c.oid OPERATOR(pg_catalog.=) $1 AND NOT o.rolcanlogin
+                   AND pg_catalog.current_setting('server_version_num')::pg_catalog.int4 OPERATOR(pg_catalog.<) 170000",
+                Some(1),
+                &[object.into()],
+            )?
+            .first()
+            .get_one::<String>()
+    }))
 }
 
 /// At most 1 kB, whole characters.

@@ -53,16 +53,21 @@ fn tally_start_due_job(
     let now = process::clock();
     let caller = pg::process::current_role();
     let due = jobs::list()?.into_iter().filter(|job| job.id > after_job_id && is_enabled(job.kind) && !job.paused);
-    for mut job in due {
+    for job in due {
         let Some(owner) = job.owner else { continue };
         if owner != caller && !pg::is_member(caller, owner) {
             continue;
         }
-        if let Some(started) = job.started {
-            end_unfinished(&mut job, started.server_ended, now)?;
-        }
         let scheduled = slot_due(job.id).or(job.next_due).unwrap_or(now);
-        if job.troubles.hold() || scheduled > now {
+        // Whoever runs a job holds its lock.
+        if (scheduled > now && job.started.is_none()) || !pg::try_lock_job(job.id) {
+            continue;
+        }
+        if let Some(started) = job.started {
+            end_unfinished(&job, started.server_ended, now)?;
+            continue;
+        }
+        if job.troubles.hold() {
             continue;
         }
         if owner == caller {
@@ -73,16 +78,11 @@ fn tally_start_due_job(
     Ok(TableIterator::empty())
 }
 
-/// A run that began and has no end: its server or its session died. Unless it is still going on.
-fn end_unfinished(job: &mut Job, server_ended: bool, now: Timestamp) -> Result<()> {
-    if !pg::try_lock_job(job.id) {
-        job.next_due = Some(Timestamp::INFINITY);
-        return Ok(());
-    }
+/// A run that began, has no end and goes on no longer: its server or its session died. It counts, and the job backs off.
+fn end_unfinished(job: &Job, server_ended: bool, now: Timestamp) -> Result<()> {
     let outcome = if server_ended { Outcome::Crashed } else { Outcome::Failed };
     let (troubles, next_due) = job.troubles.after(outcome, now, job.every, settings::retry(), now, random());
-    (job.troubles, job.next_due) = (troubles, Some(next_due));
-    jobs::record_troubles(job.id, troubles, next_due)
+    jobs::record_troubles(job.id, server_ended, troubles, next_due)
 }
 
 #[pg_extern(sql = false)]

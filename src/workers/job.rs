@@ -5,6 +5,7 @@ use super::run::perform;
 use super::{Assignment, Phase, SHARED, is_enabled};
 use crate::catalog::jobs;
 use crate::error::Result;
+use crate::jobs::Kind;
 use crate::pg::{self, Datum, process};
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
@@ -17,7 +18,8 @@ pub extern "C-unwind" fn tally_job_main(_argument: Datum) {
     process::accept_signals();
     let Some(mine) = Assignment::read(process::extra()) else { return };
     process::connect(mine.database, Some(mine.owner));
-    if !SHARED.exists() {
+    // On demand somebody waits for this one job, and it has no slot, or none that says so.
+    if mine.token == 0 {
         return run_one(mine.job, None, process::clock());
     }
     // Jobs that come due later get a worker of their own; this one ends some time.
@@ -52,15 +54,14 @@ fn take_assigned(mine: &Assignment, now: Timestamp) -> Option<(usize, i32, Times
 fn take_due(mine: &Assignment, horizon: Timestamp) -> Option<(usize, i32, Timestamp)> {
     let pid = process::own_pid();
     let now = process::clock();
-    let (refresh, premake) = (is_enabled(crate::jobs::Kind::Refresh), is_enabled(crate::jobs::Kind::Premake));
+    let (refresh, premake) = (is_enabled(Kind::Refresh), is_enabled(Kind::Premake));
     SHARED.write(|header, slots| {
         let database = mine.database.to_u32();
         if header.database(database).is_some_and(|database| database.stopped_until > now.0) {
             return None;
         }
         let slot = slots[..header.used].iter_mut().enumerate().filter(|(_, slot)| {
-            let enabled = if slot.kind == crate::jobs::Kind::Refresh { refresh } else { premake };
-            enabled
+            (if slot.kind == Kind::Refresh { refresh } else { premake })
                 && slot.phase == Phase::Waiting
                 && slot.database == database
                 && slot.owner == mine.owner.to_u32()

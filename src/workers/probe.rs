@@ -3,7 +3,7 @@
 
 use super::{Assignment, Phase, SHARED, Slot};
 use crate::catalog::jobs::{self, Job};
-use crate::error::{Result, spi};
+use crate::error::{Result, no_row_is_none};
 use crate::pg::{Datum, process};
 use crate::settings;
 use pgrx::prelude::*;
@@ -16,7 +16,7 @@ pub(super) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The version of the extension in this database; `None` if it is not there. Objects that only have the right names do not count:
 /// anybody could have made them.
 pub(super) fn installed_version() -> Result<Option<String>> {
-    Spi::connect(|client| {
+    no_row_is_none(Spi::connect(|client| {
         client
             .select(
                 "SELECT e.extversion
@@ -33,9 +33,7 @@ pub(super) fn installed_version() -> Result<Option<String>> {
             )?
             .first()
             .get_one::<String>()
-            .or_else(|error| if error == pgrx::spi::SpiError::InvalidPosition { Ok(None) } else { Err(error) })
-    })
-    .map_err(spi)
+    }))
 }
 
 /// The probe's `main`.
@@ -108,7 +106,7 @@ fn count_crashes(database: u32, jobs: &mut [Job]) -> Result<()> {
         let (troubles, next_due) =
             job.troubles.after(Outcome::Crashed, now, job.every, settings::retry(), now, super::random());
         (job.troubles, job.next_due) = (troubles, Some(next_due));
-        self::jobs::record_troubles(job.id, troubles, next_due)?;
+        self::jobs::record_troubles(job.id, true, troubles, next_due)?;
         // The next crash may be a moment away, and it must not take this count with it.
         process::commit_durably();
         if troubles.hold() {
