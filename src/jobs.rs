@@ -39,7 +39,10 @@ pub(crate) fn schedule(kind: Kind, object: Oid, every: Duration) -> Result<()> {
         error::warn(
             Error::new("01000", format!("background workers cannot run as \"{owner}\", which may not log in"))
                 .detail("Before PostgreSQL 17 a worker needs a role with LOGIN; a password is not necessary.")
-                .hint(format!("ALTER ROLE {} LOGIN, or have that role CALL tally.run_due_jobs().", ident::quote(&owner))),
+                .hint(format!(
+                    "ALTER ROLE {} LOGIN, or have that role CALL tally.run_due_jobs().",
+                    ident::quote(&owner)
+                )),
         );
     }
     Ok(())
