@@ -5,6 +5,8 @@
 mod documentation;
 /// Partition sets: what is made, under which locks, and what is refused.
 mod partition;
+/// docs/reference.md says what the comments in the database say.
+mod reference;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
 /// What a DBA sees is complete: comments, settings, privileges.
