@@ -1,0 +1,14 @@
+//! The loader against a real PostgreSQL, with a topic in memory. Each module is one promise:
+//!
+//! - `oracle`: binary COPY stores what text COPY stores
+//! - `fence`: who does not own a part cannot commit, and nobody waits for ever
+//! - `poison`: a bad message becomes a dead letter, and only that message
+//! - `state`: state tables with and without rights, `init`, `check`
+//! - `pipeline`: outages, gaps, changed tables, several loaders: every message once
+
+mod fence;
+mod loading;
+mod oracle;
+mod pipeline;
+mod poison;
+mod state;

@@ -1,0 +1,207 @@
+//! One bad message costs one dead letter, whatever is wrong with it and whoever finds out.
+
+use crate::loading::Loading;
+
+const ROWS: i64 = 10_000;
+const BAD: i64 = 7_777;
+
+/// Loads 10,000 messages, one of them refused by PostgreSQL: exactly that one must become a dead letter.
+fn one_bad_row(ddl: &str, bad: &str, sqlstate: &str, reason: &str) {
+    let mut loading = Loading::new(1, ddl);
+    loading.policy = "batch = { linger = \"100 ms\" }".into();
+    for number in 0..ROWS {
+        let value = if number == BAD { bad.to_owned() } else { format!("{{\"a\": {number}, \"b\": 1}}") };
+        loading.produce(0, &value);
+    }
+    loading.load().unwrap_or_else(|error| panic!("{ddl}: {error}"));
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), ROWS - 1, "{ddl}");
+    assert_eq!(
+        loading.texts("SELECT concat_ws(' ', message_offset, sqlstate, reason, convert_from(value, 'UTF8')) FROM tally.dead_letters"),
+        [format!("{BAD} {sqlstate} {reason} {bad}")],
+        "{ddl}"
+    );
+    let totals = "SELECT concat_ws(' ', next_offset, rows_total, dead_total) FROM tally.loader_offsets";
+    assert_eq!(loading.texts(totals), [format!("{ROWS} {} 1", ROWS - 1)], "{ddl}");
+}
+
+#[test]
+fn a_duplicate_key_costs_one_row() {
+    one_bad_row("CREATE TABLE public.t (a int PRIMARY KEY, b int);", r#"{"a": 5}"#, "23505", "constraint");
+}
+
+#[test]
+fn a_check_costs_one_row() {
+    one_bad_row("CREATE TABLE public.t (a int CHECK (a >= 0), b int);", r#"{"a": -1}"#, "23514", "constraint");
+}
+
+#[test]
+fn a_leaf_that_only_postgres_can_find_missing_costs_one_row() {
+    one_bad_row(
+        "CREATE TABLE public.t (a int, b int) PARTITION BY LIST (b);
+         CREATE TABLE public.t1 PARTITION OF public.t FOR VALUES IN (1);",
+        r#"{"a": 1, "b": 2}"#,
+        "23514",
+        "no_partition",
+    );
+}
+
+#[test]
+fn a_domain_costs_one_row() {
+    one_bad_row(
+        "CREATE DOMAIN public.small AS int CHECK (VALUE < 100000); CREATE TABLE public.t (a public.small, b int);",
+        r#"{"a": 100000}"#,
+        "23514",
+        "constraint",
+    );
+}
+
+#[test]
+fn a_before_trigger_costs_one_row() {
+    one_bad_row(
+        "CREATE TABLE public.t (a int, b int);
+         CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN IF NEW.a = -1 THEN RAISE 'never'; END IF; RETURN NEW; END $$;
+         CREATE TRIGGER no BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.no();",
+        r#"{"a": -1}"#,
+        "P0001",
+        "constraint",
+    );
+}
+
+#[test]
+fn an_after_trigger_names_no_row_and_still_costs_one() {
+    one_bad_row(
+        "CREATE TABLE public.t (a int, b int);
+         CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN IF NEW.a = -1 THEN RAISE 'never'; END IF; RETURN NULL; END $$;
+         CREATE TRIGGER no AFTER INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.no();",
+        r#"{"a": -1}"#,
+        "P0001",
+        "constraint",
+    );
+}
+
+#[test]
+fn a_foreign_key_names_no_row_and_still_costs_one() {
+    one_bad_row(
+        "CREATE TABLE public.other (b int PRIMARY KEY); INSERT INTO public.other VALUES (1);
+         CREATE TABLE public.t (a int, b int REFERENCES public.other);",
+        r#"{"a": 1, "b": 2}"#,
+        "23503",
+        "constraint",
+    );
+}
+
+#[test]
+fn deferred_constraints_cost_one_row() {
+    one_bad_row(
+        "CREATE TABLE public.t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED, b int);",
+        r#"{"a": 8888}"#,
+        "23505",
+        "constraint",
+    );
+    one_bad_row(
+        "CREATE TABLE public.other (b int PRIMARY KEY); INSERT INTO public.other VALUES (1);
+         CREATE TABLE public.t (a int, b int REFERENCES public.other DEFERRABLE INITIALLY DEFERRED);",
+        r#"{"a": 1, "b": 2}"#,
+        "23503",
+        "constraint",
+    );
+}
+
+#[test]
+fn a_value_too_large_for_an_index_costs_one_row() {
+    let noise: String = (0..9_000u32).map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap()).collect();
+    one_bad_row(
+        "CREATE TABLE public.t (a int, b int, s text); CREATE INDEX ON public.t (s);",
+        &format!("{{\"a\": 1, \"s\": \"{noise}\"}}"),
+        "54000",
+        "out_of_range",
+    );
+}
+
+#[test]
+fn poison_message_becomes_a_dead_letter() {
+    let mut loading = Loading::new(
+        2,
+        "CREATE TABLE public.t (event_time timestamptz NOT NULL, customer_id bigint NOT NULL, v varchar(3), device_id bigint,
+           extra jsonb) PARTITION BY RANGE (event_time);
+         CREATE TABLE public.t1 PARTITION OF public.t FOR VALUES FROM ('2000-01-01') TO ('2001-01-01');",
+    );
+    loading.target = "columns.event_time = { default = \"broker-timestamp\" }\ncolumns.extra = { skip = true }\n\
+                      columns.device_id = { digits_in_string = true }"
+        .into();
+    loading.policy = "dead_letters = { max_value = \"1 kB\" }\non = { tombstone = \"dead-letter\" }".into();
+    let huge = format!("{{\"customer_id\": 1, \"x\": \"{}\"}}", "x".repeat(2_000));
+    let bad: Vec<(&str, Option<&str>, Option<&[u8]>)> = vec![
+        ("not_json", None, Some(b"{\"customer_id\": 1")),
+        ("not_json", None, Some(b"\xff\xfe\x00binary")),
+        ("not_object", None, Some(b"[1, 2]")),
+        ("missing_required", Some("customer_id"), Some(b"{}")),
+        ("wrong_type", Some("customer_id"), Some(b"{\"customer_id\": \"seven\"}")),
+        ("wrong_type", Some("device_id"), Some(b"{\"customer_id\": 1, \"device_id\": \"7x\"}")),
+        ("out_of_range", Some("customer_id"), Some(b"{\"customer_id\": 9223372036854775808}")),
+        ("too_long", Some("v"), Some(b"{\"customer_id\": 1, \"v\": \"abcd\"}")),
+        ("bad_text", Some("v"), Some(b"{\"customer_id\": 1, \"v\": \"\\u0000\"}")),
+        ("no_partition", Some("event_time"), Some(b"{\"customer_id\": 1, \"event_time\": \"1999-12-31T23:59:59Z\"}")),
+        ("too_large", None, Some(huge.as_bytes())),
+        ("tombstone", None, None),
+    ];
+    for (_, _, value) in &bad {
+        loading.produce(1, r#"{"customer_id": 1, "device_id": "42"}"#);
+        loading.topic.produce(1, Some(b"key"), *value, Some(946_684_800_000));
+    }
+    loading.produce(1, r#"{"customer_id": 2}"#);
+    loading.load().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), bad.len() as i64 + 1);
+    let letters = loading
+        .session()
+        .query(
+            "SELECT reason, column_name, value, key, part, message_offset, value_length, message_time = '2000-01-01', error
+             FROM tally.dead_letters ORDER BY message_offset",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(letters.len(), bad.len());
+    for (at, (letter, (reason, column, value))) in letters.iter().zip(&bad).enumerate() {
+        assert_eq!(letter.get::<_, &str>(0), *reason, "message {at}");
+        assert_eq!(letter.get::<_, Option<&str>>(1), *column, "message {at}");
+        assert_eq!(letter.get::<_, Option<&[u8]>>(2), value.map(|value| &value[..value.len().min(1_000)]));
+        assert_eq!(letter.get::<_, Option<&[u8]>>(3), Some(&b"key"[..]));
+        assert_eq!((letter.get::<_, i32>(4), letter.get::<_, i64>(5)), (1, 2 * at as i64 + 1));
+        assert_eq!(letter.get::<_, Option<i64>>(6), value.map(|value| value.len() as i64));
+        assert!(letter.get::<_, bool>(7) && !letter.get::<_, &str>(8).is_empty());
+    }
+    // A restart does not meet them again.
+    loading.load().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), bad.len() as i64 + 1);
+    assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), bad.len() as i64);
+    assert_eq!(loading.number("SELECT dead_pending FROM tally.loader_status WHERE part = 1"), bad.len() as i64);
+}
+
+#[test]
+fn many_bad_rows_are_found_and_the_others_load() {
+    let mut loading = Loading::new(1, "CREATE TABLE public.t (a int CHECK (a % 20 <> 3));");
+    loading.policy = "dead_letters = { stop_above_ratio = 0.1 }".into();
+    (0..6_000).for_each(|number| _ = loading.produce(0, &format!("{{\"a\": {number}}}")));
+    loading.load().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), 5_700);
+    assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), 300);
+}
+
+#[test]
+fn too_many_dead_letters_stop_the_loader_and_change_nothing() {
+    for value in ["broken", r#"{"a": -1}"#] {
+        let loading = Loading::new(1, "CREATE TABLE public.t (a int CHECK (a >= 0));");
+        for number in 0..2_000 {
+            let good = format!("{{\"a\": {number}}}");
+            loading.produce(0, if number % 10 == 0 { value } else { &good });
+        }
+        let error = loading.load().unwrap_err();
+        assert_eq!(error.code(), 6, "{error}");
+        assert_eq!(loading.number("SELECT count(*) FROM public.t"), 0);
+        assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), 0);
+        assert_eq!(loading.number("SELECT next_offset FROM tally.loader_offsets"), 0);
+        assert_eq!(loading.number("SELECT count(*) FROM tally.loader_members"), 0, "it left in order");
+    }
+}
