@@ -22,29 +22,63 @@ fn in_range(time: i64) -> Option<i64> {
 }
 
 /// An RFC 3339 time with its offset -> microseconds since 2000, rounded to the nearest. `None` for any other text.
+///
+/// By hand, because libraries that know time zones end a day before the year 10000, and 9999-12-31 is a favourite of people who
+/// mean "never". A leap second is the first second of the next minute, as in PostgreSQL.
 pub fn rfc3339(text: &str) -> Option<i64> {
-    // The parser knows more than RFC 3339: no seconds, basic format, a zone in brackets. Times without an offset it refuses.
     let bytes = text.as_bytes();
-    let shape =
-        |range: std::ops::Range<usize>| bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit));
-    let fits = shape(0..4)
-        && bytes.get(4) == Some(&b'-')
-        && shape(5..7)
-        && bytes.get(7) == Some(&b'-')
-        && shape(8..10)
-        && matches!(bytes.get(10), Some(b'T' | b't' | b' '))
-        && shape(11..13)
-        && bytes.get(13) == Some(&b':')
-        && shape(14..16)
-        && bytes.get(16) == Some(&b':')
-        && shape(17..19)
-        && bytes.last() != Some(&b']');
-    if !fits {
+    let number = |from: usize, to: usize| -> Option<i64> {
+        bytes
+            .get(from..to)?
+            .iter()
+            .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
+    };
+    let is = |at: usize, wanted: &[u8]| bytes.get(at).is_some_and(|byte| wanted.contains(byte));
+    if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
         return None;
     }
-    let time: jiff::Timestamp = text.parse().ok()?;
-    let seconds = (time.as_second() - POSTGRES_EPOCH_SECONDS) * 1_000_000;
-    in_range(seconds + i64::from(time.subsec_nanosecond() + 500).div_euclid(1_000))
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let lengths = [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let days_of_month = lengths.get(usize::try_from(month - 1).ok()?)?;
+    if year == 0 || !(1..=*days_of_month).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let mut at = 19;
+    let mut nanoseconds = 0;
+    if is(at, b".") {
+        let digits = bytes[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits == 0 {
+            return None;
+        }
+        let known = digits.min(9);
+        nanoseconds = number(at + 1, at + 1 + known)? * 10i64.pow(9 - known as u32);
+        at += 1 + digits;
+    }
+    let offset = match (bytes.get(at)?, bytes.len() - at) {
+        (b'Z' | b'z', 1) => 0,
+        (sign @ (b'+' | b'-'), 6) if is(at + 3, b":") => {
+            let (hours, minutes) = (number(at + 1, at + 3)?, number(at + 4, at + 6)?);
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            (hours * 3_600 + minutes * 60) * if *sign == b'-' { -1 } else { 1 }
+        }
+        _ => return None,
+    };
+    let seconds = days_since_2000(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset;
+    in_range(seconds * 1_000_000 + (nanoseconds + 500) / 1_000)
+}
+
+/// Days between 2000-01-01 and a date of the Gregorian calendar. Years are counted from March, so that the leap day is the last
+/// (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+fn days_since_2000(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let since_march_of_year_0 =
+        year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year;
+    since_march_of_year_0 - 730_425
 }
 
 #[cfg(test)]
@@ -68,6 +102,15 @@ mod tests {
             "20000101T000000Z",
             "2000-01-01T00:00:00+02:00[Europe/Berlin]",
             "2000-02-30T00:00:00Z",
+            "1900-02-29T00:00:00Z",
+            "2000-00-01T00:00:00Z",
+            "2000-13-01T00:00:00Z",
+            "0000-01-01T00:00:00Z",
+            "2000-01-01T00:00:61Z",
+            "2000-01-01T00:00:00.Z",
+            "2000-01-01T00:00:00+0200",
+            "2000-01-01T00:00:00+24:00",
+            "2000-01-01T00:00:00Z ",
             "2000-01-01T25:00:00Z",
             "now",
             "infinity",
@@ -75,6 +118,20 @@ mod tests {
             "é000-01-01T00:00:00Z",
         ] {
             assert_eq!(rfc3339(refused), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_last_day_of_the_year_9999_is_a_time() {
+        assert_eq!(rfc3339("9999-12-31T23:59:59.999999Z"), Some(252_455_615_999_999_999));
+        assert_eq!(rfc3339("2016-12-31T23:59:60Z"), rfc3339("2017-01-01T00:00:00Z"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn times_are_those_of_the_library(microseconds in -62_135_596_800_000_000i64..253_402_200_000_000_000) {
+            let time = jiff::Timestamp::from_microsecond(microseconds).unwrap();
+            proptest::prop_assert_eq!(rfc3339(&time.to_string()), Some(microseconds - POSTGRES_EPOCH_SECONDS * 1_000_000));
         }
     }
 

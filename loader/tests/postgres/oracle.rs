@@ -2,7 +2,6 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tally_loader::config::Config;
 
 use crate::loading::Loading;
 
@@ -32,7 +31,7 @@ fn row(round: usize, random: &mut ChaCha8Rng) -> Vec<Value> {
         (0..count).map(|at| char::from(b'0' + random.random_range(u8::from(at == 0 && count > 1)..10))).collect()
     };
     let sign = |random: &mut ChaCha8Rng| if random.random() { "-" } else { "" };
-    let mut number = |random: &mut ChaCha8Rng, most: usize| {
+    let number = |random: &mut ChaCha8Rng, most: usize| {
         let mut text = format!("{}{}", sign(random), digits(random, most));
         if random.random() {
             text.push('.');
@@ -43,12 +42,23 @@ fn row(round: usize, random: &mut ChaCha8Rng) -> Vec<Value> {
     let f4 = f32::from_bits(random.random());
     let f8 = f64::from_bits(random.random());
     let time = |random: &mut ChaCha8Rng| {
-        let at = jiff::Timestamp::from_microsecond(random.random_range(-62_135_596_800_000_000..253_402_207_200_000_000)).unwrap();
+        let at =
+            jiff::Timestamp::from_microsecond(random.random_range(-62_135_596_800_000_000..253_402_207_200_000_000))
+                .unwrap();
         at.to_string()
     };
     let exponent = format!("{}e{}", number(random, 5), random.random_range(-40..40));
     let strings = [
-        "", " ", "null", "\\N", "\\.", "a\tb\nc\rd", "\"quoted\" and 'quoted'", "back\\slash", "\u{1F600} \u{7f}\u{1}", "'; DROP TABLE t; --",
+        "",
+        " ",
+        "null",
+        "\\N",
+        "\\.",
+        "a\tb\nc\rd",
+        "\"quoted\" and 'quoted'",
+        "back\\slash",
+        "\u{1F600} \u{7f}\u{1}",
+        "'; DROP TABLE t; --",
     ];
     let chosen = strings[random.random_range(0..strings.len())];
     let json = format!(
@@ -82,9 +92,18 @@ fn row(round: usize, random: &mut ChaCha8Rng) -> Vec<Value> {
             );
             text.map(|(_, text)| (format!("\"{text}\""), text))
         },
-        { let text = time(random); Some((format!("\"{text}\""), text)) },
-        { let text = time(random); Some((format!("\"{text}\""), text)) },
-        { let text = uuid::Uuid::from_u128(random.random()).to_string(); Some((format!("\"{text}\""), text)) },
+        {
+            let text = time(random);
+            Some((format!("\"{text}\""), text))
+        },
+        {
+            let text = time(random);
+            Some((format!("\"{text}\""), text))
+        },
+        {
+            let text = uuid::Uuid::from_u128(random.random()).to_string();
+            Some((format!("\"{text}\""), text))
+        },
         Some((json.clone(), json.replace('\\', "\\\\"))),
         Some((json.clone(), json.replace('\\', "\\\\"))),
         pick(&["1", "9223372036854775807"], same(random.random_range(1..i64::MAX))),
@@ -124,7 +143,11 @@ fn binary_copy_stores_what_text_copy_stores() {
     std::io::Write::write_all(&mut copy, text.as_bytes()).unwrap();
     copy.finish().unwrap();
     loading.load().unwrap();
-    assert_eq!(loading.texts("SELECT reason || coalesce(column_name, '') || convert_from(value, 'UTF8') FROM tally.dead_letters"), [""; 0]);
+    assert_eq!(
+        loading
+            .texts("SELECT reason || coalesce(column_name, '') || convert_from(value, 'UTF8') FROM tally.dead_letters"),
+        [""; 0]
+    );
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), 2_000);
     // As text: equality would not see a lost zero of a numeric or the sign of a zero.
     for (one, other) in [("t", "expected"), ("expected", "t")] {
@@ -160,7 +183,10 @@ fn hostile_values_load_verbatim() {
         loading.topic.produce(1, Some(text.as_bytes()), Some(value.to_string().as_bytes()), Some(0));
     }
     loading.load().unwrap();
-    let rows = loading.session().query("SELECT \"odd \"\"name\"\"; DROP TABLE t\", extra::text, topic, key FROM public.t ORDER BY a", &[]).unwrap();
+    let rows = loading
+        .session()
+        .query("SELECT \"odd \"\"name\"\"; DROP TABLE t\", extra::text, topic, key FROM public.t ORDER BY a", &[])
+        .unwrap();
     assert_eq!(rows.len(), hostile.len());
     for (row, text) in rows.iter().zip(hostile) {
         assert_eq!(row.get::<_, &str>(0), text);
@@ -182,7 +208,9 @@ fn defaults_of_the_table_fill_what_messages_leave_out() {
     loading.produce(0, r#"{"id": 99, "a": null, "b": "x", "i": 5}"#);
     loading.load().unwrap();
     assert_eq!(
-        loading.texts("SELECT concat_ws('|', id, coalesce(a, -1), b, c, n, created IS NOT NULL, i, g) FROM public.t ORDER BY id"),
+        loading.texts(
+            "SELECT concat_ws('|', id, coalesce(a, -1), b, c, n, created IS NOT NULL, i, g) FROM public.t ORDER BY id"
+        ),
         ["1|7|it's|2000-01-01 00:00:00+00|1.50|t|1|14", "2|-1|x|2000-01-01 00:00:00+00|1.50|t|2"]
     );
 }
@@ -200,5 +228,4 @@ fn a_table_that_a_crash_empties_is_refused() {
     let loading = Loading::new(1, "CREATE UNLOGGED TABLE public.t (a int);");
     let error = loading.load().unwrap_err();
     assert!(error.to_string().contains("unlogged"), "{error}");
-    let _: Config = loading.config();
 }

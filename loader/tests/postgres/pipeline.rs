@@ -54,7 +54,11 @@ fn a_stop_commits_what_was_read_and_leaves_nothing_behind() {
     running.stop().unwrap();
     let loaded = loading.number("SELECT count(*) FROM public.t");
     assert_eq!(loading.number("SELECT sum(next_offset)::bigint FROM tally.loader_offsets"), loaded);
-    assert_eq!(loading.number("SELECT (SELECT count(*) FROM tally.loader_leases) + (SELECT count(*) FROM tally.loader_members)"), 0);
+    assert_eq!(
+        loading
+            .number("SELECT (SELECT count(*) FROM tally.loader_leases) + (SELECT count(*) FROM tally.loader_members)"),
+        0
+    );
     loading.load().unwrap();
     loading.assert_exactly_once(5_000);
 }
@@ -143,7 +147,10 @@ fn offset_gap_stops_or_is_recorded() {
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), 140, "part 0 went on");
     loading.policy = "on = { gap = \"record\" }".into();
     loading.load().unwrap();
-    assert_eq!(loading.texts("SELECT format('%s %s-%s', part, from_offset, to_offset) FROM tally.loader_gaps"), ["1 50-80"]);
+    assert_eq!(
+        loading.texts("SELECT format('%s %s-%s', part, from_offset, to_offset) FROM tally.loader_gaps"),
+        ["1 50-80"]
+    );
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), 160);
     assert_eq!(loading.number("SELECT next_offset FROM tally.loader_offsets WHERE part = 1"), 100);
     assert_eq!(loading.texts(stopped), [""; 0]);
@@ -185,7 +192,9 @@ fn a_changed_table_is_read_again() {
     let running = loading.start();
     running.wait_for_rows(10);
     let mut session = loading.session();
-    for change in ["ADD COLUMN b text", "ALTER COLUMN a TYPE numeric", "DROP COLUMN b", "ADD COLUMN c text DEFAULT 'none'"] {
+    for change in
+        ["ADD COLUMN b text", "ALTER COLUMN a TYPE numeric", "DROP COLUMN b", "ADD COLUMN c text DEFAULT 'none'"]
+    {
         session.batch_execute(&format!("ALTER TABLE public.t {change}")).unwrap();
         let first = running.metrics.rows.load(Relaxed) as i64;
         for number in first..first + 10 {
@@ -223,11 +232,15 @@ fn a_new_leaf_takes_rows_at_once_and_a_dropped_one_costs_only_its_rows() {
          CREATE TABLE public.d1 PARTITION OF public.t FOR VALUES FROM ('2000-01-01') TO ('2000-01-02');",
     );
     let running = loading.start();
-    let day = |number: i64, day: u32| loading.produce(0, &format!("{{\"a\": {number}, \"event_time\": \"2000-01-0{day}T12:00:00Z\"}}"));
+    let day = |number: i64, day: u32| {
+        loading.produce(0, &format!("{{\"a\": {number}, \"event_time\": \"2000-01-0{day}T12:00:00Z\"}}"))
+    };
     day(0, 1);
     running.wait_for_rows(1);
     let mut session = loading.session();
-    session.batch_execute("CREATE TABLE public.d2 PARTITION OF public.t FOR VALUES FROM ('2000-01-02') TO ('2000-01-03')").unwrap();
+    session
+        .batch_execute("CREATE TABLE public.d2 PARTITION OF public.t FOR VALUES FROM ('2000-01-02') TO ('2000-01-03')")
+        .unwrap();
     day(1, 2);
     running.wait_for_rows(2);
     session.batch_execute("DROP TABLE public.d1").unwrap();

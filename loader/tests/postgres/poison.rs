@@ -96,7 +96,7 @@ fn a_foreign_key_names_no_row_and_still_costs_one() {
 fn deferred_constraints_cost_one_row() {
     one_bad_row(
         "CREATE TABLE public.t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED, b int);",
-        r#"{"a": 8888}"#,
+        r#"{"a": 5}"#,
         "23505",
         "constraint",
     );
@@ -111,7 +111,8 @@ fn deferred_constraints_cost_one_row() {
 
 #[test]
 fn a_value_too_large_for_an_index_costs_one_row() {
-    let noise: String = (0..9_000u32).map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap()).collect();
+    let noise: String =
+        (0..9_000u32).map(|n| char::from_u32(0x4e00 + n.wrapping_mul(2_654_435_761) % 20_000).unwrap()).collect();
     one_bad_row(
         "CREATE TABLE public.t (a int, b int, s text); CREATE INDEX ON public.t (s);",
         &format!("{{\"a\": 1, \"s\": \"{noise}\"}}"),

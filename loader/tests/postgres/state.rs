@@ -46,7 +46,9 @@ fn every_state_object_has_a_comment() {
 }
 
 fn role(loading: &Loading<'_>, name: &str) {
-    let role = format!("DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$");
+    let role = format!(
+        "DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$"
+    );
     loading.session().batch_execute(&role).unwrap();
 }
 
@@ -66,7 +68,12 @@ fn a_granted_role_can_load_and_not_more() {
     loading.load().unwrap();
     loading.assert_exactly_once(1);
     let mut session = loading.database.connect_as("granted_loader");
-    for forbidden in ["SELECT FROM public.t", "DELETE FROM tally.loader_offsets", "DELETE FROM tally.dead_letters", "TRUNCATE public.t"] {
+    for forbidden in [
+        "SELECT FROM public.t",
+        "DELETE FROM tally.loader_offsets",
+        "DELETE FROM tally.dead_letters",
+        "TRUNCATE public.t",
+    ] {
         assert!(session.batch_execute(forbidden).is_err(), "{forbidden}");
     }
 }
@@ -104,7 +111,12 @@ fn check_names_missing_rights_and_prints_the_columns() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    for right in ["INSERT (a) on public.t", "UPDATE on tally.loader_offsets", "INSERT on tally.dead_letters", "EXECUTE on function tally.advance_offsets"] {
+    for right in [
+        "INSERT (a) on public.t",
+        "UPDATE on tally.loader_offsets",
+        "INSERT on tally.dead_letters",
+        "EXECUTE on function tally.advance_offsets",
+    ] {
         assert!(missing.iter().any(|other| other == right), "{right} in {missing:?}");
     }
     assert_eq!(loading.number("SELECT count(*) FROM tally.loader_sources"), 0);
