@@ -543,3 +543,69 @@ fn preloaded_server_runs_due_jobs_on_demand_too() {
         number(&mut app, "SELECT count(*) FROM totals_stored") == 2
     });
 }
+
+#[test]
+fn premake_on_demand_goes_on_until_nothing_is_missing() {
+    let cluster = Cluster::start(&[("shared_preload_libraries", ""), ("max_locks_per_transaction", "256")]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session
+        .batch_execute(
+            "CREATE TABLE events (event_time timestamptz NOT NULL, k int) PARTITION BY RANGE (event_time);
+             SELECT tally.partition_by_time('events', '1 hour');",
+        )
+        .unwrap();
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass";
+    let all = number(&mut session, partitions);
+    // More than one step of the job makes.
+    session
+        .batch_execute(
+            "DO $$ DECLARE t regclass; BEGIN
+               FOR t IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'events'::regclass ORDER BY inhrelid DESC LIMIT 100
+               LOOP EXECUTE 'DROP TABLE ' || t; END LOOP; END $$",
+        )
+        .unwrap();
+    assert_eq!(number(&mut session, partitions), all - 100);
+    session.batch_execute("CALL tally.run_due_jobs()").unwrap();
+    assert!(number(&mut session, partitions) >= all);
+    assert!(number(&mut session, "SELECT rows_done FROM tally.runs") >= 100);
+}
+
+#[test]
+fn job_follows_its_table_to_a_new_owner() {
+    let cluster = Cluster::start(&[("tally.retry_min", "100ms")]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session.batch_execute(ROLLUP).unwrap();
+    eventually_true(&mut session, "SELECT last_run_at IS NOT NULL FROM tally.status WHERE kind = 'refresh'");
+    session
+        .batch_execute(
+            "CREATE ROLE heir LOGIN; GRANT CREATE ON SCHEMA public TO heir;
+             ALTER TABLE events OWNER TO heir; ALTER TABLE totals_stored OWNER TO heir;
+             ALTER VIEW totals OWNER TO heir; ALTER VIEW totals_rows OWNER TO heir;",
+        )
+        .unwrap();
+    session.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
+    eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
+}
+
+#[test]
+fn launcher_that_was_ended_comes_back() {
+    let cluster = Cluster::start(&[]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session.batch_execute(SLOW_ROLLUP).unwrap();
+    let worker = job_worker(&cluster, &database);
+    let launcher = "SELECT pid::bigint FROM tally.status WHERE kind = 'server'";
+    let before = number(&mut session, launcher);
+    session.batch_execute(&format!("SELECT pg_terminate_backend({before}, 5000)")).unwrap();
+    eventually_true(&mut session, "SELECT verdict = 'critical' FROM tally.status WHERE kind = 'server'");
+    eventually_true(&mut session, &format!("SELECT pid <> {before} FROM tally.status WHERE kind = 'server'"));
+    // The new one knows the worker of the old one, and sees when it ends.
+    eventually_true(&mut session, &format!("SELECT pid = {worker} FROM tally.job_activity()"));
+    session
+        .batch_execute("CREATE OR REPLACE FUNCTION lab.slow(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'")
+        .unwrap();
+    session.batch_execute(&format!("SELECT pg_terminate_backend({worker})")).unwrap();
+    eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
+}

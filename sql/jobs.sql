@@ -117,7 +117,7 @@ CREATE FUNCTION tally.run_job(job_id integer) RETURNS bigint
 COMMENT ON FUNCTION tally.run_job(integer) IS 'runs a job now, in this transaction and without a record; returns the rows counted or partitions made, null if it is being run already';
 
 -- The steps of run_due_jobs, which commits between them. They check that the caller owns the object, so anybody may call them.
-CREATE FUNCTION tally.start_due_job(after_job_id integer, OUT job_id integer, OUT scheduled_at timestamptz, OUT in_worker boolean)
+CREATE FUNCTION tally.start_due_job(after_job_id integer, OUT job_id integer, OUT kind text, OUT scheduled_at timestamptz, OUT in_worker boolean)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'tally_start_due_job_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION tally.start_due_job(integer) IS 'part of tally.run_due_jobs: marks the next due job that the caller may run as started';
 
@@ -136,6 +136,7 @@ DECLARE
     job record;
     started timestamptz;
     done bigint;
+    total bigint;
     failed text;
     message text;
     hint text;
@@ -155,21 +156,29 @@ BEGIN
             END IF;
         ELSE
             started := pg_catalog.clock_timestamp();
-            done := 0;
+            total := 0;
             failed := NULL;
             message := NULL;
             hint := NULL;
-            BEGIN
-                done := tally.run_job(job.job_id);
+            LOOP
+                BEGIN
+                    done := tally.run_job(job.job_id);
+                EXCEPTION WHEN OTHERS THEN
+                    GET STACKED DIAGNOSTICS failed = RETURNED_SQLSTATE, message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                    RAISE WARNING 'job % failed: %', job.job_id, message USING ERRCODE = failed, HINT = hint;
+                    EXIT;
+                END;
                 IF done IS NULL THEN
                     failed := '55P03';
                     message := 'the job is being run by another session';
+                    EXIT;
                 END IF;
-            EXCEPTION WHEN OTHERS THEN
-                GET STACKED DIAGNOSTICS failed = RETURNED_SQLSTATE, message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
-                RAISE WARNING 'job % failed: %', job.job_id, message USING ERRCODE = failed, HINT = hint;
-            END;
-            PERFORM tally.finish_job(job.job_id, job.scheduled_at, started, done, failed, message, hint);
+                total := total OPERATOR(pg_catalog.+) done;
+                -- Partitions are made a few at a time, so that no transaction holds its locks for long.
+                EXIT WHEN job.kind OPERATOR(pg_catalog.<>) 'premake' OR done OPERATOR(pg_catalog.=) 0;
+                COMMIT;
+            END LOOP;
+            PERFORM tally.finish_job(job.job_id, job.scheduled_at, started, total, failed, message, hint);
         END IF;
         COMMIT;
         SELECT * INTO job FROM tally.start_due_job(job.job_id);

@@ -47,7 +47,10 @@ fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
 fn tally_start_due_job(
     after_job_id: i32,
 ) -> std::result::Result<
-    TableIterator<'static, (name!(job_id, i32), name!(scheduled_at, Option<Moment>), name!(in_worker, bool))>,
+    TableIterator<
+        'static,
+        (name!(job_id, i32), name!(kind, &'static str), name!(scheduled_at, Option<Moment>), name!(in_worker, bool)),
+    >,
     ErrorReport,
 > {
     let now = process::clock();
@@ -73,7 +76,7 @@ fn tally_start_due_job(
         if owner == caller {
             jobs::mark_started(job.id, now, job.troubles)?;
         }
-        return Ok(TableIterator::once((job.id, moment(scheduled), owner != caller)));
+        return Ok(TableIterator::once((job.id, job.kind.name(), moment(scheduled), owner != caller)));
     }
     Ok(TableIterator::empty())
 }

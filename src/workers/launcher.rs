@@ -59,6 +59,10 @@ pub extern "C-unwind" fn tally_launcher_main(_argument: Datum) {
         if settings::enabled() {
             next = next.min(launcher.probe(now)).min(launcher.start(now));
         }
+        // Nobody tells this launcher when a worker of the one before it ends.
+        if launcher.orphans() > 0 {
+            next = next.min(now.plus(SECOND));
+        }
         let pause = next.since(process::clock()).clamp(0, SCAN);
         process::wait(Duration::from_micros(pause.cast_unsigned()));
     }
@@ -171,6 +175,21 @@ impl Launcher {
             .collect()
     }
 
+    /// Workers that run jobs and were started by a launcher before this one. Needs a recent copy of the slots.
+    fn orphans(&self) -> usize {
+        let taken = self.slots.iter().filter(|slot| slot.is_taken()).map(|slot| slot.token);
+        let mut tokens: Vec<u32> =
+            taken.filter(|token| !self.workers.iter().any(|started| started.token == *token)).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens.len()
+    }
+
+    /// Workers that run jobs.
+    fn job_workers(&self) -> usize {
+        self.workers.iter().filter(|started| !started.is_probe).count() + self.orphans()
+    }
+
     fn copy_slots(&mut self) {
         let copy = &mut self.slots;
         SHARED.read(|header, slots| {
@@ -280,8 +299,7 @@ impl Launcher {
                 }
             })
             .collect();
-        let used = self.workers.iter().filter(|started| !started.is_probe).count();
-        let free = settings::max_workers().saturating_sub(used);
+        let free = settings::max_workers().saturating_sub(self.job_workers());
         for start in schedule::due(&jobs, free, now) {
             let Some(assignment) = take(start.0, &self.slots[start.0], now) else { continue };
             if !self.launch(assignment, false) {
@@ -296,8 +314,7 @@ impl Launcher {
 
     /// When to look again: nothing can start before a worker ends if all are busy, and its end sets the latch.
     fn next_look(&self, jobs: &[schedule::Job], now: Timestamp) -> Timestamp {
-        let used = self.workers.iter().filter(|started| !started.is_probe).count();
-        if used >= settings::max_workers() {
+        if self.job_workers() >= settings::max_workers() {
             return Timestamp::INFINITY;
         }
         let next = schedule::next_look(jobs, now).unwrap_or(Timestamp::INFINITY);
