@@ -24,7 +24,7 @@ extension_sql_file!("../sql/bootstrap.sql", bootstrap);
 extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
-extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["bootstrap"]);
+extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["jobs"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
 extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);

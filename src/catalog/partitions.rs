@@ -12,7 +12,17 @@ pub(crate) struct Row {
     pub time_zone: String,
 }
 
-/// Every partition set of the database.
+/// The partition sets of the database whose table is there.
+pub(crate) fn sets() -> Result<Vec<Oid>> {
+    Spi::get_one::<Vec<Oid>>(
+        "SELECT pg_catalog.array_agg(c.oid ORDER BY c.oid) FROM tally.partition_policies p \
+         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.parent",
+    )
+    .map(Option::unwrap_or_default)
+    .map_err(spi)
+}
+
+/// What the owner of a set asked for, if it is one.
 pub(crate) fn policy(parent: Oid) -> Result<Option<Row>> {
     Spi::connect(|client| {
         let mut rows = client.select(
@@ -105,7 +115,7 @@ pub(crate) fn from_sql(interval: pgrx::datum::Interval) -> Interval {
 }
 
 /// Whole numbers in, so nothing can be out of range; zero stands for what cannot be.
-fn to_sql(interval: Interval) -> pgrx::datum::Interval {
+pub(crate) fn to_sql(interval: Interval) -> pgrx::datum::Interval {
     pgrx::datum::Interval::new(interval.months, interval.days, interval.microseconds)
         .unwrap_or_else(|_| pgrx::datum::Interval::from_micros(0))
 }

@@ -154,18 +154,19 @@ pub(super) fn is_visible(parent: Oid) -> Result<bool> {
     .map(|found| found.first().copied().unwrap_or(false))
 }
 
+/// The partitions that core has to look at: those that are no plain tables, and the last one.
 fn members(bounds: &[Bounds]) -> Result<Vec<Member>> {
-    let uppers: std::collections::HashMap<Oid, Timestamp> =
-        bounds.iter().map(|bounds| (bounds.partition, bounds.range.upper)).collect();
+    let last = bounds.last().map_or(Timestamp::NEG_INFINITY, |last| last.range.upper);
+    let count = i64::try_from(bounds.len()).unwrap_or(i64::MAX);
     rows(
-        "SELECT c.oid, c.oid::pg_catalog.regclass::text, c.relkind::text \
+        "SELECT c.oid::pg_catalog.regclass::text, c.relkind::text, m.place \
          FROM pg_catalog.unnest($1) WITH ORDINALITY AS m (oid, place) \
-         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.oid ORDER BY m.place",
-        &[oids(bounds.iter())],
+         JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.oid \
+         WHERE c.relkind OPERATOR(pg_catalog.<>) 'r' OR m.place OPERATOR(pg_catalog.=) $2 ORDER BY m.place",
+        &[oids(bounds.iter()), count.into()],
         |row| {
-            let oid = row.get::<Oid>(1)?.unwrap_or(Oid::INVALID);
-            let upper = uppers.get(&oid).copied().unwrap_or(Timestamp::INFINITY);
-            Ok(Member { name: text(row, 2)?, kind: letter(row, 3)?.unwrap_or('?'), upper })
+            let upper = if row.get::<i64>(3)? == Some(count) { last } else { Timestamp::NEG_INFINITY };
+            Ok(Member { name: text(row, 1)?, kind: letter(row, 2)?.unwrap_or('?'), upper })
         },
     )
 }

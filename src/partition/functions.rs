@@ -1,7 +1,8 @@
 //! The SQL functions: skins over the verbs of the parent module, declared in `sql/partitions.sql`.
+#![allow(clippy::type_complexity, reason = "pgrx reads the columns of a set from the signature")]
 
 use super::{Plan, facts, limits, new_name, owned, registered, shape};
-use crate::catalog::partitions::{self as policies, Row, from_sql};
+use crate::catalog::partitions::{self as policies, Row, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::pg::{self, Oid};
@@ -80,19 +81,8 @@ fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
     Ok(())
 }
 
-/// A step of `tally.plan_premake`.
-type Step = (
-    name!(step, i64),
-    name!(action, String),
-    name!(object, String),
-    name!(sql, String),
-    name!(lock_mode, Option<String>),
-    name!(locked_tables, Vec<String>),
-    name!(est_rows, i64),
-    name!(est_bytes, i64),
-    name!(top_level_only, bool),
-    name!(note, Option<String>),
-);
+/// A row of `tally.plan_premake`.
+type Step = (i64, String, String, String, Option<String>, Vec<String>, i64, i64, bool, Option<String>);
 
 #[pg_extern(sql = false)]
 fn tally_plan_premake(
@@ -156,17 +146,20 @@ fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// One row of `tally.partition_status`, or none if the caller may not see the set.
+/// The rows of `tally.partition_status`: one set or all, without those that the caller may not see.
 #[pg_extern(sql = false)]
 fn tally_inspect_partitions(
-    parent: Oid,
+    only_parent: Option<Oid>,
 ) -> std::result::Result<
     TableIterator<
         'static,
         (
+            name!(parent, Oid),
             name!(verdict, String),
             name!(reason, Option<String>),
             name!(next_sql, Option<String>),
+            name!(time_zone, String),
+            name!(width, Interval),
             name!(partitions, i64),
             name!(accepts_from, Option<TimestampWithTimeZone>),
             name!(horizon, Option<TimestampWithTimeZone>),
@@ -176,13 +169,25 @@ fn tally_inspect_partitions(
     >,
     ErrorReport,
 > {
-    Ok(TableIterator::new(inspect(parent)?))
+    let sets = match only_parent {
+        Some(parent) => vec![parent],
+        None => policies::sets()?,
+    };
+    let mut found = Vec::new();
+    for parent in sets {
+        found.extend(inspect(parent)?);
+    }
+    Ok(TableIterator::new(found))
 }
 
+/// A row of `tally.inspect_partitions`.
 type Inspection = (
+    Oid,
     String,
     Option<String>,
     Option<String>,
+    String,
+    Interval,
     i64,
     Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
@@ -211,15 +216,16 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         now,
         zone: &plan.zone,
     });
-    let ahead = status
-        .horizon
-        .filter(|horizon| horizon.is_finite())
-        .map(|horizon| horizon.0.saturating_sub(pg::process::clock().0));
+    let clock = pg::process::clock();
+    let ahead = status.horizon.filter(|horizon| horizon.is_finite()).map(|horizon| horizon.since(clock));
     let time = |at: Option<Timestamp>| at.and_then(|at| TimestampWithTimeZone::try_from(at.0).ok());
     Ok(Some((
+        parent,
         status.verdict.as_str().to_owned(),
         status.reason,
         status.next_sql,
+        row.time_zone,
+        to_sql(row.request.width),
         existing.len() as i64,
         time(status.accepts_from),
         time(status.horizon),

@@ -17,6 +17,7 @@ pub struct Set {
     /// The columns of its key; `None` for an expression.
     pub key: Vec<Option<KeyColumn>>,
     pub default: Option<String>,
+    /// At least those that are no plain tables, and the last one.
     pub members: Vec<Member>,
     pub schema: String,
     pub owner: String,
