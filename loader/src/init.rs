@@ -93,13 +93,28 @@ pub async fn grant(client: &Client, config: &Config, role: &str) -> Result<()> {
     let program = Program::compile(&table, &config.target, config.policy.on.tombstone, 0)?;
     let columns: Vec<String> = program.columns.iter().map(|column| quote(&column.name)).collect();
     let role = quote(role);
+    // A column that is left out, such as a bigserial, takes its default, and nextval() asks for a right of its own.
+    let sequences = client
+        .query(
+            "SELECT DISTINCT s.oid::pg_catalog.regclass::text FROM pg_catalog.pg_attrdef d \
+               JOIN pg_catalog.pg_depend p ON p.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND p.objid = d.oid \
+                AND p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+               JOIN pg_catalog.pg_class s ON s.oid = p.refobjid AND s.relkind = 'S' \
+              WHERE d.adrelid = $1::text::pg_catalog.regclass",
+            &[&table.name],
+        )
+        .await
+        .map_err(|error| Error::unfit(postgres::describe(&error)))?;
+    let sequences: String =
+        sequences.iter().map(|row| format!("GRANT USAGE ON SEQUENCE {} TO {role};", row.get::<_, &str>(0))).collect();
     let statements = format!(
         "GRANT USAGE ON SCHEMA tally TO {role};
          GRANT SELECT, INSERT, UPDATE ON tally.loader_sources, tally.loader_offsets, tally.dead_letters TO {role};
          GRANT SELECT, INSERT, UPDATE, DELETE ON tally.loader_members, tally.loader_leases TO {role};
          GRANT INSERT ON tally.loader_gaps TO {role};
          GRANT EXECUTE ON FUNCTION tally.advance_offsets TO {role};
-         GRANT INSERT ({}) ON {} TO {role};",
+         GRANT INSERT ({}) ON {} TO {role};
+         {sequences}",
         columns.join(", "),
         table.name
     );
