@@ -81,7 +81,8 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let counted = counted_by(now)?;
     counted.follows(state)?;
     let rollups = now.read(|| rollups::of_source(source))?;
-    let relations = rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>()?;
+    // The statement that waited for the lock has an older snapshot, which may not know a rollup that was made meanwhile.
+    let relations = now.read(|| rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>())?;
     now.read(|| tags::audit(source, &name))?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
     let _settings = pg::pin_settings_of_tick();

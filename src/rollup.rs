@@ -215,7 +215,8 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     catalog::require_owner(source)?;
     let _settings = pg::pin_settings();
     pg::lock_refresh(sources::table()?, source, true);
-    let all = rollups::of_source(source)?;
+    // Seen after the lock: other sessions may have made or dropped rollups of the source while this one waited for it.
+    let all = Snapshot::take().read(|| rollups::of_source(source))?;
     let Some(entry) = all.iter().find(|entry| entry.rollup == rollup) else {
         return Err(Error::new("42704", "the rollup has just been dropped by another session"));
     };

@@ -33,7 +33,10 @@ pub(crate) fn analyze(definition: &CStr) -> AnalysedQuery {
     // function call; every pointer followed below comes from those trees.
     unsafe {
         match parse(definition) {
-            Ok(query) => describe(query),
+            Ok(query) => {
+                let _settings = super::pin_settings();
+                describe(query)
+            }
             Err(part) => AnalysedQuery {
                 analysis: Analysis { unsupported: vec![part], ..Analysis::default() },
                 source: Oid::INVALID,

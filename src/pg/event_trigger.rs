@@ -48,7 +48,7 @@ fn refuse_if_source(parent: pg_sys::Oid) {
     if parent == pg_sys::Oid::INVALID {
         return; // the command itself will say that there is no such table
     }
-    match crate::catalog::sources::is_source(parent) {
+    match crate::catalog::sources::is_part_of_source(parent) {
         Ok(false) => {}
         Ok(true) => error::raise(
             Error::new("0A000", "detaching a partition of a table that feeds rollups is not supported yet")

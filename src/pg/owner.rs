@@ -57,8 +57,9 @@ fn extension_owner() -> Oid {
     }
 }
 
-/// Settings that are pinned until this value goes out of scope: names are looked up in pg_catalog only, and a table under
-/// row-level security gives an error and not a part of its rows.
+/// Settings that are pinned until this value goes out of scope: names are looked up in pg_catalog only, a table under
+/// row-level security gives an error and not a part of its rows, and constants are written so that every session reads the
+/// same value.
 pub(crate) struct PinnedSettings {
     level: i32,
 }
@@ -68,6 +69,10 @@ pub(crate) fn pin_settings() -> PinnedSettings {
     let pinned = PinnedSettings { level: unsafe { pg_sys::NewGUCNestLevel() } };
     pinned.set(c"search_path", c"pg_catalog, pg_temp");
     pinned.set(c"row_security", c"off");
+    pinned.set(c"datestyle", c"ISO");
+    pinned.set(c"intervalstyle", c"postgres");
+    pinned.set(c"extra_float_digits", c"1");
+    pinned.set(c"quote_all_identifiers", c"off");
     pinned
 }
 

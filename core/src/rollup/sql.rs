@@ -217,8 +217,8 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
             nullable.iter().map(|key| format!("p.{} {test}", quote(&key.name))).collect()
         };
         // Groups without a NULL key find their stored part through the unique index.
-        arms.push(join(&equal_keys(definition), &format!(" WHERE {}", is_null("IS NOT NULL").join(" AND "))));
-        arms.push(join(&same_group(definition), &format!(" WHERE {}", is_null("IS NULL").join(" OR "))));
+        arms.push(join(&equal_keys(definition), &format!(" WHERE {}", is_null(IS_SOMETHING).join(" AND "))));
+        arms.push(join(&same_group(definition), &format!(" WHERE {}", is_null(IS_NOTHING).join(" OR "))));
     }
     format!(
         "CREATE VIEW {} AS\nWITH pending AS MATERIALIZED (\n{pending}\n)\nSELECT {}\n FROM (\n{}\n) AS merged",
@@ -238,6 +238,10 @@ fn equal_key(key: &Key) -> String {
     format!("s.{name} = p.{name}")
 }
 
+/// Is a key NULL itself? For a composite type, IS NULL would ask about its fields instead.
+const IS_NOTHING: &str = "IS NOT DISTINCT FROM NULL";
+const IS_SOMETHING: &str = "IS DISTINCT FROM NULL";
+
 /// Are `s` and `p` the same group, NULLs equal? Every part of the condition can be hashed.
 fn same_group(definition: &Definition) -> String {
     let parts: Vec<String> = definition
@@ -245,12 +249,14 @@ fn same_group(definition: &Definition) -> String {
         .iter()
         .map(|key| {
             let name = quote(&key.name);
+            let both_null = format!("(s.{name} {IS_NOTHING}) = (p.{name} {IS_NOTHING})");
             match (key.never_null, stand_in(&key.type_name)) {
                 (true, _) => equal_key(key),
-                (false, Some(value)) => format!(
-                    "COALESCE(s.{name}, {value}) = COALESCE(p.{name}, {value}) AND (s.{name} IS NULL) = (p.{name} IS NULL)"
-                ),
-                (false, None) => format!("ARRAY[s.{name}] = ARRAY[p.{name}]"),
+                (false, Some(value)) => {
+                    format!("COALESCE(s.{name}, {value}) = COALESCE(p.{name}, {value}) AND {both_null}")
+                }
+                // An array of a NULL array is empty, as an array of an empty array is.
+                (false, None) => format!("ARRAY[s.{name}] = ARRAY[p.{name}] AND {both_null}"),
             }
         })
         .collect();
