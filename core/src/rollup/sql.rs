@@ -165,12 +165,16 @@ fn merged(rule: &str, a: &str, b: &str) -> String {
 /// Both halves can be pushed down conditions on keys. Keys that may be NULL are compared by what NULL is replaced with *and*
 /// by whether they are NULL, since `IS NOT DISTINCT FROM` can neither hash nor use an index.
 pub fn create_public_view(definition: &Definition, relations: &Relations, targets: &[(String, String)]) -> String {
-    let source = literal(&relations.source.to_string());
-    let state = |column: &str| {
-        format!(
-            "(SELECT s.{column} FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) {source}::pg_catalog.regclass)"
-        )
-    };
+    // A snapshot older than the rollup sees no state, and neither does a reader of a dump of some tables only: to them every
+    // row is pending and no group is stored.
+    let known = format!(
+        "SELECT s.next_tag, s.open_tags FROM tally.sources AS s \
+         JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
+         WHERE u.stored OPERATOR(pg_catalog.=) {}::pg_catalog.regclass",
+        literal(&relations.stored.to_string())
+    );
+    let state = |column: &str| format!("(SELECT k.{column} FROM known AS k)");
+    let is_known = format!("{} IS NOT NULL", state("next_tag"));
     // The planner cannot know the state. Bounds on both sides let it expect half a percent of the table for each half of the
     // condition, where it would otherwise expect a third of it, or all of it when few transactions wrote it.
     let pending = groups(
@@ -180,11 +184,11 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
             "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) {next} AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
              \x20   OR (r.{TAG} OPERATOR(pg_catalog.=) ANY ({open}::bigint[])\n\
              \x20       AND r.{TAG} OPERATOR(pg_catalog.>=) {first_open} AND r.{TAG} OPERATOR(pg_catalog.<=) {last_open})",
-            next = state("next_tag"),
+            next = format!("COALESCE({}, 0)", state("next_tag")),
             last = i64::MAX,
             open = state("open_tags"),
             first_open = state("open_tags[1]"),
-            last_open = state("open_tags[pg_catalog.array_length(s.open_tags, 1)]"),
+            last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
         ),
     );
     let prefixed = |alias: &str| -> Vec<String> {
@@ -197,7 +201,7 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
     }));
     let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
     let mut arms = vec![format!(
-        "SELECT {} FROM {} AS s WHERE NOT EXISTS (SELECT FROM pending AS p WHERE {})",
+        "SELECT {} FROM {} AS s WHERE {is_known} AND NOT EXISTS (SELECT FROM pending AS p WHERE {})",
         prefixed("s").join(", "),
         relations.stored,
         same_group(definition)
@@ -205,7 +209,7 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
     let nullable: Vec<&Key> = definition.keys.iter().filter(|key| !key.never_null).collect();
     let join = |condition: &str, filter: &str| {
         format!(
-            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition}{filter}",
+            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition} AND {is_known}{filter}",
             both.join(", "),
             relations.stored
         )
@@ -221,7 +225,8 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
         arms.push(join(&same_group(definition), &format!(" WHERE {}", is_null(IS_NOTHING).join(" OR "))));
     }
     format!(
-        "CREATE VIEW {} AS\nWITH pending AS MATERIALIZED (\n{pending}\n)\nSELECT {}\n FROM (\n{}\n) AS merged",
+        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n)\n\
+         SELECT {}\n FROM (\n{}\n) AS merged",
         relations.public,
         columns.join(",\n    "),
         arms.join("\nUNION ALL\n")
