@@ -116,6 +116,10 @@ CREATE FUNCTION tally._refuse_detach() RETURNS event_trigger
 COMMENT ON FUNCTION tally._refuse_detach() IS 'refuses DETACH of a partition of a source before it begins';
 
 CREATE FUNCTION tally._follow_ddl() RETURNS event_trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'tally_follow_ddl';
+COMMENT ON FUNCTION tally._follow_ddl() IS 'looks after sources and their partitions when a command has changed tables';
+
+CREATE FUNCTION tally._follow_tables(brings_partitions boolean) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   leaf record;
@@ -136,7 +140,10 @@ BEGIN
     RAISE EXCEPTION '% is not supported: the table feeds rollups', refused
       USING ERRCODE = '0A000', HINT = 'Drop the rollups of the table with tally.drop_rollup first.';
   END IF;
-  -- Partitions that have come to a source since: they lack the trigger that PostgreSQL does not clone.
+  IF NOT brings_partitions THEN
+    RETURN;
+  END IF;
+  -- Partitions that have come to a source: they lack the trigger that PostgreSQL does not clone.
   FOR leaf IN
     SELECT p.relid, c.relkind = 'f' OR c.relpersistence <> 'p' AS cannot_be_counted
       FROM tally.sources s CROSS JOIN LATERAL pg_partition_tree(s.source) p JOIN pg_class c ON c.oid = p.relid
@@ -159,7 +166,8 @@ BEGIN
   END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tally._follow_ddl() IS 'protects partitions that come to a source, and refuses those that bring rows along';
+COMMENT ON FUNCTION tally._follow_tables(boolean) IS
+  'refuses what rollups cannot follow, protects partitions that come to a source, and refuses those that bring rows along';
 
 CREATE FUNCTION tally._protect_partition(partition pg_catalog.regclass) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -207,11 +215,15 @@ COMMENT ON FUNCTION tally._forget_dropped() IS 'deletes what tally knows about r
 CREATE EVENT TRIGGER tally_refuse_detach ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
   EXECUTE FUNCTION tally._refuse_detach();
 COMMENT ON EVENT TRIGGER tally_refuse_detach IS 'refuses DETACH of a partition of a table that feeds rollups';
-CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE')
+CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE SCHEMA')
   EXECUTE FUNCTION tally._follow_ddl();
 COMMENT ON EVENT TRIGGER tally_follow_ddl IS 'protects partitions that come to a table that feeds rollups';
 CREATE EVENT TRIGGER tally_follow_drop ON sql_drop EXECUTE FUNCTION tally._follow_drop();
 COMMENT ON EVENT TRIGGER tally_follow_drop IS 'refuses to drop counted rows, and forgets rollups that are gone';
+-- Also when session_replication_role is replica, as the guards of the rows.
+ALTER EVENT TRIGGER tally_refuse_detach ENABLE ALWAYS;
+ALTER EVENT TRIGGER tally_follow_ddl ENABLE ALWAYS;
+ALTER EVENT TRIGGER tally_follow_drop ENABLE ALWAYS;
 
 -- 4. What a user calls
 
