@@ -1,12 +1,16 @@
 //! What a user of tally can observe, tested over a connection to a real server that has the extension installed
 //! (`make install`, then `cargo server`). One module per concept; the servers come from `cluster.rs`.
 
+/// In every session, at every moment, under random histories.
+mod concurrency;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
 /// Partition sets: what is made, under which locks, and what is refused.
 mod partition;
 /// docs/reference.md says what the comments in the database say.
 mod reference;
+/// What every rollup test asks.
+mod oracle;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
 /// What a DBA sees is complete: comments, settings, privileges.

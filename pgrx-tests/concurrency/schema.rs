@@ -1,0 +1,115 @@
+//! The tables, rollups and rows of the random test. Few distinct values, so that groups meet; every value that groups or
+//! compares in a way of its own is among them.
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+/// A partitioned and a plain source with the same columns, filled before the first rollup.
+pub const SCHEMA: &str = "
+    CREATE TYPE kind AS ENUM ('view', 'buy', 'return');
+    CREATE TYPE pair AS (x int, y int);
+    CREATE SEQUENCE ids CACHE 20;
+    CREATE TABLE events (id bigint NOT NULL DEFAULT nextval('ids'), event_time timestamptz NOT NULL, tenant int NOT NULL,
+      country text, kind kind, amount numeric(12,2), quantity int, weight float8, labels text[], place pair, device bigint)
+      PARTITION BY RANGE (event_time);
+    CREATE TABLE day_0 PARTITION OF events FOR VALUES FROM ('2024-03-30Z') TO ('2024-03-31Z');
+    CREATE TABLE day_1 PARTITION OF events FOR VALUES FROM ('2024-03-31Z') TO ('2024-04-01Z') PARTITION BY LIST (tenant);
+    CREATE TABLE day_1_odd PARTITION OF day_1 FOR VALUES IN (1, 3);
+    CREATE TABLE day_1_even PARTITION OF day_1 FOR VALUES IN (2);
+    CREATE TABLE day_2 PARTITION OF events FOR VALUES FROM ('2024-04-01Z') TO ('2024-04-02Z');
+    CREATE TABLE clicks (LIKE events INCLUDING DEFAULTS, UNIQUE (id));
+    INSERT INTO events (event_time, tenant, country, quantity)
+      SELECT '2024-03-30 22:00Z'::timestamptz + make_interval(mins => 7 * i), 1 + i % 3, 'de', i FROM generate_series(1, 100) AS i;
+    INSERT INTO clicks SELECT * FROM events WHERE tenant = 1;";
+
+pub const SOURCES: [&str; 2] = ["events", "clicks"];
+/// Days for which `events` has a partition from the start; later ones come while the test runs.
+pub const FIRST_DAYS: usize = 3;
+pub const COLUMNS: &str = "event_time, tenant, country, kind, amount, quantity, weight, labels, place, device";
+
+/// Defining queries over `{source}`, in what they use: time buckets in a zone with a 23-hour day, NULL keys of every type
+/// class, FILTER, WHERE, expressions over aggregates and over keys, keys that are not shown.
+const QUERIES: [&str; 7] = [
+    "SELECT date_trunc('hour', event_time, 'Europe/Berlin') AS bucket, tenant, count(*) AS n, sum(amount) AS revenue, \
+       avg(quantity) AS average, min(event_time) AS first, max(event_time) AS last FROM {source} GROUP BY 1, 2",
+    "SELECT country, kind, count(*) FILTER (WHERE kind = 'buy') AS buys, count(quantity) AS counted, sum(quantity) AS total, \
+       min(country) AS same, max(kind) AS kinds, max(weight) AS heaviest FROM {source} GROUP BY country, kind",
+    "SELECT date_bin('1 day', event_time, '2000-01-01Z') AS bucket, round(avg(amount), 3) + 1 AS average, sum(weight) AS weight, \
+       avg(weight) / nullif(count(*), 0) AS odd, sum(amount) FILTER (WHERE kind IS NULL) AS unknown \
+       FROM {source} WHERE quantity > 0 OR quantity IS NULL GROUP BY 1",
+    "SELECT labels, place, count(*) AS n, min(labels) AS smallest, max(device) AS device FROM {source} GROUP BY labels, place",
+    "SELECT lower(country) || '!' AS loud, quantity % 3 AS remainder, count(*) AS n, avg(amount) AS average \
+       FROM {source} GROUP BY 1, 2",
+    "SELECT tenant, count(*) AS n, sum(quantity::bigint) AS total FROM {source} GROUP BY tenant, quantity % 2, weight, amount",
+    "SELECT 'all' AS what, count(*) AS n, count(*) FILTER (WHERE amount > 1) AS large, sum(device) AS devices \
+       FROM {source} GROUP BY 1",
+];
+
+/// Adds the sketches once the extension has them.
+const SKETCH_QUERY: &str = "SELECT tenant, country, tally.distinct_count(device) AS devices, \
+    tally.distinct_count(country) FILTER (WHERE kind = 'view') AS countries FROM {source} GROUP BY 1, 2";
+
+pub fn queries(source: &str, sketches: bool) -> Vec<String> {
+    let sketches = sketches.then_some(SKETCH_QUERY);
+    QUERIES.into_iter().chain(sketches).map(|query| query.replace("{source}", source)).collect()
+}
+
+/// One row as SQL literals and as a line of COPY text.
+pub struct Row {
+    values: Vec<Option<String>>,
+}
+
+impl Row {
+    /// A row of the given day; `tenant` limits it to a partition.
+    pub fn random(rng: &mut StdRng, day: usize, tenant: Option<i32>) -> Row {
+        let minute = rng.random_range(0..24 * 60);
+        let date = ["2024-03-30", "2024-03-31", "2024-04-01", "2024-04-02", "2024-04-03", "2024-04-04"][day];
+        let time = format!("{date} {:02}:{:02}:00Z", minute / 60, minute % 60);
+        let tenant = tenant.unwrap_or_else(|| rng.random_range(1..=3));
+        let mut pick = |values: &[&str]| {
+            let some = !rng.random_bool(0.25);
+            some.then(|| (*values.choose(rng).expect("there is a value")).to_owned())
+        };
+        let values = vec![
+            Some(time),
+            Some(tenant.to_string()),
+            pick(&["de", "DE", "", "ä", "NULL", "it's", "a,b"]),
+            pick(&["view", "buy", "return"]),
+            pick(&["0", "1", "1.10", "-3.25", "NaN", "99999.99"]),
+            pick(&["0", "1", "2", "7", "-5"]),
+            pick(&["0", "-0", "1", "2.5", "NaN", "Infinity", "-Infinity"]),
+            pick(&["{}", "{a}", "{NULL}", "{a,b}", "{{a},{b}}", "[2:2]={a}"]),
+            pick(&["(,)", "(1,)", "(,1)", "(1,1)"]),
+            pick(&["1", "2", "3", "4", "5", "6", "7", "8", "9", "123456789012"]),
+        ];
+        Row { values }
+    }
+
+    /// `('..', NULL, ..)`
+    pub fn literals(&self) -> String {
+        let values: Vec<String> = self
+            .values
+            .iter()
+            .map(|value| {
+                value.as_ref().map_or_else(|| "NULL".into(), |value| format!("'{}'", value.replace('\'', "''")))
+            })
+            .collect();
+        format!("({})", values.join(", "))
+    }
+
+    pub fn copy_line(&self) -> String {
+        let values: Vec<&str> = self.values.iter().map(|value| value.as_deref().unwrap_or("\\N")).collect();
+        format!("{}\n", values.join("\t"))
+    }
+}
+
+pub fn rows(rng: &mut StdRng, days: usize, most: usize) -> Vec<Row> {
+    let count = rng.random_range(1..=most);
+    (0..count)
+        .map(|_| {
+            let day = rng.random_range(0..days);
+            Row::random(rng, day, None)
+        })
+        .collect()
+}

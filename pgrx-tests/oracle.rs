@@ -1,0 +1,68 @@
+//! The oracle of every rollup test: the defining query over the source, asked in the same snapshot.
+
+use postgres::error::{DbError, SqlState};
+use postgres::{Client, Error};
+
+/// A statement that gives the rows by which a rollup and its defining query differ as multisets (`EXCEPT ALL` both ways in one
+/// pass). It is one statement, so it has one snapshot.
+pub fn difference(rollup: &str, query: &str) -> String {
+    format!(
+        "SELECT CASE WHEN sum(side) > 0 THEN 'only in the rollup: ' ELSE 'only in the query: ' END || found::text \
+         FROM (SELECT ROW(r.*) AS found, 1 AS side FROM {rollup} AS r UNION ALL SELECT ROW(q.*), -1 FROM ({query}) AS q) AS sides \
+         GROUP BY found HAVING sum(side) <> 0"
+    )
+}
+
+/// The rollup and the user's own query are equal in what this session sees now.
+#[track_caller]
+pub fn assert_equal(session: &mut Client, rollup: &str, query: &str) {
+    let rows = session.query(&difference(rollup, query), &[]).unwrap();
+    let rows: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    assert!(rows.is_empty(), "{rollup} differs from {query}: {rows:#?}");
+}
+
+/// Rows of the source that are visible and that no refresh has counted.
+pub fn pending(session: &mut Client, source: &str) -> i64 {
+    let query = format!(
+        "SELECT count(*) FROM {source} AS r, tally.sources AS s \
+         WHERE s.source = '{source}'::regclass AND (r.tally_tag >= s.next_tag OR r.tally_tag = ANY (s.open_tags))"
+    );
+    session.query_one(&query, &[]).unwrap().get(0)
+}
+
+/// The rollup is right, and still is when every row is counted and the answer comes from the stored groups alone.
+#[track_caller]
+pub fn assert_equal_now_and_refreshed(session: &mut Client, rollup: &str, source: &str, query: &str) {
+    assert_equal(session, rollup, query);
+    session.batch_execute(&format!("CALL tally.refresh('{rollup}')")).unwrap();
+    assert_eq!(pending(session, source), 0, "rows of {source} are still pending after a refresh with nothing open");
+    assert_equal(session, rollup, query);
+}
+
+/// What PostgreSQL says when it refuses `sql`.
+#[track_caller]
+pub fn refusal(session: &mut Client, sql: &str) -> DbError {
+    match session.batch_execute(sql) {
+        Ok(()) => panic!("not refused: {sql}"),
+        Err(error) => error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}")).clone(),
+    }
+}
+
+/// `sql` is refused with this SQLSTATE, with a message that contains `message`, and with a hint that contains `hint`.
+#[track_caller]
+pub fn assert_refused(session: &mut Client, sql: &str, state: &str, message: &str, hint: &str) {
+    let error = refusal(session, sql);
+    assert!(
+        error.code().code() == state
+            && error.message().contains(message)
+            && error.hint().unwrap_or_default().contains(hint),
+        "{sql}\nexpected {state}: {message}\nHINT: {hint}\ngot {}: {}\nHINT: {:?}",
+        error.code().code(),
+        error.message(),
+        error.hint()
+    );
+}
+
+pub fn state(error: &Error) -> &SqlState {
+    error.code().unwrap_or_else(|| panic!("not an error of the server: {error}"))
+}
