@@ -44,6 +44,7 @@ fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
 
 /// The next job after this number that is due and may be run by the caller: as itself, or in a worker as the owner.
 #[pg_extern(sql = false)]
+#[expect(clippy::type_complexity, reason = "pgrx reads the columns of the result here")]
 fn tally_start_due_job(
     after_job_id: i32,
 ) -> std::result::Result<

@@ -122,7 +122,7 @@ impl Launcher {
                 slot.job,
                 slot.database,
                 if slot.phase == Phase::Starting {
-                    " before it could connect; does the owner of the table have LOGIN?"
+                    " before it could connect; the lines before this one say why"
                 } else {
                     ""
                 }
