@@ -9,8 +9,11 @@ use crate::config;
 use crate::decode::Rejection;
 use crate::offsets::Anchor;
 
-/// Rows of one COPY: enough to be fast, few enough to repeat for one bad row.
-pub const ROWS_PER_COPY: usize = 5_000;
+/// Rows of one COPY. Each COPY into a partitioned table makes and drops 1,000 tuple slots, which costs as much as some 1,500
+/// rows (PostgreSQL 15), so it should have many times that.
+pub const ROWS_PER_COPY: usize = 20_000;
+/// Rows of one COPY where a bad row has to be found, or was found lately: few enough to send again.
+pub const ROWS_PER_CAREFUL_COPY: usize = 5_000;
 /// COPYs of one transaction, each a subtransaction: above 64 of them the caches of other backends overflow.
 const COPIES: usize = 60;
 /// Shortest linger, and how much longer than a commit it must be.
@@ -109,9 +112,9 @@ impl Batch {
         chunks.map(|moved| moved.next).max(self.ends.get(&part).copied())
     }
 
-    /// Whether enough rows wait for a COPY.
-    pub fn should_copy(&self) -> bool {
-        self.waiting >= ROWS_PER_COPY
+    /// Whether enough rows wait for a COPY; `careful` when bad rows are about.
+    pub fn should_copy(&self, careful: bool) -> bool {
+        self.waiting >= if careful { ROWS_PER_CAREFUL_COPY } else { ROWS_PER_COPY }
     }
 
     pub fn should_close(&self, limits: &Limits) -> bool {

@@ -35,6 +35,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONG_WAIT: Duration = Duration::from_secs(30);
 /// How often new parts of the topic are looked for.
 const NEW_PARTS: Duration = Duration::from_secs(60);
+/// Batches in small pieces after a refused row.
+const CAREFUL_BATCHES: u32 = 20;
 /// Reading the leaves may take this share of the time.
 const LEAVES_SHARE: u32 = 20;
 
@@ -167,6 +169,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
         ends,
         reached: BTreeSet::new(),
         recompiled: 0,
+        careful: 0,
         last_commit: Duration::ZERO,
         new_parts_at: Instant::now() + NEW_PARTS,
         pause: FIRST_PAUSE,
@@ -275,6 +278,8 @@ struct Lane<'a> {
     reached: BTreeSet<i32>,
     /// Programs compiled since the last commit.
     recompiled: u32,
+    /// Batches that are copied in small pieces, because PostgreSQL refused rows lately.
+    careful: u32,
     last_commit: Duration,
     new_parts_at: Instant,
     pause: Duration,
@@ -446,7 +451,7 @@ impl Lane<'_> {
                 };
                 let chunk = self.with_fresh_leaves(feed, sink, chunk).await?;
                 self.batch.push(chunk, Instant::now());
-                if self.batch.should_copy() {
+                if self.batch.should_copy(self.careful > 0) {
                     self.copy(feed, sink).await?;
                 }
                 if self.batch.should_close(&self.limits) {
@@ -607,6 +612,7 @@ impl Lane<'_> {
         if dead > 0 {
             tracing::debug!("{dead} message(s) became dead letters");
         }
+        self.careful = if self.batch.refused.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL_BATCHES };
         self.batch = Batch::default();
         self.recompiled = 0;
         self.pause = FIRST_PAUSE;

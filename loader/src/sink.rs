@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! BEGIN; SET LOCAL synchronous_commit; SELECT positions ..      a loader that lost a part stops here already
-//! SAVEPOINT; COPY target ..                                     about 5,000 rows each; a bad row costs one COPY, not the batch
+//! SAVEPOINT; COPY target ..                                     a bad row costs some COPYs, not the batch
 //! COPY tally.dead_letters ..                                    when there are any
 //! SET CONSTRAINTS ALL IMMEDIATE; SELECT fingerprint, tally.advance_offsets(..); COMMIT
 //! ```
@@ -17,7 +17,7 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
-use crate::batch::{Move, Owned, Refused};
+use crate::batch::{Move, Owned, ROWS_PER_CAREFUL_COPY, Refused};
 use crate::catalog::{self, CatalogError, FINGERPRINT, Leaves, Table};
 use crate::chunk::Chunk;
 use crate::config::{Postgres, SynchronousCommit};
@@ -288,14 +288,13 @@ impl Sink {
                 if refused.len() as u64 > allowance {
                     return Err(Failure::TooManyRefused(db.message().to_owned()));
                 }
-                if !rows.is_empty() {
+                if !rows.is_empty() && rows.len() <= ROWS_PER_CAREFUL_COPY {
                     work.push((rows, pinpoints.saturating_sub(1), None));
+                    continue;
                 }
-            } else {
-                let tail = rows.split_off(rows.len() / 2);
-                work.push((tail, PINPOINTS, None));
-                work.push((rows, PINPOINTS, None));
             }
+            let size = if rows.len() > ROWS_PER_CAREFUL_COPY { ROWS_PER_CAREFUL_COPY } else { rows.len().div_ceil(2) };
+            work.extend(rows.chunks(size.max(1)).rev().map(|piece| (piece.to_vec(), PINPOINTS, None)));
         }
         Ok(refused)
     }
