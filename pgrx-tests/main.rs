@@ -13,6 +13,8 @@ mod reference;
 mod oracle;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
+/// Sketches have the bytes of their format for every plan, and count what they should.
+mod sketch;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
 /// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.
