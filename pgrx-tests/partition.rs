@@ -315,6 +315,45 @@ fn a_busy_target_of_a_foreign_key_is_not_queued_for() {
 }
 
 #[test]
+fn a_target_that_is_never_free_by_chance_is_waited_for_shortly() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session
+        .batch_execute(&format!(
+            "CREATE TABLE customers (id bigserial PRIMARY KEY);
+             {EVENTS}
+             ALTER TABLE events ADD FOREIGN KEY (customer_id) REFERENCES customers;
+             SELECT tally.partition_by_time('events', '1 day');"
+        ))
+        .unwrap();
+    let stop = AtomicBool::new(false);
+    let (made, slowest) = thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut writer = database.connect();
+                    let mut slowest = Duration::ZERO;
+                    while !stop.load(Ordering::Relaxed) {
+                        let started = Instant::now();
+                        writer.batch_execute("BEGIN; INSERT INTO customers DEFAULT VALUES").unwrap();
+                        slowest = slowest.max(started.elapsed());
+                        writer.batch_execute("SELECT pg_sleep(0.02); COMMIT").unwrap();
+                    }
+                    slowest
+                })
+            })
+            .collect();
+        let made =
+            session.query_one("SELECT tally.ensure_partitions('events', now(), now() + interval '10 days')", &[]);
+        stop.store(true, Ordering::Relaxed);
+        let slowest = writers.into_iter().map(|writer| writer.join().unwrap()).max();
+        (made, slowest)
+    });
+    assert!(made.unwrap().get::<_, i64>(0) >= 1);
+    println!("the slowest insert into the target took {slowest:?}");
+}
+
+#[test]
 fn two_makers_make_each_partition_once() {
     let database = cluster::database();
     let mut session = database.connect();
@@ -550,10 +589,10 @@ const SHAPE: &str = "
                         pg_get_expr(polwithcheck, polrelid)) ORDER BY polname) FROM pg_policy WHERE polrelid = c.oid),
         'replica identity', jsonb_build_array(relreplident, (SELECT regexp_replace(pg_get_indexdef(indexrelid), ' INDEX .* ON .* USING', '')
                         FROM pg_index WHERE indrelid = c.oid AND indisreplident)),
-        'indexes', (SELECT array_agg(regexp_replace(pg_get_indexdef(indexrelid), ' INDEX .* ON .* USING', '') ORDER BY 1)
+        'indexes', (SELECT array_agg(regexp_replace(pg_get_indexdef(indexrelid), ' INDEX .* ON .* USING', '') ORDER BY indkey::text, indisunique)
                     FROM pg_index WHERE indrelid = c.oid),
-        'constraints', (SELECT array_agg(pg_get_constraintdef(oid) ORDER BY 1) FROM pg_constraint WHERE conrelid = c.oid),
-        'publications', (SELECT array_agg(pubname ORDER BY 1) FROM pg_publication_rel JOIN pg_publication p ON p.oid = prpubid WHERE prrelid = c.oid))::text
+        'constraints', (SELECT array_agg(pg_get_constraintdef(oid) ORDER BY pg_get_constraintdef(oid)) FROM pg_constraint WHERE conrelid = c.oid),
+        'publications', (SELECT array_agg(pubname ORDER BY pubname) FROM pg_publication_rel JOIN pg_publication p ON p.oid = prpubid WHERE prrelid = c.oid))::text
     FROM pg_class c WHERE oid = (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'events'::regclass ORDER BY inhrelid";
 
 #[test]

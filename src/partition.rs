@@ -213,20 +213,18 @@ fn with_fixed_settings<T>(lock_timeout: Option<Duration>, action: impl FnOnce() 
     pg::with_settings(&settings, action)
 }
 
-/// Locks the parent and what foreign keys connect to it, then reads the facts again.
+/// Locks the parent, then reads the facts again.
 fn lock(facts: &mut Facts) -> Result<()> {
     relation::lock(facts.oid, Mode::ShareUpdateExclusive);
     relation::begin_writing();
-    for (oid, table) in facts::connected_tables(facts.oid)? {
-        lock_connected(oid, &table)?;
-    }
     *facts = facts::read(facts.oid)?;
     check::set(&facts.set)?;
     Ok(())
 }
 
-/// ATTACH takes SHARE ROW EXCLUSIVE on the other side of a foreign key. Asking for it would make writers there queue behind us, so
-/// it is taken only when it is free.
+/// ATTACH takes SHARE ROW EXCLUSIVE on the other side of a foreign key. Whoever asks for it while it is taken makes writers there
+/// queue behind him, so it is tried. If it is never free by chance, because transactions overlap all the time, it is asked for, but
+/// only while these are short, and not for longer than `tally.lock_try_timeout`.
 fn lock_connected(oid: Oid, table: &str) -> Result<()> {
     for attempt in 0..TRIES {
         if relation::try_lock(oid, Mode::ShareRowExclusive) {
@@ -235,22 +233,35 @@ fn lock_connected(oid: Oid, table: &str) -> Result<()> {
         // 5 to 24 ms: a spread, so that two makers do not meet again and again.
         relation::pause(5 + u64::from(attempt * 7 % 20));
     }
-    Err(Refusal::TargetLocked { table: table.into() }.into())
+    if facts::has_old_writer(oid)? {
+        return Err(Refusal::TargetLocked { table: table.into() }.into());
+    }
+    with_fixed_settings(Some(settings::lock_try_timeout()), || relation::lock(oid, Mode::ShareRowExclusive));
+    Ok(())
 }
 
-/// Makes partitions, one after the other. The caller holds the locks.
+/// Makes partitions. The caller holds the lock on the parent. Tables that foreign keys connect to it are locked last, for the time of the
+/// ATTACHes and until the commit.
 fn make(facts: &Facts, plan: &Plan, ranges: &[Range]) -> Result<()> {
     if ranges.is_empty() {
         return Ok(());
     }
     let shape = shape::read(facts)?;
+    let run = |statements: &[sql::Statement]| {
+        pg::as_user(facts.owner, || statements.iter().try_for_each(|statement| Spi::run(&statement.sql))).map_err(spi)
+    };
+    let mut attachments = Vec::new();
     for range in ranges {
         let partition = new_name(facts, plan, range.lower, &[])?;
-        let statements = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
-        pg::as_user(facts.owner, || statements.iter().try_for_each(|statement| Spi::run(&statement.sql)))
-            .map_err(spi)?;
+        let mut preparation = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
+        let attach = preparation.iter().position(|statement| statement.action == "attach").unwrap_or(0);
+        attachments.extend(preparation.split_off(attach));
+        run(&preparation)?;
     }
-    Ok(())
+    for (oid, table) in facts::connected_tables(facts.oid)? {
+        lock_connected(oid, &table)?;
+    }
+    run(&attachments)
 }
 
 fn new_name(facts: &Facts, plan: &Plan, lower: Timestamp, planned: &[String]) -> Result<QualifiedName> {

@@ -215,6 +215,23 @@ pub(super) fn connected_tables(parent: Oid) -> Result<Vec<(Oid, String)>> {
     )
 }
 
+/// Has a transaction that is older than a second (or whose age we may not know, or a prepared one) written to the table?
+pub(super) fn has_old_writer(table: Oid) -> Result<bool> {
+    rows(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l \
+           LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
+           WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.relation OPERATOR(pg_catalog.=) $1 \
+             AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+                                                    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+             AND l.granted AND l.mode OPERATOR(pg_catalog.<>) ALL (ARRAY['AccessShareLock', 'RowShareLock']) \
+             AND (a.xact_start IS NULL \
+                  OR a.xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 second'::pg_catalog.interval)))",
+        &[table.into()],
+        |row| flag(row, 1),
+    )
+    .map(|found| found.first().copied().unwrap_or(true))
+}
+
 /// How many partitions one transaction can make: each table and index stays in the lock table until the commit, and half of
 /// that table is left to others.
 pub(super) fn partitions_per_transaction(parent: Oid) -> Result<usize> {
