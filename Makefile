@@ -20,7 +20,7 @@ install: ## build in release mode and install the extension (PG_CONFIG=..; DESTD
 test: unit server kafka ## run every test; replaces the installed extension by a debug build
 
 unit: ## the tests that need no PostgreSQL
-	scripts/setup test
+	scripts/setup build
 	cargo test --no-fail-fast --package tally-core
 	cargo test --no-fail-fast --package tally-loader --lib --bins
 
@@ -28,7 +28,7 @@ server: install-debug ## the tests over a connection to a throw-away server
 	cargo test --no-fail-fast --package tally-server-tests
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
-	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --tests
+	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'
 
 install-debug:
 	scripts/setup test
