@@ -5,12 +5,12 @@
 mod concurrency;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
+/// What every rollup test asks.
+mod oracle;
 /// Partition sets: what is made, under which locks, and what is refused.
 mod partition;
 /// docs/reference.md says what the comments in the database say.
 mod reference;
-/// What every rollup test asks.
-mod oracle;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
 /// Sketches have the bytes of their format for every plan, and count what they should.

@@ -455,7 +455,13 @@ impl Session {
             match self.differences(rollup) {
                 Ok(rows) if rows.is_empty() => {}
                 Ok(rows) => {
-                    return Err(format!("{}: {} differs from {}:\n{}", self.name, rollup.name, rollup.query, rows.join("\n")));
+                    return Err(format!(
+                        "{}: {} differs from {}:\n{}",
+                        self.name,
+                        rollup.name,
+                        rollup.query,
+                        rows.join("\n")
+                    ));
                 }
                 Err(error) => return self.judge(&format!("check of {}", rollup.name), Err(error), &Expect::Success),
             }
