@@ -46,6 +46,8 @@ pub enum Refusal {
     },
     /// Values that are equal under this collation may have different bytes, and a sketch would count them twice.
     NondeterministicCollation,
+    /// The precision of a sketch must be a literal: the first row of a group would decide for all.
+    VaryingPrecision,
 }
 
 /// The types whose values have one byte form per SQL value, so that a sketch of them can be stored.
@@ -130,10 +132,14 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         (("tally", "hll_agg" | "distinct_count"), [_, ..]) if !call.arguments[0].deterministic => {
             return Err(Refusal::NondeterministicCollation);
         }
+        (("tally", "hll_agg"), [_, _]) if call.arguments[1].expression.sql.parse::<i32>().is_err() => {
+            return Err(Refusal::VaryingPrecision);
+        }
         (("tally", "hll_agg"), [_] | [_, _]) => (vec![sketch("tally.hll_agg")], "{0}"),
         (("tally", "hll_union_agg" | "sum"), ["tally.hll"]) => (vec![sketch("tally.hll_union_agg")], "{0}"),
         (("tally", "distinct_count"), ["tally.hll"]) => {
-            (vec![sketch("tally.hll_union_agg")], "COALESCE(tally.hll_count({0}), 0)")
+            // An UNDEFINED sketch has no count, and no sketch at all counts 0.
+            (vec![sketch("tally.hll_union_agg")], "CASE WHEN {0} IS NULL THEN 0 ELSE tally.hll_count({0}) END")
         }
         (("tally", "distinct_count"), [_]) => (vec![sketch("tally.hll_agg")], "COALESCE(tally.hll_count({0}), 0)"),
         _ => return Err(Refusal::Unknown),
@@ -190,8 +196,16 @@ mod tests {
     }
 
     #[test]
+    fn the_precision_of_a_sketch_is_a_literal() {
+        let mut varying = call("tally", "hll_agg", &["bigint", "integer"]);
+        assert_eq!(algebra(&varying), Err(Refusal::VaryingPrecision));
+        varying.arguments[1].expression.sql = "14".into();
+        assert!(algebra(&varying).is_ok());
+    }
+
+    #[test]
     fn a_sketch_of_values_without_one_byte_form_is_refused() {
-        assert!(algebra(&call("tally", "hll_agg", &["bigint", "integer"])).is_ok());
+        assert!(algebra(&call("tally", "hll_agg", &["bigint"])).is_ok());
         assert_eq!(
             algebra(&call("tally", "distinct_count", &["jsonb"])),
             Err(Refusal::Type { type_name: "jsonb".into() })

@@ -181,10 +181,10 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
         definition,
         relations,
         &format!(
-            "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) {next} AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
+            "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) COALESCE({next}, 0) AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
              \x20   OR (r.{TAG} OPERATOR(pg_catalog.=) ANY ({open}::bigint[])\n\
              \x20       AND r.{TAG} OPERATOR(pg_catalog.>=) {first_open} AND r.{TAG} OPERATOR(pg_catalog.<=) {last_open})",
-            next = format!("COALESCE({}, 0)", state("next_tag")),
+            next = state("next_tag"),
             last = i64::MAX,
             open = state("open_tags"),
             first_open = state("open_tags[1]"),

@@ -237,6 +237,7 @@ impl fmt::Display for Error {
                 Refusal::WithinGroup => write!(f, "a rollup cannot keep an ordered-set aggregate: {sql}"),
                 Refusal::Variadic => write!(f, "a rollup cannot keep a call with VARIADIC: {sql}"),
                 Refusal::Type { type_name } => write!(f, "a rollup cannot keep {sql} of type {type_name}"),
+                Refusal::VaryingPrecision => write!(f, "the precision of a sketch must be a literal: {sql}"),
                 Refusal::NondeterministicCollation => {
                     write!(f, "a sketch cannot count values of a nondeterministic collation: {sql}")
                 }
@@ -305,6 +306,7 @@ impl Explain for Error {
                 Refusal::Ordered => "Leave out ORDER BY inside the call.",
                 Refusal::Variadic => "Write the arguments out.",
                 Refusal::Type { .. } => "Cast the argument, for example to bigint, numeric or text.",
+                Refusal::VaryingPrecision => "Write a number between 0 and 17, or leave it out.",
                 Refusal::NondeterministicCollation => "Add COLLATE \"C\" to the argument.",
                 Refusal::Unknown | Refusal::WithinGroup => {
                     "Leave this column out of the rollup and compute it from the source, or ask for counts and sums."

@@ -164,6 +164,7 @@ fn every_refusal_has_a_hint_and_a_message_of_one_line() {
         Refusal::Variadic,
         Refusal::Type { type_name: "money".into() },
         Refusal::NondeterministicCollation,
+        Refusal::VaryingPrecision,
     ];
     let reasons = [
         SourceRefusal::Only,
