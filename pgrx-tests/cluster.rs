@@ -93,6 +93,13 @@ impl Database<'_> {
         self.cluster.dump(&self.name)
     }
 
+    /// A pg_dump of this database with your own options.
+    pub fn dump_command(&self) -> Command {
+        let mut pg_dump = client_program("pg_dump");
+        pg_dump.arg(format!("--dbname={}", self.conninfo()));
+        pg_dump
+    }
+
     /// What the real psql prints for `sql`; see [`Cluster::psql`].
     pub fn psql(&self, sql: &str) -> String {
         self.cluster.psql(&self.name, sql)

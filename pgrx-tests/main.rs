@@ -11,6 +11,10 @@ mod oracle;
 mod partition;
 /// docs/reference.md says what the comments in the database say.
 mod reference;
+/// Every row is counted once, nobody waits, and only new rows are read.
+mod refresh;
+/// What a rollup can be, and what happens when its tables change.
+mod rollup;
 /// The extension installs, and the throw-away servers themselves can be trusted.
 mod servers;
 /// Sketches have the bytes of their format for every plan, and count what they should.

@@ -1,5 +1,8 @@
 //! The oracle of every rollup test: the defining query over the source, asked in the same snapshot.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use postgres::error::{DbError, SqlState};
 use postgres::{Client, Error};
 
@@ -65,4 +68,14 @@ pub fn assert_refused(session: &mut Client, sql: &str, state: &str, message: &st
 
 pub fn state(error: &Error) -> &SqlState {
     error.code().unwrap_or_else(|| panic!("not an error of the server: {error}"))
+}
+
+/// Returns when the session of this process waits for a lock.
+pub fn wait_until_blocked(observer: &mut Client, pid: i32) {
+    let started = Instant::now();
+    let query = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'";
+    while observer.query(query, &[&pid]).unwrap().is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(60), "process {pid} never waits for a lock");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

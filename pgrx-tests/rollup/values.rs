@@ -1,0 +1,102 @@
+//! Values that group, compare or add up in ways of their own, as keys and as arguments.
+
+use postgres::Client;
+use tally_server_tests::cluster;
+
+use crate::oracle::{assert_equal, pending};
+
+/// Stored first and pending first, alone and met by each other: every pair of moments at which a value can come.
+#[track_caller]
+fn assert_kept(kind: &str, aggregates: &str, values: &[&str]) {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session
+        .batch_execute(
+            "CREATE DOMAIN small AS int CHECK (VALUE < 100); CREATE DOMAIN words AS text[]; CREATE TYPE mood AS ENUM ('sad', 'ok'); \
+             CREATE TYPE pair AS (x int, y text); CREATE TYPE span AS RANGE (subtype = float8); CREATE DOMAIN couple AS pair",
+        )
+        .unwrap();
+    session.batch_execute(&format!("CREATE TABLE events (k {kind}, n int)")).unwrap();
+    let insert = |session: &mut Client, value: &str| {
+        session.batch_execute(&format!("INSERT INTO events VALUES ({value}::{kind}, 1), (NULL, 1)")).unwrap();
+    };
+    let queries = [
+        format!("SELECT k, count(*) AS c, sum(n) AS s FROM events GROUP BY k"),
+        format!("SELECT n, count(k) AS c, {aggregates} FROM events GROUP BY n"),
+        format!("SELECT k IS NULL AS nothing, n, k AS again, count(*) AS c FROM events GROUP BY k, n, 1"),
+    ];
+    for (number, query) in queries.iter().enumerate() {
+        session.execute("SELECT tally.create_rollup($1, $2)", &[&format!("r{number}"), query]).unwrap();
+    }
+    for first in values {
+        for second in values {
+            insert(&mut session, first);
+            session.batch_execute("CALL tally.refresh('r0')").unwrap();
+            insert(&mut session, second);
+            for (number, query) in queries.iter().enumerate() {
+                assert_equal(&mut session, &format!("r{number}"), query);
+            }
+        }
+    }
+    session.batch_execute("CALL tally.refresh('r0')").unwrap();
+    assert_eq!(pending(&mut session, "events"), 0);
+    for (number, query) in queries.iter().enumerate() {
+        assert_equal(&mut session, &format!("r{number}"), query);
+    }
+}
+
+#[test]
+fn numbers_that_are_none_or_have_two_forms() {
+    let sums = "sum(k) AS s, avg(k) AS a, min(k) AS i, max(k) AS x";
+    assert_kept("float8", sums, &["'NaN'", "'-0'", "'0'", "'Infinity'", "'-Infinity'"]);
+    assert_kept("real", sums, &["'NaN'", "'-0'", "0.5", "'-Infinity'"]);
+    assert_kept("numeric", sums, &["'NaN'", "1.0", "1.000", "'Infinity'", "1e100"]);
+    assert_kept("numeric(6, 2)", sums, &["1.005", "-1", "9999.99"]);
+}
+
+#[test]
+fn integers_at_their_limits() {
+    let sums = "sum(k) AS s, avg(k) AS a, min(k) AS i, max(k) AS x";
+    assert_kept("smallint", sums, &["32767", "'-32768'", "0"]);
+    assert_kept("int", sums, &["2147483647", "'-2147483648'", "0"]);
+    assert_kept("bigint", sums, &["9223372036854775807", "'-9223372036854775808'", "0"]);
+    assert_kept("small", "sum(k) AS s, max(k) AS x", &["99", "-5", "0"]);
+}
+
+#[test]
+fn texts_that_are_empty_padded_or_not_ascii() {
+    let ends = "min(k) AS i, max(k) AS x";
+    assert_kept("text", ends, &["''", "' '", "'NULL'", "'ä'", "'a''b\\c'"]);
+    assert_kept("char(3)", ends, &["''", "'a'", "'a '", "'abc'"]);
+    assert_kept("varchar(3)", ends, &["''", "'a'", "'a '"]);
+    assert_kept("\"char\"", "count(*) AS i", &["''", "'a'"]);
+    assert_kept("name", "count(*) AS i", &["''", "'a'"]);
+    assert_kept("bytea", "count(*) AS i", &["''", "'\\x00'", "'\\x0000'"]);
+    assert_kept("text COLLATE \"C\"", ends, &["'B'", "'a'"]);
+}
+
+#[test]
+fn times_that_never_end() {
+    let ends = "min(k) AS i, max(k) AS x";
+    assert_kept("timestamptz", ends, &["'infinity'", "'-infinity'", "'2024-03-31 01:30+01'", "'2024-03-31 00:30Z'"]);
+    assert_kept("timestamp", ends, &["'infinity'", "'-infinity'", "'0044-03-15 BC'"]);
+    assert_kept("date", ends, &["'infinity'", "'-infinity'", "'2024-02-29'"]);
+    assert_kept("time", ends, &["'24:00'", "'00:00'"]);
+    assert_kept("timetz", ends, &["'12:00+00'", "'13:00+01'"]);
+    assert_kept("interval", "sum(k) AS s, avg(k) AS a, max(k) AS x", &["'1 mon'", "'30 days'", "'720:00'", "'-1 day'"]);
+}
+
+#[test]
+fn composites_and_arrays_that_hold_nothing() {
+    assert_kept("int[]", "min(k) AS i, max(k) AS x", &["'{}'", "'{NULL}'", "'{1}'", "'{{1},{2}}'", "'[5:5]={1}'"]);
+    assert_kept("words", "count(*) AS i", &["'{}'", "'{NULL}'", "'{\"\"}'"]);
+    assert_kept("pair", "count(*) AS i", &["'(,)'", "'(1,)'", "'(,a)'", "'(1,\"\")'"]);
+    assert_kept("couple", "count(*) AS i", &["'(,)'", "'(1,)'"]);
+    assert_kept("pair[]", "count(*) AS i", &["'{}'", "'{NULL}'", "'{\"(,)\"}'"]);
+    assert_kept("mood", "min(k) AS i, max(k) AS x", &["'sad'", "'ok'"]);
+    assert_kept("boolean", "count(*) FILTER (WHERE k) AS i", &["true", "false"]);
+    assert_kept("uuid", "count(*) AS i", &["'00000000-0000-0000-0000-000000000000'", "gen_random_uuid()"]);
+    assert_kept("inet", "min(k) AS i, max(k) AS x", &["'10.0.0.1'", "'10.0.0.1/8'", "'::1'"]);
+    assert_kept("jsonb", "count(*) AS i", &["'null'", "'{}'", "'[]'", "'1.0'", "'1'"]);
+    assert_kept("span", "count(*) AS i", &["'empty'", "'(,)'", "'[0,1)'", "'[-0,1)'"]);
+}
