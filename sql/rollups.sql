@@ -77,7 +77,7 @@ COMMENT ON COLUMN tally.rollups.source IS 'the table it counts';
 COMMENT ON COLUMN tally.rollups.rows_view IS 'the view that turns a source row into keys and arguments';
 COMMENT ON COLUMN tally.rollups.stored IS 'the table of the groups, as of the last refresh';
 COMMENT ON COLUMN tally.rollups.refresh_interval IS 'how often a worker refreshes it';
-COMMENT ON COLUMN tally.rollups.definition IS 'the defining query with all names qualified; the rollup equals it in every snapshot';
+COMMENT ON COLUMN tally.rollups.definition IS 'the defining query as of its creation, with all names qualified; the rollup equals it in every snapshot';
 COMMENT ON COLUMN tally.rollups.columns IS 'keys, arguments and partial columns, as the refresh uses them';
 COMMENT ON COLUMN tally.rollups.created_at IS 'when the rollup was created';
 SELECT pg_catalog.pg_extension_config_dump('tally.rollups', '');
@@ -250,6 +250,7 @@ CREATE FUNCTION tally.verify(rollup pg_catalog.regclass,
 DECLARE
   entry tally.rollups;
   keys text;
+  query text;
 BEGIN
   SELECT r.* INTO entry FROM tally.rollups r WHERE r.rollup = verify.rollup;
   IF NOT FOUND THEN
@@ -260,13 +261,25 @@ BEGIN
   SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', ') INTO keys
     FROM jsonb_array_elements(entry.columns -> 'keys') k
     JOIN pg_attribute a ON a.attrelid = entry.rollup AND a.attname = k ->> 'name' AND NOT a.attisdropped;
+  -- The defining query through the view of the rows: that one follows renames of the table and of its columns.
+  SELECT format('SELECT %s FROM (SELECT %s FROM %s AS r GROUP BY %s) AS merged',
+                (SELECT string_agg(format('%s AS %I', t.value ->> 'sql', t.value ->> 'name'), ', ' ORDER BY t.ordinality)
+                   FROM jsonb_array_elements(entry.columns -> 'targets') WITH ORDINALITY t),
+                (SELECT string_agg(c.sql, ', ')
+                   FROM (SELECT quote_ident(k.value ->> 'name') FROM jsonb_array_elements(entry.columns -> 'keys') k
+                         UNION ALL
+                         SELECT format('%s AS %I', p.value ->> 'sql', p.value ->> 'name')
+                           FROM jsonb_array_elements(entry.columns -> 'partials') p) c (sql)),
+                entry.rows_view,
+                (SELECT string_agg(quote_ident(k.value ->> 'name'), ', ') FROM jsonb_array_elements(entry.columns -> 'keys') k))
+    INTO query;
   RETURN QUERY EXECUTE format(
     'WITH stored AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM %2$s AS v GROUP BY 1),
           counted AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM (%3$s) AS v GROUP BY 1)
      SELECT CASE WHEN s.k IS NULL THEN ''missing from the rollup'' WHEN c.k IS NULL THEN ''not in the source'' ELSE ''different'' END,
             COALESCE(s.k, c.k), s.r, c.r
        FROM stored s FULL JOIN counted c ON s.k = c.k
-      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), entry.rollup, entry.definition);
+      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), entry.rollup, query);
 END
 $$;
 COMMENT ON FUNCTION tally.verify(pg_catalog.regclass) IS

@@ -10,14 +10,15 @@
 //! Nothing here waits for a writer: rows of a transaction that is open in S1 stay new, and the tick after its commit finds
 //! them by their tag.
 
-use crate::catalog::{self, rollups, sources};
+use crate::catalog::rollups::{self, Rollup};
+use crate::catalog::{self, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
 use crate::tags;
 use pgrx::prelude::*;
 use std::time::Instant;
 use tally_core::rollup::definition::TAG;
-use tally_core::rollup::sql;
+use tally_core::rollup::sql::{self, Relations};
 use tally_core::snapshot::{self, Counted};
 
 /// What a tick did.
@@ -85,6 +86,9 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let relations = now.read(|| rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>())?;
     now.read(|| tags::audit(source, &name))?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
+    for (rollup, relations) in rollups.iter().zip(&relations) {
+        require_one_owner(owner, rollup, relations)?;
+    }
     let _settings = pg::pin_settings_of_tick();
     let incarnation = tags::incarnation()?.number as u16;
     let not_yet_assigned = snapshot::tag(incarnation, pg::next_xid())?;
@@ -105,6 +109,23 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         }
     }
     Ok(Some((counted, report)))
+}
+
+/// A tick reads and writes as the owner of the source. Whoever gives the table to another role gives its rollups as well.
+fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Result<()> {
+    if [rollup.rows, rollup.stored].iter().all(|relation| pg::owner_of(*relation) == Some(owner)) {
+        return Ok(());
+    }
+    let owner = Spi::get_one_with_args::<String>(
+        "SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1)::text)",
+        &[owner.into()],
+    )
+    .map_err(spi)?
+    .unwrap_or_default();
+    let Relations { source, public, rows, stored } = relations;
+    Err(Error::new("42501", format!("rollup {public} and table {source} belong to different roles")).hint(format!(
+        "ALTER VIEW {public} OWNER TO {owner}; ALTER VIEW {rows} OWNER TO {owner}; ALTER TABLE {stored} OWNER TO {owner};"
+    )))
 }
 
 /// The state that a transaction stores after it has counted everything that the snapshot counts.

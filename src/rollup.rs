@@ -14,6 +14,7 @@ use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
 use tally_core::rollup::analysis::SourceKind;
+use tally_core::rollup::definition::Column;
 use tally_core::rollup::sql::{self, Relations};
 use tally_core::rollup::validate::validate;
 use tally_core::snapshot;
@@ -46,7 +47,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
             found.kind = SourceKind::Inherited;
         }
     }
-    let columns = validate(&analysed.analysis)?;
+    let mut columns = validate(&analysed.analysis)?;
     let Some(found) = analysed.analysis.source.clone() else {
         return Err(Error::new("XX000", "the definition was accepted without a table"));
     };
@@ -74,6 +75,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
     let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
     run(&sql::create_public_view(&columns, &relations, &targets))?;
+    columns.targets = targets.into_iter().map(|(name, sql)| Column { name, sql }).collect();
     let rollup = Rollup {
         rollup: oid_of(&relations.public)?,
         source,
@@ -221,14 +223,17 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
         return Err(Error::new("42704", "the rollup has just been dropped by another session"));
     };
     let relations = entry.relations()?;
+    let is_last = all.len() == 1;
     // The catalog first: the event trigger on drops then has nothing to look after.
     rollups::delete(rollup)?;
+    if is_last {
+        sources::delete(source)?;
+    }
     let run = |statement: &str| Spi::run(statement).map_err(spi);
     run(&format!("DROP VIEW {}", relations.public))?;
     run(&format!("DROP VIEW {}", relations.rows))?;
     run(&format!("DROP TABLE {}", relations.stored))?;
-    if all.len() == 1 {
-        sources::delete(source)?;
+    if is_last {
         tags::untrack(source, &relations.source)?;
     }
     schedule(source)
@@ -236,9 +241,28 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
 
 #[pg_extern(sql = false)]
 fn tally_forget_dropped() -> std::result::Result<(), ErrorReport> {
-    rollups::delete_orphans()?;
-    for source in sources::delete_orphans()? {
+    Ok(forget_dropped()?)
+}
+
+/// Does what [`drop_rollup`] would have done besides the drop by hand that has just happened.
+fn forget_dropped() -> Result<()> {
+    let _settings = pg::pin_settings();
+    for orphan in rollups::orphans()? {
+        rollups::delete(orphan.rollup)?;
+        for (kind, relation) in [("VIEW", orphan.rollup), ("VIEW", orphan.rows), ("TABLE", orphan.stored)] {
+            if let Some(owner) = pg::owner_of(relation) {
+                let drop = format!("DROP {kind} {}", catalog::name_of(relation)?);
+                pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
+            }
+        }
+    }
+    for source in sources::orphans()? {
+        sources::delete(source)?;
         jobs::unschedule(jobs::Kind::Refresh, source)?;
+        if let Some(owner) = pg::owner_of(source) {
+            let name = catalog::name_of(source)?;
+            pg::as_user(owner, || tags::untrack(source, &name))?;
+        }
     }
     Ok(())
 }

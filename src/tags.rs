@@ -45,9 +45,10 @@ pub(crate) fn incarnation() -> Result<Incarnation> {
     };
     let number = newest_number.checked_add(1).ok_or_else(|| Error::new("54000", "too many incarnations"))?;
     pg::note_incarnation_written();
+    // Another session may be about to write the same row, since it is as new here as we are. It is the same incarnation then.
     pg::as_extension_owner(|| {
         Spi::run_with_args(
-            "INSERT INTO tally.incarnations (id, system_identifier) VALUES ($1, $2)",
+            "INSERT INTO tally.incarnations (id, system_identifier) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING",
             &[number.into(), here.into()],
         )
     })

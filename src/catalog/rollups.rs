@@ -107,14 +107,44 @@ pub(crate) fn delete(rollup: Oid) -> Result<()> {
     .map_err(spi)
 }
 
-/// Deletes rollups that have lost one of their relations to a DROP by hand.
-pub(crate) fn delete_orphans() -> Result<()> {
-    pg::as_extension_owner(|| {
-        Spi::run(
-            "DELETE FROM tally.rollups AS r WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.stored)) \
-             AS part (relation) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
-             WHERE c.oid OPERATOR(pg_catalog.=) part.relation))",
-        )
+/// Does a rollup of this table read the column?
+pub(crate) fn reads_column(source: Oid, column: &str) -> Result<bool> {
+    Spi::get_one_with_args(
+        "SELECT EXISTS (SELECT FROM tally.rollups AS r \
+           JOIN pg_catalog.pg_rewrite AS w ON w.ev_class OPERATOR(pg_catalog.=) r.rows_view \
+           JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+                AND d.objid OPERATOR(pg_catalog.=) w.oid AND d.refobjid OPERATOR(pg_catalog.=) r.source \
+           JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) r.source \
+                AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
+          WHERE r.source OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name)",
+        &[source.into(), column.into()],
+    )
+    .map_err(spi)
+    .map(|found| found.unwrap_or(false))
+}
+
+/// A rollup that has lost one of its relations to a DROP by hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Orphan {
+    pub rollup: Oid,
+    pub rows: Oid,
+    pub stored: Oid,
+}
+
+pub(crate) fn orphans() -> Result<Vec<Orphan>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.stored::pg_catalog.oid FROM tally.rollups AS r \
+             WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.stored)) AS part (relation) \
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation))",
+            None,
+            &[],
+        )?;
+        rows.map(|row| {
+            let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
+            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, stored: oid(3)? })
+        })
+        .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)
 }

@@ -91,19 +91,15 @@ pub(crate) fn delete(source: Oid) -> Result<()> {
 }
 
 /// Sources that no longer exist, or that feed no rollup any more because those were dropped by hand.
-pub(crate) fn delete_orphans() -> Result<Vec<Oid>> {
-    let orphans = Spi::connect(|client| {
+pub(crate) fn orphans() -> Result<Vec<Oid>> {
+    Spi::connect(|client| {
         let rows = client.select(
             "SELECT s.source::pg_catalog.oid FROM tally.sources AS s \
-             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) s.source)",
+             WHERE NOT EXISTS (SELECT FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) s.source)",
             None,
             &[],
         )?;
         rows.map(|row| row.get::<Oid>(1).map(|oid| oid.unwrap_or(Oid::INVALID))).collect::<pgrx::spi::Result<Vec<_>>>()
     })
-    .map_err(spi)?;
-    for source in &orphans {
-        delete(*source)?;
-    }
-    Ok(orphans)
+    .map_err(spi)
 }

@@ -3,6 +3,8 @@
 use crate::error::{self, Error};
 use pgrx::pg_sys::{self, AlterTableType, Node, NodeTag};
 use pgrx::{PgList, Spi, is_a};
+use std::ffi::CStr;
+use tally_core::ident::quote;
 
 #[unsafe(no_mangle)]
 #[doc(hidden)]
@@ -11,23 +13,32 @@ pub extern "C" fn pg_finfo_tally_refuse_detach() -> &'static pg_sys::Pg_finfo_re
     &RECORD
 }
 
-/// Event trigger on `ddl_command_start`: refuses DETACH PARTITION from a source. Later would be too late, because DETACH
-/// CONCURRENTLY commits before it ends.
+/// Event trigger on `ddl_command_start`: refuses DETACH PARTITION from a source (later would be too late, because DETACH
+/// CONCURRENTLY commits before it ends) and DROP NOT NULL of a column that a rollup of it reads (its keys may rely on that).
 #[pgrx::pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn tally_refuse_detach(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: a V1 call; a tree is checked for its tag before it is cast.
     unsafe {
         let tree = parse_tree(call);
-        if alters_by(tree, AlterTableType::AT_DetachPartition) {
-            let parent = pg_sys::RangeVarGetRelidExtended(
+        let detaches = alters_by(tree, AlterTableType::AT_DetachPartition).next().is_some();
+        let nullable = alters_by(tree, AlterTableType::AT_DropNotNull);
+        let nullable: Vec<String> =
+            nullable.map(|command| CStr::from_ptr((*command).name).to_string_lossy().into_owned()).collect();
+        if detaches || !nullable.is_empty() {
+            let table = pg_sys::RangeVarGetRelidExtended(
                 (*tree.cast::<pg_sys::AlterTableStmt>()).relation,
                 pg_sys::NoLock as i32,
                 pg_sys::RVROption::RVR_MISSING_OK,
                 None,
                 std::ptr::null_mut(),
             );
-            refuse_if_source(parent);
+            // Without a table of that name the command itself will say so.
+            if table != pg_sys::Oid::INVALID
+                && let Err(error) = refuse_for_source(table, detaches, nullable)
+            {
+                error::raise(error);
+            }
         }
         pg_sys::Datum::from(0)
     }
@@ -50,7 +61,7 @@ pub unsafe extern "C-unwind" fn tally_follow_ddl(call: pg_sys::FunctionCallInfo)
     let brings_partitions = unsafe {
         let tree = parse_tree(call);
         let alters = !tree.is_null() && is_a(tree, NodeTag::T_AlterTableStmt);
-        !alters || alters_by(tree, AlterTableType::AT_AttachPartition)
+        !alters || alters_by(tree, AlterTableType::AT_AttachPartition).next().is_some()
     };
     if let Err(error) = Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]) {
         error::raise(error::spi(error));
@@ -70,29 +81,29 @@ unsafe fn parse_tree(call: pg_sys::FunctionCallInfo) -> *mut Node {
     }
 }
 
-/// Is it an ALTER TABLE with an action of this kind?
-unsafe fn alters_by(tree: *mut Node, kind: AlterTableType::Type) -> bool {
+/// The actions of this kind, if it is an ALTER TABLE.
+unsafe fn alters_by(tree: *mut Node, kind: AlterTableType::Type) -> impl Iterator<Item = *mut pg_sys::AlterTableCmd> {
     // SAFETY: the tag says which structure it is; its list has commands only.
     unsafe {
-        !tree.is_null()
-            && is_a(tree, NodeTag::T_AlterTableStmt)
-            && PgList::<pg_sys::AlterTableCmd>::from_pg((*tree.cast::<pg_sys::AlterTableStmt>()).cmds)
-                .iter_ptr()
-                .any(|command| (*command).subtype == kind)
+        let alters = !tree.is_null() && is_a(tree, NodeTag::T_AlterTableStmt);
+        let commands = if alters { (*tree.cast::<pg_sys::AlterTableStmt>()).cmds } else { std::ptr::null_mut() };
+        let commands: Vec<_> = PgList::<pg_sys::AlterTableCmd>::from_pg(commands).iter_ptr().collect();
+        commands.into_iter().filter(move |command| (**command).subtype == kind)
     }
 }
 
-fn refuse_if_source(parent: pg_sys::Oid) {
-    if parent == pg_sys::Oid::INVALID {
-        return; // the command itself will say that there is no such table
+fn refuse_for_source(table: pg_sys::Oid, detaches: bool, nullable: Vec<String>) -> error::Result<()> {
+    use crate::catalog::{rollups, sources};
+    if detaches && sources::is_part_of_source(table)? {
+        return Err(Error::new("0A000", "detaching a partition of a table that feeds rollups is not supported yet")
+            .detail("The rollups would go on counting its rows.")
+            .hint("Keep the partition until retention exists, or drop the rollups with tally.drop_rollup first."));
     }
-    match crate::catalog::sources::is_part_of_source(parent) {
-        Ok(false) => {}
-        Ok(true) => error::raise(
-            Error::new("0A000", "detaching a partition of a table that feeds rollups is not supported yet")
-                .detail("The rollups would go on counting its rows.")
-                .hint("Keep the partition until retention exists, or drop the rollups with tally.drop_rollup first."),
-        ),
-        Err(error) => error::raise(error),
+    for column in nullable {
+        if rollups::reads_column(table, &column)? {
+            return Err(Error::new("0A000", format!("column {} feeds rollups and must stay NOT NULL", quote(&column)))
+                .hint("Drop the rollups of the table with tally.drop_rollup, change it, and create them again."));
+        }
     }
+    Ok(())
 }

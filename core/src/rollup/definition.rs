@@ -11,6 +11,9 @@ pub struct Definition {
     pub partials: Vec<Partial>,
     /// Aggregates of the select list, in the order of `Analysis::aggregates`, as expressions over the partial columns.
     pub finishes: Vec<String>,
+    /// The visible columns, as expressions over keys and partial columns under the name `merged`.
+    #[serde(default)]
+    pub targets: Vec<Column>,
 }
 
 /// A grouping column of the rows view and the stored table.
@@ -23,7 +26,7 @@ pub struct Key {
     pub type_name: String,
 }
 
-/// A column of the rows view.
+/// A named expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
     pub name: String,

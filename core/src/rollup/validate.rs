@@ -22,8 +22,14 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
         check_stable("WHERE", condition)?;
     }
     let mut names = Names::new([ROWS, TAG]);
-    let mut definition =
-        Definition { keys: vec![], arguments: vec![], filters: vec![], partials: vec![], finishes: vec![] };
+    let mut definition = Definition {
+        keys: vec![],
+        arguments: vec![],
+        filters: vec![],
+        partials: vec![],
+        finishes: vec![],
+        targets: vec![],
+    };
     for (position, key) in analysis.keys.iter().enumerate() {
         check_stable("GROUP BY", &key.expression)?;
         if !key.deterministic {

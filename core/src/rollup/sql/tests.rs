@@ -21,6 +21,7 @@ fn definition() -> Definition {
             is_sketch: false,
         }],
         finishes: vec!["\"revenue\"".into()],
+        targets: vec![],
     }
 }
 
