@@ -31,7 +31,7 @@ pub(super) fn create<'a>(context: Context, params: Params) -> &'a mut [u64] {
 }
 
 /// Moves a state to a new chunk and gives the old one back.
-pub(super) fn enlarge<'a>(context: Context, chunk: &'a mut [u64], room: Room) -> &'a mut [u64] {
+pub(super) fn enlarge(context: Context, chunk: &mut [u64], room: Room) -> &mut [u64] {
     let larger = context.allocate(room.words());
     State::over(chunk).move_to(larger, room);
     aggregate::free(chunk);
