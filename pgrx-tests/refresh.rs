@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use tally_server_tests::cluster::{self, Cluster, Database};
 
-use crate::oracle::{self, assert_equal, assert_equal_now_and_refreshed, pending, refusal, wait_until_blocked};
+use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, pending, refusal, wait_until_blocked};
 
 const QUERY: &str = "SELECT tenant, count(*) AS n, sum(amount) AS total FROM events GROUP BY tenant";
 

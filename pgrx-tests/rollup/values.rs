@@ -21,9 +21,9 @@ fn assert_kept(kind: &str, aggregates: &str, values: &[&str]) {
         session.batch_execute(&format!("INSERT INTO events VALUES ({value}::{kind}, 1), (NULL, 1)")).unwrap();
     };
     let queries = [
-        format!("SELECT k, count(*) AS c, sum(n) AS s FROM events GROUP BY k"),
+        "SELECT k, count(*) AS c, sum(n) AS s FROM events GROUP BY k".to_string(),
         format!("SELECT n, count(k) AS c, {aggregates} FROM events GROUP BY n"),
-        format!("SELECT k IS NULL AS nothing, n, k AS again, count(*) AS c FROM events GROUP BY k, n, 1"),
+        "SELECT k IS NULL AS nothing, n, k AS again, count(*) AS c FROM events GROUP BY k, n, 1".to_string(),
     ];
     for (number, query) in queries.iter().enumerate() {
         session.execute("SELECT tally.create_rollup($1, $2)", &[&format!("r{number}"), query]).unwrap();

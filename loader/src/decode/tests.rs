@@ -6,8 +6,11 @@ fn message(value: &[u8]) -> Message<'_> {
     Message { part: 3, offset: 42, time: Some(946_684_801_000), key: Some(b"key"), value: Some(value), headers: None }
 }
 
-/// The fields of the row, `None` for NULL, or the reason and the column.
-fn run(program: &Program, value: &[u8]) -> Result<Vec<Option<Vec<u8>>>, (Reason, Option<String>)> {
+/// The fields of a row, `None` for NULL.
+type Fields = Vec<Option<Vec<u8>>>;
+
+/// The row, or the reason and the column of the dead letter.
+fn run(program: &Program, value: &[u8]) -> Result<Fields, (Reason, Option<String>)> {
     let mut out = b"before".to_vec();
     match Decoder::default().decode(program, "clickstream", message(value), &mut out) {
         Outcome::Row => Ok(fields(&out[6..])),
@@ -19,7 +22,7 @@ fn run(program: &Program, value: &[u8]) -> Result<Vec<Option<Vec<u8>>>, (Reason,
     }
 }
 
-fn fields(row: &[u8]) -> Vec<Option<Vec<u8>>> {
+fn fields(row: &[u8]) -> Fields {
     let count = i16::from_be_bytes(row[..2].try_into().unwrap());
     let mut rest = &row[2..];
     let mut fields = Vec::new();
@@ -202,7 +205,7 @@ fn event_time_defaults_to_the_brokers_timestamp() {
     )
     .unwrap();
     let second = Some(1_000_000i64.to_be_bytes().to_vec());
-    assert_eq!(run(&program, b"{}").unwrap(), [second.clone()]);
+    assert_eq!(run(&program, b"{}").unwrap(), std::slice::from_ref(&second));
     assert_eq!(run(&program, br#"{"event_time": null}"#).unwrap(), [second]);
     assert_eq!(
         run(&program, br#"{"event_time": "2000-01-01T00:00:00Z"}"#).unwrap(),

@@ -121,6 +121,9 @@ fn a_value_too_large_for_an_index_costs_one_row() {
     );
 }
 
+/// The reason that is expected, the column, the message.
+type Poison<'a> = (&'a str, Option<&'a str>, Option<&'a [u8]>);
+
 #[test]
 fn poison_message_becomes_a_dead_letter() {
     let mut loading = Loading::new(
@@ -134,7 +137,7 @@ fn poison_message_becomes_a_dead_letter() {
         .into();
     loading.policy = "dead_letters = { max_value = \"1 kB\" }\non = { tombstone = \"dead-letter\" }".into();
     let huge = format!("{{\"customer_id\": 1, \"x\": \"{}\"}}", "x".repeat(2_000));
-    let bad: Vec<(&str, Option<&str>, Option<&[u8]>)> = vec![
+    let bad: Vec<Poison<'_>> = vec![
         ("not_json", None, Some(b"{\"customer_id\": 1")),
         ("not_json", None, Some(b"\xff\xfe\x00binary")),
         ("not_object", None, Some(b"[1, 2]")),
