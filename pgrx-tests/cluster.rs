@@ -236,13 +236,20 @@ impl Cluster {
     }
 
     /// kill -9 of one process of the server: PostgreSQL then throws out all sessions and recovers by itself.
-    /// Returns when it accepts connections again.
-    pub fn kill_backend(&self, pid: i32) {
+    /// Returns true when it accepts connections again, and false at once if the process had ended by itself.
+    pub fn kill_backend(&self, pid: i32) -> bool {
         let mut witness = self.connect("postgres");
+        // Stopped first: a process that ends by itself in this moment would crash nothing, and we would wait for ever.
+        signal(pid, Signal::STOP);
+        wait_until("the process has stopped", || state_of(pid).is_none_or(|state| matches!(&*state, "T" | "Z")));
+        if state_of(pid).as_deref() != Some("T") {
+            return false;
+        }
         signal(pid, Signal::KILL);
         // The postmaster ends every session before it recovers; until then a new session would be one of the old.
         wait_until("the other sessions have ended", || witness.batch_execute("SELECT").is_err());
         self.wait_until_ready();
+        true
     }
 
     /// kill -9 of every process of the server at once, as when the machine dies. It stays down.
@@ -386,7 +393,11 @@ fn children_of(parent: i32) -> Vec<i32> {
 
 /// A zombie does not run: it holds nothing but its line in the table of processes.
 fn is_running(pid: i32) -> bool {
-    processes().any(|(other, state, _)| other == pid && state != "Z")
+    state_of(pid).is_some_and(|state| state != "Z")
+}
+
+fn state_of(pid: i32) -> Option<String> {
+    processes().find(|(other, _, _)| *other == pid).map(|(_, state, _)| state)
 }
 
 fn processes() -> impl Iterator<Item = (i32, String, i32)> {

@@ -3,6 +3,8 @@
 
 /// In every session, at every moment, under random histories.
 mod concurrency;
+/// Equal after every crash of a session or of the server, and what was committed is still there.
+mod crash;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
 /// What every rollup test asks.

@@ -35,7 +35,7 @@ fn committed_rows_survive_every_way_of_stopping() {
     database.connect().batch_execute("CREATE TABLE t (n int)").unwrap();
     for stop in [Cluster::restart, Cluster::crash, |cluster: &Cluster| {
         let mut victim = cluster.connect("postgres");
-        cluster.kill_backend(victim.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0));
+        assert!(cluster.kill_backend(victim.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0)));
         assert!(victim.batch_execute("SELECT").is_err());
     }] {
         let mut session = database.connect();

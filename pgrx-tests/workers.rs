@@ -273,7 +273,7 @@ fn job_runs_again_after_a_crash_and_three_crashes_hold_it() {
     database.connect().batch_execute(SLOW_ROLLUP).unwrap();
     for crashes in 1..=3 {
         let worker = job_worker(&cluster, &database);
-        cluster.kill_backend(worker);
+        assert!(cluster.kill_backend(worker), "the worker ended by itself");
         eventually_true(&mut database.connect(), &format!("SELECT crashes = {crashes} FROM tally.job_states"));
     }
     let mut session = database.connect();
