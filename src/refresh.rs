@@ -17,7 +17,7 @@ use crate::pg::{self, Oid, Snapshot};
 use crate::tags;
 use pgrx::prelude::*;
 use std::time::Instant;
-use tally_core::rollup::definition::TAG;
+use tally_core::ident::quote;
 use tally_core::rollup::sql::{self, Relations};
 use tally_core::snapshot::{self, Counted};
 
@@ -134,10 +134,11 @@ pub(crate) fn counted_by(now: &Snapshot) -> Result<Counted> {
     Ok(Counted::from_snapshot(incarnation, now.xmax(), &now.in_progress(), now.own_xid())?)
 }
 
-/// What [`tend_tail`] looks at: a BRIN index on the tag and its table.
-struct TagIndex {
+/// What [`tend_tail`] looks at: a BRIN index, the column it is on, and its table.
+struct BlockRangeIndex {
     index: Oid,
     table: Oid,
+    column: String,
     pages: i64,
     has_statistics: bool,
 }
@@ -145,14 +146,16 @@ struct TagIndex {
 /// Below this many pages a table is read as fast whole as by its index.
 const PAGES_WORTH_STATISTICS: i64 = 128;
 
-/// Notes the tags of the newest pages in the BRIN indexes, from the end of each partition backwards to the first range that
-/// is noted already. A range that is not noted would be read by every later tick. Maintenance that runs on a partition goes
-/// first: it notes the ranges as well.
+/// Notes the newest pages in the BRIN indexes on the tags of the source and on the buckets of its rollups, from the end of
+/// each table backwards to the first range that is noted already. A range that is not noted would be read by every later tick
+/// and by every reader. Maintenance that runs on a table goes first: it notes the ranges as well.
 ///
-/// A partition that has grown large before anything has analysed it gets statistics of its tags, without which the planner
-/// of a reader would not use the index.
+/// A table that has grown large before anything has analysed it gets statistics of the column, without which the planner of a
+/// reader would not use the index.
 fn tend_tail(source: Oid) -> Result<()> {
-    for entry in tag_indexes(source)? {
+    // IN looks its operator up by the search path.
+    let _settings = pg::pin_settings();
+    for entry in block_range_indexes(source)? {
         if entry.pages == 0 || !pg::try_maintenance(entry.table) {
             continue;
         }
@@ -166,17 +169,17 @@ fn tend_tail(source: Oid) -> Result<()> {
             if noted.unwrap_or(0) == 0 {
                 break;
             }
-            page -= tags::PAGES_PER_RANGE;
+            page -= sql::PAGES_PER_RANGE;
         }
         if !entry.has_statistics && entry.pages >= PAGES_WORTH_STATISTICS {
             let name = catalog::name_of(entry.table)?;
-            Spi::run(&format!("ANALYZE {name} ({TAG})")).map_err(spi)?;
+            Spi::run(&format!("ANALYZE {name} ({})", quote(&entry.column))).map_err(spi)?;
         }
     }
     Ok(())
 }
 
-fn tag_indexes(source: Oid) -> Result<Vec<TagIndex>> {
+fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT x.indexrelid, x.indrelid, pg_catalog.pg_relation_size(x.indrelid::pg_catalog.regclass) \
@@ -184,25 +187,26 @@ fn tag_indexes(source: Oid) -> Result<Vec<TagIndex>> {
                     EXISTS (SELECT FROM pg_catalog.pg_stats AS s \
                              JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) s.schemaname \
                             WHERE n.oid OPERATOR(pg_catalog.=) t.relnamespace AND s.tablename OPERATOR(pg_catalog.=) t.relname \
-                              AND s.attname OPERATOR(pg_catalog.=) 'tally_tag') \
+                              AND s.attname OPERATOR(pg_catalog.=) a.attname), a.attname::text \
                FROM pg_catalog.pg_index AS x \
                JOIN pg_catalog.pg_class AS t ON t.oid OPERATOR(pg_catalog.=) x.indrelid \
                JOIN pg_catalog.pg_class AS i ON i.oid OPERATOR(pg_catalog.=) x.indexrelid AND i.relkind OPERATOR(pg_catalog.=) 'i' \
                JOIN pg_catalog.pg_am AS m ON m.oid OPERATOR(pg_catalog.=) i.relam AND m.amname OPERATOR(pg_catalog.=) 'brin' \
-               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indexrelid AND a.attnum OPERATOR(pg_catalog.=) 1 \
-                    AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' \
-              WHERE x.indrelid OPERATOR(pg_catalog.=) $1 \
-                 OR x.indrelid IN (SELECT l.relid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf)",
+               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indrelid AND a.attnum OPERATOR(pg_catalog.=) x.indkey[0] \
+              WHERE a.attname OPERATOR(pg_catalog.=) 'tally_tag' AND (x.indrelid OPERATOR(pg_catalog.=) $1 \
+                       OR x.indrelid IN (SELECT l.relid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf)) \
+                 OR x.indrelid IN (SELECT r.stored FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1)",
             None,
             &[source.into()],
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok(TagIndex {
+            Ok(BlockRangeIndex {
                 index: oid(1)?,
                 table: oid(2)?,
                 pages: row.get(3)?.unwrap_or(0),
                 has_statistics: row.get(4)?.unwrap_or(true),
+                column: row.get(5)?.unwrap_or_default(),
             })
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()

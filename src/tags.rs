@@ -11,10 +11,8 @@ use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::ident::QualifiedName;
 use tally_core::rollup::definition::TAG;
+use tally_core::rollup::sql::PAGES_PER_RANGE;
 use tally_core::snapshot::BEFORE_TRACKING;
-
-/// Heap pages that one entry of a source's BRIN index stands for.
-pub(crate) const PAGES_PER_RANGE: i64 = 32;
 
 /// The incarnation of this database.
 #[derive(Clone, Copy, Debug)]

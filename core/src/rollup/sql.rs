@@ -7,6 +7,9 @@ use super::definition::{Definition, Key, ROWS, TAG};
 use crate::ident::{QualifiedName, literal, quote};
 use crate::snapshot::Counted;
 
+/// Heap pages that one entry of a BRIN index stands for, on sources and on stored tables.
+pub const PAGES_PER_RANGE: i64 = 32;
+
 /// The relations of a rollup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relations {
@@ -66,7 +69,7 @@ pub fn create_stored_indexes(definition: &Definition, relations: &Relations) -> 
     )];
     if let Some(time) = definition.keys.iter().find(|key| key.is_time) {
         indexes.push(format!(
-            "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = 16, autosummarize = on)",
+            "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = {PAGES_PER_RANGE})",
             relations.stored,
             quote(&time.name)
         ));
@@ -81,6 +84,13 @@ fn index_order(definition: &Definition) -> Vec<&Key> {
     let leading: Vec<usize> = first.into_iter().chain(time).collect();
     let rest = (0..definition.keys.len()).filter(|position| !leading.contains(position));
     leading.iter().copied().chain(rest).map(|position| &definition.keys[position]).collect()
+}
+
+/// The order in which groups are written: by bucket, so that neighbours on the disk belong to the same time.
+fn write_order(definition: &Definition) -> String {
+    let mut keys = index_order(definition);
+    keys.sort_by_key(|key| !key.is_time);
+    names(&keys).join(", ")
 }
 
 fn names(keys: &[&Key]) -> Vec<String> {
@@ -106,10 +116,11 @@ fn stored_columns(definition: &Definition) -> Vec<String> {
 pub fn build(definition: &Definition, relations: &Relations, counted: &Counted) -> String {
     let condition = format!("\n WHERE {}", counted.is_counted(&format!("r.{TAG}")));
     format!(
-        "INSERT INTO {} ({})\n{}",
+        "INSERT INTO {} ({})\n{}\n ORDER BY {}",
         relations.stored,
         stored_columns(definition).join(", "),
-        groups(definition, relations, &condition)
+        groups(definition, relations, &condition),
+        write_order(definition)
     )
 }
 
@@ -144,13 +155,14 @@ pub fn merge_delta(definition: &Definition, relations: &Relations, state: &Count
     let order = names(&index_order(definition)).join(", ");
     format!(
         "WITH delta AS MATERIALIZED (\n{}\n), merged AS (\nINSERT INTO {} AS s ({columns})\n\
-         SELECT {columns} FROM delta ORDER BY {order}\n\
+         SELECT {columns} FROM delta ORDER BY {write_order}\n\
          ON CONFLICT ({order}) DO UPDATE SET {}\n)\n\
          SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta",
         groups(definition, relations, &condition),
         relations.stored,
         assignments.join(", "),
         columns = columns.join(", "),
+        write_order = write_order(definition),
     )
 }
 
