@@ -218,6 +218,8 @@ fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
 #[pg_extern(sql = false)]
 fn tally_refresh(rollup: Option<Oid>) -> std::result::Result<(), pgrx::pg_sys::panic::ErrorReport> {
     let rollup = rollup.ok_or_else(|| Error::new("22004", "the rollup must not be NULL"))?;
+    // First of all: an old snapshot may not know the rollup.
+    require_fresh_transaction()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     tick(source)?;
