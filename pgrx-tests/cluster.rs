@@ -100,6 +100,13 @@ impl Database<'_> {
         pg_dump
     }
 
+    /// A pg_restore into this database with your own options.
+    pub fn restore_command(&self) -> Command {
+        let mut pg_restore = client_program("pg_restore");
+        pg_restore.arg(format!("--dbname={}", self.conninfo()));
+        pg_restore
+    }
+
     /// What the real psql prints for `sql`; see [`Cluster::psql`].
     pub fn psql(&self, sql: &str) -> String {
         self.cluster.psql(&self.name, sql)

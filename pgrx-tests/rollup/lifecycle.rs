@@ -346,3 +346,61 @@ fn dump_of_one_schema_answers_from_raw() {
     insert(&mut session);
     assert_equal(&mut session, "totals", QUERY);
 }
+
+/// A full dump, restored into another database of the cluster, where transaction ids go on, and into another cluster, where they
+/// start anew and mean other transactions.
+#[test]
+fn restored_database_counts_what_was_waiting_and_what_comes() {
+    let shared = Cluster::shared();
+    let database = shared.database();
+    let (mut session, mut writer) = (session(&database), database.connect());
+    // The other cluster is then thousands of ids behind.
+    let pass_ids = "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
+    session.batch_execute(pass_ids).unwrap();
+    writer.batch_execute("BEGIN").unwrap();
+    insert(&mut writer);
+    session.batch_execute("CALL tally.refresh('totals')").unwrap();
+    insert(&mut session);
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive");
+    let archive = archive.to_str().unwrap();
+    let plain = dump(&database, &[]);
+    let inserts = dump(&database, &["--rows-per-insert=7"]);
+    run(database.dump_command().args(["--format=directory", "--file", archive]));
+    writer.batch_execute("COMMIT").unwrap();
+
+    let elsewhere = Cluster::start(&[]);
+    for cluster in [shared, &elsewhere] {
+        let (from_plain, from_inserts, from_archive) =
+            (cluster.empty_database(), cluster.empty_database(), cluster.empty_database());
+        restore(&from_plain, &plain, &[]);
+        restore(&from_inserts, &inserts, &["--single-transaction"]);
+        run(from_archive.restore_command().args(["--exit-on-error", "--jobs=2", archive]));
+        for restored in [from_plain, from_inserts, from_archive] {
+            let mut session = restored.connect();
+            assert_equal(&mut session, "totals", QUERY);
+            insert(&mut session);
+            assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
+            create(&mut session, "second", SECOND);
+            insert(&mut session);
+            assert_equal_now_and_refreshed(&mut session, "second", "events", SECOND);
+            assert_equal(&mut session, "totals", QUERY);
+        }
+    }
+}
+
+/// Rows that are restored over a rollup bring tags of transactions that nobody knows here.
+#[test]
+fn rows_of_a_dump_cannot_be_restored_over_a_rollup() {
+    let cluster = Cluster::shared();
+    let (database, restored) = (cluster.database(), cluster.database());
+    let _session = session(&database);
+    let mut session = session(&restored);
+    let rows = dump(&database, &["--data-only", "--table=events", "--table=day_*"]);
+    let mut psql = restored.psql_command();
+    let output = feed(psql.args(["--quiet", "--set", "ON_ERROR_STOP=1"]), &rows);
+    assert!(!output.status.success(), "rows with tags of other transactions have been taken");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("tally_tag") && said.contains("HINT"), "{said}");
+    assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
+}
