@@ -108,6 +108,8 @@ fn code(sqlstate: &str) -> PgSqlErrorCode {
 }
 
 /// Ends the current statement with this error: for functions that PostgreSQL calls without pgrx in between.
+#[cold]
+#[inline(never)]
 pub(crate) fn raise(error: Error) -> ! {
     ErrorReport::from(error).report(PgLogLevel::ERROR);
     unreachable!("a report at level ERROR does not return")

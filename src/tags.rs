@@ -59,18 +59,25 @@ fn tally_current_incarnation() -> std::result::Result<i16, pgrx::pg_sys::panic::
     Ok(incarnation()?.number)
 }
 
-/// Gives a table the tag column, its guards and its index, and returns nothing new when it has them. The locks are tried and
-/// never queued for: nobody waits behind us.
+/// How long [`track`] and [`untrack`] go on trying for their locks.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Locks a table and its partitions against everybody, and returns them. The locks are tried and never queued for: nobody
+/// waits behind us.
+fn lock_tree(source: Oid, name: &QualifiedName) -> Result<Vec<Oid>> {
+    let tree = partition_tree(source)?;
+    if pg::try_access_exclusive(&tree, LOCK_TRIES, LOCK_PAUSE) { Ok(tree) } else { Err(busy(name)) }
+}
+
+/// Gives a table the tag column, its guards and its index, and returns nothing new when it has them.
 pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
     if has_column(source)? {
         return Err(Error::new("42701", format!("column \"{TAG}\" of {name} already exists")).hint(format!(
             "Rename or drop it: tally needs a column of that name. ALTER TABLE {name} DROP COLUMN {TAG};"
         )));
     }
-    let tree = partition_tree(source)?;
-    if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
-        return Err(busy(name));
-    }
+    let tree = lock_tree(source, name)?;
     refuse_uncountable_partitions(source)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     // The constant becomes the fast default of the rows that are there: no rewrite, and no tick will take them for new.
@@ -102,10 +109,7 @@ pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
 
 /// Takes back what [`track`] has done.
 pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
-    let tree = partition_tree(source)?;
-    if !pg::try_access_exclusive(&tree, 100, Duration::from_millis(50)) {
-        return Err(busy(name));
-    }
+    let tree = lock_tree(source, name)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     for trigger in ["tally_insert", "tally_update", "tally_delete"] {
         run(&format!("DROP TRIGGER {trigger} ON {name}"))?;
@@ -135,9 +139,10 @@ fn refuse_uncountable_partitions(source: Oid) -> Result<()> {
 
 fn busy(name: &QualifiedName) -> Error {
     Error::new("55P03", format!("could not lock {name}"))
-        .detail(
-            "Transactions that use the table did not end within 5 seconds. Nothing was changed and nobody had to wait.",
-        )
+        .detail(format!(
+            "Transactions that use the table did not end within {:?}. Nothing was changed and nobody had to wait.",
+            LOCK_PAUSE * LOCK_TRIES
+        ))
         .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
 }
 

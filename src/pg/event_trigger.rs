@@ -1,26 +1,23 @@
 //! What SQL cannot see of a command: its parse tree.
 
-use crate::error::{self, Error};
-use pgrx::pg_sys::{self, AlterTableType, Node, NodeTag};
+use super::function::Call;
+use crate::error::{Error, Result, spi};
+use pgrx::pg_sys::{self, AlterTableType, Datum, Node, NodeTag, Oid};
 use pgrx::{PgList, Spi, is_a};
 use std::ffi::CStr;
 use tally_core::ident::quote;
 
-#[unsafe(no_mangle)]
-#[doc(hidden)]
-pub extern "C" fn pg_finfo_tally_refuse_detach() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
+super::function::sql_functions! {
+    tally_refuse_detach => refuse_detach,
+    tally_follow_ddl => follow_ddl,
 }
 
 /// Event trigger on `ddl_command_start`: refuses DETACH PARTITION from a source (later would be too late, because DETACH
 /// CONCURRENTLY commits before it ends) and DROP NOT NULL of a column that a rollup of it reads (its keys may rely on that).
-#[pgrx::pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn tally_refuse_detach(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: a V1 call; a tree is checked for its tag before it is cast.
+fn refuse_detach(call: Call<'_>) -> Result<Datum> {
+    let tree = parse_tree(call)?;
+    // SAFETY: a tree is checked for its tag before it is cast.
     unsafe {
-        let tree = parse_tree(call);
         let detaches = alters_by(tree, AlterTableType::AT_DetachPartition).next().is_some();
         let nullable = alters_by(tree, AlterTableType::AT_DropNotNull);
         let nullable: Vec<String> =
@@ -34,50 +31,37 @@ pub unsafe extern "C-unwind" fn tally_refuse_detach(call: pg_sys::FunctionCallIn
                 std::ptr::null_mut(),
             );
             // Without a table of that name the command itself will say so.
-            if table != pg_sys::Oid::INVALID
-                && let Err(error) = refuse_for_source(table, detaches, nullable)
-            {
-                error::raise(error);
+            if table != Oid::INVALID {
+                refuse_for_source(table, detaches, nullable)?;
             }
         }
-        pg_sys::Datum::from(0)
     }
-}
-
-#[unsafe(no_mangle)]
-#[doc(hidden)]
-pub extern "C" fn pg_finfo_tally_follow_ddl() -> &'static pg_sys::Pg_finfo_record {
-    const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-    &RECORD
+    Ok(Datum::from(0))
 }
 
 /// Event trigger on `ddl_command_end`: looks after what has become of sources, and whether partitions came to them. An ALTER
 /// TABLE that attaches none must not look at partitions: while pg_restore alters a source, they have rows and not yet all of
 /// their triggers.
-#[pgrx::pg_guard]
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn tally_follow_ddl(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+fn follow_ddl(call: Call<'_>) -> Result<Datum> {
+    let tree = parse_tree(call)?;
     // SAFETY: as above.
     let brings_partitions = unsafe {
-        let tree = parse_tree(call);
         let alters = !tree.is_null() && is_a(tree, NodeTag::T_AlterTableStmt);
         !alters || alters_by(tree, AlterTableType::AT_AttachPartition).next().is_some()
     };
-    if let Err(error) = Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]) {
-        error::raise(error::spi(error));
-    }
-    pg_sys::Datum::from(0)
+    Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]).map_err(spi)?;
+    Ok(Datum::from(0))
 }
 
 /// The command that fired the event trigger.
-unsafe fn parse_tree(call: pg_sys::FunctionCallInfo) -> *mut Node {
+fn parse_tree(call: Call<'_>) -> Result<*mut Node> {
     // SAFETY: the context is checked to be that of an event trigger before it is read as such.
     unsafe {
-        let context = (*call).context;
+        let context = (*call.info()).context;
         if context.is_null() || !is_a(context, NodeTag::T_EventTriggerData) {
-            error::raise(Error::new("39P03", "this function can only be called by an event trigger"));
+            return Err(Error::new("39P03", "this function can only be called by an event trigger"));
         }
-        (*context.cast::<pg_sys::EventTriggerData>()).parsetree
+        Ok((*context.cast::<pg_sys::EventTriggerData>()).parsetree)
     }
 }
 
@@ -92,7 +76,7 @@ unsafe fn alters_by(tree: *mut Node, kind: AlterTableType::Type) -> impl Iterato
     }
 }
 
-fn refuse_for_source(table: pg_sys::Oid, detaches: bool, nullable: Vec<String>) -> error::Result<()> {
+fn refuse_for_source(table: Oid, detaches: bool, nullable: Vec<String>) -> Result<()> {
     use crate::catalog::{rollups, sources};
     if detaches && sources::is_part_of_source(table)? {
         return Err(Error::new("0A000", "detaching a partition of a table that feeds rollups is not supported yet")

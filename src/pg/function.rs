@@ -6,9 +6,7 @@
 
 use super::varlena::Bytes;
 use crate::error::Error;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::prelude::PgLogLevel;
 use std::marker::PhantomData;
 
 /// One call of a function. What it lends lives as long as the call.
@@ -148,18 +146,6 @@ impl<'c> Call<'c> {
     }
 }
 
-/// Ends the call with an error.
-#[cold]
-#[inline(never)]
-pub(crate) fn raise(error: Error) -> Datum {
-    ErrorReport::from(error).report(PgLogLevel::ERROR);
-    unreachable!("an error report of level ERROR does not return")
-}
-
-pub(crate) fn warning(message: &str, code: pgrx::PgSqlErrorCode) {
-    ErrorReport::new(code, message.to_owned(), "").report(PgLogLevel::WARNING);
-}
-
 /// Declares functions by the symbols that `CREATE FUNCTION .. LANGUAGE C` names. The bodies are
 /// `fn(Call<'_>) -> Result<Datum, Error>`.
 macro_rules! sql_functions {
@@ -173,7 +159,7 @@ macro_rules! sql_functions {
                 let call = unsafe { $crate::pg::function::Call::new(info) };
                 match ($body)(call) {
                     Ok(result) => result,
-                    Err(error) => $crate::pg::function::raise(error),
+                    Err(error) => $crate::error::raise(error),
                 }
             }
 

@@ -1,8 +1,9 @@
 //! Running statements with the rights of somebody else: our own statements on tally's catalog as the extension's owner, the
 //! expressions of a rollup as the owner of its source.
 
+use super::setting_scope::SettingScope;
 use pgrx::pg_sys::{self, Oid};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 
 /// The user identity of before, restored when this value goes out of scope, also while unwinding from an error
 /// (PostgreSQL restores it as well when it aborts the subtransaction).
@@ -60,13 +61,8 @@ fn extension_owner() -> Oid {
 /// Settings that are pinned until this value goes out of scope: names are looked up in pg_catalog only, a table under
 /// row-level security gives an error and not a part of its rows, and constants are written so that every session reads the
 /// same value.
-pub(crate) struct PinnedSettings {
-    level: i32,
-}
-
-pub(crate) fn pin_settings() -> PinnedSettings {
-    // SAFETY: the nest level is closed in `drop`, or by the abort of the transaction.
-    let pinned = PinnedSettings { level: unsafe { pg_sys::NewGUCNestLevel() } };
+pub(crate) fn pin_settings() -> SettingScope {
+    let pinned = SettingScope::open();
     pinned.set(c"search_path", c"pg_catalog, pg_temp");
     pinned.set(c"row_security", c"off");
     pinned.set(c"datestyle", c"ISO");
@@ -80,7 +76,7 @@ pub(crate) fn pin_settings() -> PinnedSettings {
 /// of large tables by the index on their tags; for a partition that has just come and has no statistics yet the planner would
 /// rather read the whole of it. The planner expects next to nothing behind the newest tag that ANALYZE saw, and so would sort
 /// all new rows to group them. What a tick reads is too little to be worth compiling.
-pub(crate) fn pin_settings_of_tick() -> PinnedSettings {
+pub(crate) fn pin_settings_of_tick() -> SettingScope {
     let pinned = pin_settings();
     // SAFETY: plain variables of this process.
     let memory = unsafe { pg_sys::maintenance_work_mem.max(pg_sys::work_mem) };
@@ -91,34 +87,6 @@ pub(crate) fn pin_settings_of_tick() -> PinnedSettings {
     pinned.set(c"enable_sort", c"off");
     pinned.set(c"jit", c"off");
     pinned
-}
-
-impl PinnedSettings {
-    fn set(&self, name: &CStr, value: &CStr) {
-        // SAFETY: NUL-terminated texts, copied by the function; valid settings with valid values.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
-        }
-    }
-}
-
-impl Drop for PinnedSettings {
-    fn drop(&mut self) {
-        // While an error unwinds, the abort of the (sub)transaction restores the settings.
-        if !std::thread::panicking() {
-            // SAFETY: the level opened in `pin_settings`; levels close in reverse order because values do.
-            unsafe { pg_sys::AtEOXact_GUC(true, self.level) }
-        }
-    }
 }
 
 /// May the current user do everything to this table that its owner may?

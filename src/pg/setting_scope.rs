@@ -3,13 +3,18 @@
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
-/// Runs `action` with these settings and puts back the old values. If an ERROR leaves `action`, the abort of the
-/// (sub)transaction puts them back.
-pub(crate) fn with_settings<T>(settings: &[(&CStr, &str)], action: impl FnOnce() -> T) -> T {
-    // SAFETY: only needs a transaction.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for (name, value) in settings {
-        let value = CString::new(*value).unwrap_or_default();
+/// Settings that go back to their old values when this value goes out of scope.
+pub(crate) struct SettingScope {
+    level: i32,
+}
+
+impl SettingScope {
+    pub(super) fn open() -> Self {
+        // SAFETY: only needs a transaction; the level is closed in `drop`, or by the abort of the (sub)transaction.
+        Self { level: unsafe { pg_sys::NewGUCNestLevel() } }
+    }
+
+    pub(super) fn set(&self, name: &CStr, value: &CStr) {
         // SAFETY: NUL-terminated strings that the function copies; it reports a wrong value as an ERROR.
         unsafe {
             pg_sys::set_config_option(
@@ -24,8 +29,23 @@ pub(crate) fn with_settings<T>(settings: &[(&CStr, &str)], action: impl FnOnce()
             );
         }
     }
-    let result = action();
-    // SAFETY: the level of above; nothing in between leaves without an ERROR.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) }
-    result
+}
+
+impl Drop for SettingScope {
+    fn drop(&mut self) {
+        // While an error unwinds, the abort of the (sub)transaction restores the settings.
+        if !std::thread::panicking() {
+            // SAFETY: the level of `open`; levels close in reverse order because values do.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.level) }
+        }
+    }
+}
+
+/// Runs `action` with these settings.
+pub(crate) fn with_settings<T>(settings: &[(&CStr, &str)], action: impl FnOnce() -> T) -> T {
+    let scope = SettingScope::open();
+    for (name, value) in settings {
+        scope.set(name, &CString::new(*value).unwrap_or_default());
+    }
+    action()
 }

@@ -1,9 +1,8 @@
 //! Any SQL value to a hash, by the rules of `core::sketch::canon`. Its type is looked up once per call site.
 
-use crate::error::Error;
-use crate::pg::function::{Call, sql_functions, warning};
+use crate::error::{self, Error};
+use crate::pg::function::{Call, sql_functions};
 use crate::pg::{Datum, Oid, types};
-use pgrx::PgSqlErrorCode;
 use tally_core::sketch::{canon, canon::Form, hash};
 
 /// How the values of an argument are hashed.
@@ -83,7 +82,7 @@ fn hash_is_stable(call: Call<'_>) -> Result<Datum, Error> {
 fn seed(call: Call<'_>) -> i32 {
     let seed = call.int32(1);
     if seed < 0 {
-        warning("negative seed values not compatible", PgSqlErrorCode::ERRCODE_WARNING);
+        error::warn(Error::new("01000", "negative seed values not compatible"));
     }
     seed
 }
