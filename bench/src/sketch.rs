@@ -18,16 +18,20 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
 
     let contenders = [
         ("count(*)", "count(*)"),
+        ("count(number)", "count(number)"),
         ("sum", "sum(number)"),
         ("hll_agg", "tally.hll_agg(number)"),
         ("distinct_count", "tally.distinct_count(number)"),
     ];
-    let [count, sum, sketch, distinct] = report.interleave(contenders, |aggregate| {
+    let [count, count_column, sum, sketch, distinct] = report.interleave(contenders, |aggregate| {
         let query = format!("SELECT {aggregate} FROM numbers");
         time(|| session.batch_execute(&query).unwrap())
     });
     let goal = Goal::NanosecondsAbove { at_most: 8.0, rows };
     report.add(&format!("`hll_agg(bigint)` against `count(*)`, {rows} rows"), &count, &sketch, goal);
     report.add("`distinct_count(bigint)` against `count(*)`, the same", &count, &distinct, Goal::Above { rows });
+    let label = "`hll_agg(bigint)` against `count(column)`, which also reads the column";
+    report.add(label, &count_column, &sketch, Goal::Above { rows });
+    report.add("for comparison: `count(column)` against `count(*)`", &count, &count_column, Goal::Above { rows });
     report.add("for comparison: `sum(bigint)` against `count(*)`", &count, &sum, Goal::Above { rows });
 }
