@@ -62,7 +62,8 @@ impl Limits {
         Self { rows: batch.rows, bytes: batch.bytes.0, linger: batch.linger.0 }
     }
 
-    /// How long rows wait for others: the dearer a commit, the longer, so that committing takes a tenth of the time at most.
+    /// How long rows wait when no more come: the dearer a commit, the longer, so that committing takes a tenth of the time at
+    /// most.
     pub fn linger(&self, last_commit: Duration) -> Duration {
         (last_commit * LINGER_PER_COMMIT).max(SHORTEST_LINGER).min(self.linger)
     }
@@ -117,8 +118,9 @@ impl Batch {
         self.waiting >= if careful { ROWS_PER_CAREFUL_COPY } else { ROWS_PER_COPY }
     }
 
-    pub fn should_close(&self, limits: &Limits) -> bool {
-        self.messages >= limits.rows || self.bytes >= limits.bytes || self.copies >= COPIES
+    pub fn should_close(&self, limits: &Limits, now: Instant) -> bool {
+        let is_old = self.since.is_some_and(|since| now >= since + limits.linger);
+        self.messages >= limits.rows || self.bytes >= limits.bytes || self.copies >= COPIES || is_old
     }
 
     /// When the batch closes even if no more comes.
@@ -258,15 +260,16 @@ mod tests {
         assert_eq!(batch.deadline(Duration::from_millis(5)), None);
         let now = Instant::now();
         batch.push(chunk(&[(0, 0, Some("{\"a\": 1}"))]), now);
-        assert!(!batch.should_close(&limits()));
+        assert!(!batch.should_close(&limits(), now));
         assert_eq!(batch.deadline(Duration::from_millis(5)), Some(now + Duration::from_millis(5)));
-        assert!(batch.should_close(&Limits { rows: 1, ..limits() }));
-        assert!(batch.should_close(&Limits { bytes: 10, ..limits() }));
+        assert!(batch.should_close(&Limits { rows: 1, ..limits() }, now));
+        assert!(batch.should_close(&Limits { bytes: 10, ..limits() }, now));
+        assert!(batch.should_close(&limits(), now + Duration::from_millis(100)));
         for _ in 0..COPIES {
             batch.push(chunk(&[(0, 0, Some("{\"a\": 1}"))]), now);
             batch.note_copied(vec![]);
         }
-        assert!(batch.should_close(&limits()));
+        assert!(batch.should_close(&limits(), now));
     }
 
     #[test]

@@ -431,12 +431,13 @@ impl Lane<'_> {
             tokio::select! {
                 biased;
                 () = self.stop.signalled(1) => {}
-                () = sleep_until(deadline) => self.close(feed, sink).await?,
+                ownership = self.control.changed() => self.share(feed, sink, ownership).await?,
+                // While more is there, the batch grows: its limits close it.
                 event = feed.next() => {
                     let event = event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?;
                     self.handle(feed, sink, event).await?;
                 }
-                ownership = self.control.changed() => self.share(feed, sink, ownership).await?,
+                () = sleep_until(deadline) => self.close(feed, sink).await?,
             }
         }
     }
@@ -454,7 +455,7 @@ impl Lane<'_> {
                 if self.batch.should_copy(self.careful > 0) {
                     self.copy(feed, sink).await?;
                 }
-                if self.batch.should_close(&self.limits) {
+                if self.batch.should_close(&self.limits, Instant::now()) {
                     self.close(feed, sink).await?;
                 }
             }
