@@ -19,6 +19,12 @@ pub const PER_HOUR: &str = "
            count(*) AS events, tally.hll_agg(device_id) AS devices, tally.hll_agg(session_id) AS sessions
     FROM events GROUP BY 1, 2, 3, 4";
 
+/// Counts and sums per hour, tenant and event type: 96,000 groups a day.
+pub const COUNTS_AND_SUMS: &str = "
+    SELECT date_trunc('hour', event_time, 'UTC') AS bucket, customer_id, event_type,
+           count(*) AS events, count(device_id) AS with_device, sum(session_id) AS total
+    FROM events GROUP BY 1, 2, 3";
+
 /// An empty table `events` with one partition per day of the reference events.
 pub fn create_events(session: &mut Client, days: u32) {
     let mut sql = "CREATE TABLE events (

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tally_server_tests::cluster::{Cluster, Database};
 
-use crate::reference::{PER_5_MINUTES, PER_HOUR, binary_file, copy_from, create_events};
+use crate::reference::{COUNTS_AND_SUMS, PER_5_MINUTES, PER_HOUR, binary_file, copy_from, create_events};
 use crate::report::{Goal, Report, time};
 
 pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
@@ -14,12 +14,13 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
     let folder = tempfile::tempdir().unwrap();
     let file = binary_file(&database, folder.path(), rows);
     for (name, definition, keys) in [
+        ("into 96,000 groups of 3 counts and sums", COUNTS_AND_SUMS, "customer_id, bucket, event_type"),
         (
-            "into groups of 5 minutes, tenant, 3 dimensions",
+            "into nearly as many groups as rows, with 2 sketches each",
             PER_5_MINUTES,
             "customer_id, bucket, event_type, country, browser",
         ),
-        ("into groups of 1 hour, 3 dimensions", PER_HOUR, "event_type, bucket, country, browser"),
+        ("into 2,304 groups with 2 sketches each", PER_HOUR, "event_type, bucket, country, browser"),
     ] {
         let [plain, tick] = report.interleave([("insert select", false), ("tick", true)], |tick| {
             if *tick {
