@@ -5,8 +5,9 @@ SELECT coalesce(sum(rows_total + dead_total + skipped_total), 0) FROM tally.load
 SELECT format('partitions   %s of table %s, for rows from %s to %s', partitions, parent, accepts_from::date, horizon::date)
   FROM tally.partition_status;
 SELECT format('rollup lag   %s rows that no refresh has counted yet; ', max(pending_rows))
-       || coalesce(format('last refresh %s: %s rows in %s s', to_char(max(refreshed_at), 'HH24:MI:SS'), max(refreshed_rows),
-                          round(extract(epoch FROM max(refresh_duration)), 2)), 'none has ended yet')
+       || coalesce('last refresh ' || to_char(max(refreshed_at), 'HH24:MI:SS')
+                   || format(': %s rows in %s s', max(refreshed_rows), round(extract(epoch FROM max(refresh_duration)), 2)),
+                   'none has ended yet')
   FROM tally.rollup_status;
 \echo
 \pset tuples_only off

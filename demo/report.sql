@@ -52,14 +52,14 @@ CREATE VIEW demo.comparison AS
     FROM demo.answers r FULL JOIN demo.answers w ON w.question = r.question AND w.hour = r.hour AND w.from_raw
    WHERE NOT r.from_raw;
 
-\echo 'The same from raw events, with exact distinct counts'
+\echo 'The same from raw events: times, events, and distinct counts by sketch and exactly'
 SELECT question, round(min(rollup_ms), 1) AS "rollup ms", round(min(raw_ms), 1) AS "raw ms",
-       round(min(raw_ms) / min(rollup_ms), 1) AS "times faster",
-       sum(rollup_events) AS "events, rollup", sum(raw_events) AS "events, raw",
-       CASE WHEN count(*) = 1 THEN max(estimated_devices) END AS "devices, sketch", CASE WHEN count(*) = 1 THEN max(exact_devices) END AS "exact",
-       round(max(device_error), 2) AS "error %",
-       CASE WHEN count(*) = 1 THEN max(estimated_sessions) END AS "sessions, sketch", CASE WHEN count(*) = 1 THEN max(exact_sessions) END AS "exact",
-       round(max(session_error), 2) AS "error %"
+       round(min(raw_ms) / min(rollup_ms), 1) AS "faster, x",
+       sum(rollup_events) AS "events", sum(raw_events) AS "events, raw",
+       CASE WHEN count(*) = 1 THEN max(estimated_devices) END AS "devices", CASE WHEN count(*) = 1 THEN max(exact_devices) END AS "exact",
+       round(max(device_error), 2) AS "off %",
+       CASE WHEN count(*) = 1 THEN max(estimated_sessions) END AS "sessions", CASE WHEN count(*) = 1 THEN max(exact_sessions) END AS "exact",
+       round(max(session_error), 2) AS "off %"
   FROM demo.comparison GROUP BY question ORDER BY question;
 
 \echo 'All events'
@@ -75,9 +75,9 @@ CREATE TABLE demo.counted AS
                  tally.hll_count(tally.hll_union_agg(sessions)) AS estimated_sessions FROM events_1h_all) e,
          (SELECT avg(events) AS tenant_events, avg(devices) AS tenant_devices, avg(sessions) AS tenant_sessions FROM demo.tenants) a;
 SELECT events, tenants, devices AS "devices, exact", estimated_devices AS "sketch",
-       round(100 * abs(estimated_devices - devices) / nullif(devices, 0)::numeric, 2) AS "error %",
+       round(100 * abs(estimated_devices - devices) / nullif(devices, 0)::numeric, 2) AS "off %",
        sessions AS "sessions, exact", estimated_sessions AS "sketch",
-       round(100 * abs(estimated_sessions - sessions) / nullif(sessions, 0)::numeric, 2) AS "error %"
+       round(100 * abs(estimated_sessions - sessions) / nullif(sessions, 0)::numeric, 2) AS "off %"
   FROM demo.counted;
 SELECT round(tenant_events) AS "events per tenant", round(tenant_devices) AS "devices per tenant", round(tenant_sessions) AS "sessions per tenant"
   FROM demo.counted;
