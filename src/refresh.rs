@@ -69,7 +69,9 @@ fn tick_locked(source: Oid) -> Result<Report> {
         None => Ok(Report::default()),
         Some((counted, report)) => {
             sources::advance(source, &counted, &report, started.elapsed())?;
-            tend_tail(source)?;
+            let tables = block_range_indexes(source)?;
+            note_new_pages(tables.iter().filter(|entry| entry.is_stored))?;
+            make_first_statistics(&tables)?;
             Ok(report)
         }
     }
@@ -90,15 +92,18 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         require_one_owner(owner, rollup, relations)?;
     }
     let _settings = pg::pin_settings_of_tick();
+    let is_there = |statement: &str| {
+        pg::as_user(owner, || now.execute::<1>(statement)).map(|answer| answer.is_some_and(|[found]| found != 0))
+    };
+    if !is_there(&sql::has_new_row(&name, state))? {
+        return Ok(None);
+    }
+    // Now, because each statement below would read every page that is not noted.
+    note_new_pages(block_range_indexes(source)?.iter().filter(|entry| !entry.is_stored))?;
     let incarnation = tags::incarnation()?.number as u16;
     let not_yet_assigned = snapshot::tag(incarnation, pg::next_xid())?;
-    let probe = pg::as_user(owner, || now.execute::<2>(&sql::probe(&name, state, not_yet_assigned)))?;
-    match probe {
-        Some([_, future]) if future != 0 => {
-            return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
-        }
-        Some([new, _]) if new != 0 => {}
-        _ => return Ok(None),
+    if is_there(&sql::has_row_from_the_future(&name, not_yet_assigned))? {
+        return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
     }
     let mut report = Report::default();
     for (rollup, relations) in rollups.iter().zip(&relations) {
@@ -134,52 +139,60 @@ pub(crate) fn counted_by(now: &Snapshot) -> Result<Counted> {
     Ok(Counted::from_snapshot(incarnation, now.xmax(), &now.in_progress(), now.own_xid())?)
 }
 
-/// What [`tend_tail`] looks at: a BRIN index, the column it is on, and its table.
+/// A BRIN index, the column it is on, and its table.
 struct BlockRangeIndex {
     index: Oid,
     table: Oid,
     column: String,
     pages: i64,
     has_statistics: bool,
+    /// On the groups of a rollup, not on the source.
+    is_stored: bool,
 }
 
 /// Below this many pages a table is read as fast whole as by its index.
 const PAGES_WORTH_STATISTICS: i64 = 128;
 
-/// Notes the newest pages in the BRIN indexes on the tags of the source and on the buckets of its rollups, from the end of
-/// each table backwards to the first range that is noted already. A range that is not noted would be read by every later tick
-/// and by every reader. Maintenance that runs on a table goes first: it notes the ranges as well.
-///
-/// A table that has grown large before anything has analysed it gets statistics of the column, without which the planner of a
-/// reader would not use the index.
-fn tend_tail(source: Oid) -> Result<()> {
-    // IN looks its operator up by the search path.
-    let _settings = pg::pin_settings();
-    for entry in block_range_indexes(source)? {
-        if entry.pages == 0 || !pg::try_maintenance(entry.table) {
-            continue;
-        }
-        let mut page = entry.pages - 1;
-        while page >= 0 {
-            let noted = Spi::get_one_with_args::<i32>(
-                "SELECT pg_catalog.brin_summarize_range($1::pg_catalog.regclass, $2)",
-                &[entry.index.into(), page.into()],
-            )
-            .map_err(spi)?;
-            if noted.unwrap_or(0) == 0 {
-                break;
+/// Notes the newest pages in BRIN indexes, from the end of each table backwards to the first range that is noted already. A
+/// range that is not noted would be read by every later tick and by every reader. Maintenance that runs on a table goes
+/// first: it notes the ranges as well.
+fn note_new_pages<'a>(indexes: impl Iterator<Item = &'a BlockRangeIndex>) -> Result<()> {
+    for entry in indexes.filter(|entry| entry.pages > 0) {
+        let noted = pg::try_maintenance(entry.table, || -> Result<()> {
+            let mut page = entry.pages - 1;
+            while page >= 0 {
+                let noted = Spi::get_one_with_args::<i32>(
+                    "SELECT pg_catalog.brin_summarize_range($1::pg_catalog.regclass, $2)",
+                    &[entry.index.into(), page.into()],
+                )
+                .map_err(spi)?;
+                if noted.unwrap_or(0) == 0 {
+                    break;
+                }
+                page -= sql::PAGES_PER_RANGE;
             }
-            page -= sql::PAGES_PER_RANGE;
-        }
-        if !entry.has_statistics && entry.pages >= PAGES_WORTH_STATISTICS {
-            let name = catalog::name_of(entry.table)?;
-            Spi::run(&format!("ANALYZE {name} ({})", quote(&entry.column))).map_err(spi)?;
-        }
+            Ok(())
+        });
+        noted.unwrap_or(Ok(()))?;
     }
     Ok(())
 }
 
+/// A table that has grown large before anything has analysed it gets statistics of the indexed column, without which the
+/// planner of a reader would not use the index.
+fn make_first_statistics(indexes: &[BlockRangeIndex]) -> Result<()> {
+    for entry in indexes.iter().filter(|entry| !entry.has_statistics && entry.pages >= PAGES_WORTH_STATISTICS) {
+        let name = catalog::name_of(entry.table)?;
+        let analyze = format!("ANALYZE (SKIP_LOCKED) {name} ({})", quote(&entry.column));
+        Spi::run(&analyze).map_err(spi)?;
+    }
+    Ok(())
+}
+
+/// Those on the tags of a source and on the buckets of its rollups.
 fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
+    // IN looks its operator up by the search path.
+    let _settings = pg::pin_settings();
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT x.indexrelid, x.indrelid, pg_catalog.pg_relation_size(x.indrelid::pg_catalog.regclass) \
@@ -187,7 +200,8 @@ fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
                     EXISTS (SELECT FROM pg_catalog.pg_stats AS s \
                              JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) s.schemaname \
                             WHERE n.oid OPERATOR(pg_catalog.=) t.relnamespace AND s.tablename OPERATOR(pg_catalog.=) t.relname \
-                              AND s.attname OPERATOR(pg_catalog.=) a.attname), a.attname::text \
+                              AND s.attname OPERATOR(pg_catalog.=) a.attname), a.attname::text, \
+                    a.attname OPERATOR(pg_catalog.<>) 'tally_tag' \
                FROM pg_catalog.pg_index AS x \
                JOIN pg_catalog.pg_class AS t ON t.oid OPERATOR(pg_catalog.=) x.indrelid \
                JOIN pg_catalog.pg_class AS i ON i.oid OPERATOR(pg_catalog.=) x.indexrelid AND i.relkind OPERATOR(pg_catalog.=) 'i' \
@@ -207,6 +221,7 @@ fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
                 pages: row.get(3)?.unwrap_or(0),
                 has_statistics: row.get(4)?.unwrap_or(true),
                 column: row.get(5)?.unwrap_or_default(),
+                is_stored: row.get(6)?.unwrap_or_default(),
             })
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()

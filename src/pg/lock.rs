@@ -65,8 +65,16 @@ pub(crate) fn try_access_exclusive(relations: &[Oid], tries: u32, pause: Duratio
     false
 }
 
-/// Tries once to lock a table against other maintenance (VACUUM, ANALYZE, CREATE INDEX); readers and writers go on.
-pub(crate) fn try_maintenance(relation: Oid) -> bool {
+/// Runs `action` while a table is locked against other maintenance (VACUUM, ANALYZE, CREATE INDEX); readers and writers go on.
+/// None: somebody else maintains it just now.
+pub(crate) fn try_maintenance<T>(relation: Oid, action: impl FnOnce() -> T) -> Option<T> {
+    let mode = pg_sys::ShareUpdateExclusiveLock as i32;
     // SAFETY: a plain call of the lock manager.
-    unsafe { pg_sys::ConditionalLockRelationOid(relation, pg_sys::ShareUpdateExclusiveLock as i32) }
+    if !unsafe { pg_sys::ConditionalLockRelationOid(relation, mode) } {
+        return None;
+    }
+    let answer = action();
+    // SAFETY: locked above; an ERROR in between releases it with the transaction.
+    unsafe { pg_sys::UnlockRelationOid(relation, mode) };
+    Some(answer)
 }

@@ -124,13 +124,15 @@ pub fn build(definition: &Definition, relations: &Relations, counted: &Counted) 
     )
 }
 
-/// Is there a row that a tick would count, and is there one that no transaction so far can have written?
-/// Two booleans. `not_yet_assigned` is the tag of the next transaction id.
-pub fn probe(source: &QualifiedName, state: &Counted, not_yet_assigned: i64) -> String {
+/// Is there a row that a tick would count?
+pub fn has_new_row(source: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT EXISTS (SELECT FROM {source} AS r WHERE {})", state.is_new(&format!("r.{TAG}")))
+}
+
+/// Is there a row that no transaction so far can have written? `not_yet_assigned` is the tag of the next transaction id.
+pub fn has_row_from_the_future(source: &QualifiedName, not_yet_assigned: i64) -> String {
     format!(
-        "SELECT EXISTS (SELECT FROM {source} AS r WHERE {}), \
-         EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint)",
-        state.is_new(&format!("r.{TAG}"))
+        "SELECT EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint)"
     )
 }
 
