@@ -128,7 +128,9 @@ impl Broker {
 
     fn java(&self) -> Command {
         let mut java = Command::new("java");
-        java.args(["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
+        java.args(["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+        // A broker that is killed leaves the libraries that it unpacked.
+        java.arg(format!("-Djava.io.tmpdir={}", self.folder.path().display())).arg("-cp");
         java.arg(self.jars.join("*"));
         java
     }
