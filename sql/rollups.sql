@@ -42,6 +42,7 @@ CREATE TRIGGER renew_incarnation AFTER INSERT ON tally.incarnations
 
 CREATE TABLE tally.sources (
   source pg_catalog.regclass PRIMARY KEY,
+  changes pg_catalog.regclass NOT NULL UNIQUE,
   next_tag bigint NOT NULL,
   open_tags bigint[] NOT NULL,
   refreshed_at timestamptz,
@@ -52,6 +53,8 @@ CREATE TABLE tally.sources (
 COMMENT ON TABLE tally.sources IS
   'tables that feed rollups, and the snapshot up to which their rows are counted: a row is counted when its tally_tag is below next_tag and not in open_tags';
 COMMENT ON COLUMN tally.sources.source IS 'the table';
+COMMENT ON COLUMN tally.sources.changes IS
+  'its change log: UPDATE and DELETE of counted rows, and rows with a copied tag, until a refresh has followed them. An entry counts when tally_writer is not counted and tally_tag is';
 COMMENT ON COLUMN tally.sources.next_tag IS 'rows with this tag or a later one are not counted';
 COMMENT ON COLUMN tally.sources.open_tags IS 'transactions before next_tag that were still running: their rows are not counted';
 COMMENT ON COLUMN tally.sources.refreshed_at IS 'when a refresh last counted rows';
@@ -65,6 +68,7 @@ CREATE TABLE tally.rollups (
   rollup pg_catalog.regclass PRIMARY KEY,
   source pg_catalog.regclass NOT NULL,
   rows_view pg_catalog.regclass NOT NULL UNIQUE,
+  changes_view pg_catalog.regclass NOT NULL UNIQUE,
   stored pg_catalog.regclass NOT NULL UNIQUE,
   refresh_interval interval NOT NULL,
   definition text NOT NULL,
@@ -75,6 +79,7 @@ COMMENT ON TABLE tally.rollups IS 'rollups, with the relations that make them up
 COMMENT ON COLUMN tally.rollups.rollup IS 'the view that users read: stored groups and what no refresh has counted yet';
 COMMENT ON COLUMN tally.rollups.source IS 'the table it counts';
 COMMENT ON COLUMN tally.rollups.rows_view IS 'the view that turns a source row into keys and arguments';
+COMMENT ON COLUMN tally.rollups.changes_view IS 'the view that says which groups the logged changes concern';
 COMMENT ON COLUMN tally.rollups.stored IS 'the table of the groups, as of the last refresh';
 COMMENT ON COLUMN tally.rollups.refresh_interval IS 'how often a worker refreshes it';
 COMMENT ON COLUMN tally.rollups.definition IS 'the defining query as of its creation, with all names qualified; the rollup equals it in every snapshot';
@@ -83,33 +88,21 @@ COMMENT ON COLUMN tally.rollups.created_at IS 'when the rollup was created';
 SELECT pg_catalog.pg_extension_config_dump('tally.rollups', '');
 GRANT SELECT ON tally.rollups TO PUBLIC;
 
--- 3. What a source refuses until the change log exists. The conditions of the triggers let a transaction change its own rows:
---    no refresh has counted them.
+-- 3. What happens to the rows of a source besides INSERT. The conditions of the triggers let a transaction change its own rows
+--    at no price: no refresh has counted them.
 
-CREATE FUNCTION tally._refuse_change() RETURNS trigger
+CREATE FUNCTION tally._log_change() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'tally_log_change';
+COMMENT ON FUNCTION tally._log_change() IS
+  'row trigger of a source: writes changes of rows of other transactions into the change log';
+
+CREATE FUNCTION tally._refuse_truncate() RETURNS trigger
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  place text := format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
 BEGIN
-  CASE TG_OP
-    WHEN 'INSERT' THEN
-      RAISE EXCEPTION 'rows with a tally_tag of their own cannot be inserted into %', place
-        USING ERRCODE = '0A000',
-              DETAIL = 'The tag says which transaction wrote a row. A copied tag would make the rollups miss the row.',
-              HINT = 'Leave the column tally_tag out, so that its default applies.';
-    WHEN 'TRUNCATE' THEN
-      RAISE EXCEPTION 'TRUNCATE of % is not supported yet: it feeds rollups', place
-        USING ERRCODE = '0A000',
-              HINT = 'Drop the rollups with tally.drop_rollup, truncate, and create them again.';
-    ELSE
-      RAISE EXCEPTION '% of rows of % that other transactions wrote is not supported yet: it feeds rollups', TG_OP, place
-        USING ERRCODE = '0A000',
-              DETAIL = 'The rollups follow inserts only; a changed row would leave them wrong.',
-              HINT = 'Insert a correcting row, or drop the rollups with tally.drop_rollup, change the rows, and create them again.';
-  END CASE;
+  RAISE EXCEPTION 'TRUNCATE of % is not supported yet: it feeds rollups', format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME)
+    USING ERRCODE = '0A000', HINT = 'Use DELETE, or drop the rollups with tally.drop_rollup, truncate, and create them again.';
 END
 $$;
-COMMENT ON FUNCTION tally._refuse_change() IS 'trigger function of a source: refuses what its rollups could not follow';
+COMMENT ON FUNCTION tally._refuse_truncate() IS 'trigger function of a source: its rollups cannot follow TRUNCATE';
 
 CREATE FUNCTION tally._refuse_detach() RETURNS event_trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'tally_refuse_detach';
@@ -172,7 +165,7 @@ COMMENT ON FUNCTION tally._follow_tables(boolean) IS
 CREATE FUNCTION tally._protect_partition(partition pg_catalog.regclass) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  EXECUTE format('CREATE TRIGGER tally_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tally._refuse_change()',
+  EXECUTE format('CREATE TRIGGER tally_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tally._refuse_truncate()',
                  partition);
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tally_truncate', partition);
 END

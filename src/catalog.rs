@@ -5,7 +5,7 @@ pub(crate) mod partitions;
 pub(crate) mod rollups;
 pub(crate) mod sources;
 
-use crate::error::{Error, Result, no_row_is_none};
+use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::Oid;
 use pgrx::Spi;
 use tally_core::ident::QualifiedName;
@@ -27,6 +27,13 @@ pub(crate) fn name_of(relation: Oid) -> Result<QualifiedName> {
         Some((Some(schema), Some(name))) => Ok(QualifiedName { schema, name }),
         _ => Err(Error::new("42P01", format!("relation with OID {} does not exist", relation.to_u32()))),
     }
+}
+
+/// The relation of this name.
+pub(crate) fn oid_of(name: &QualifiedName) -> Result<Oid> {
+    Spi::get_one_with_args::<Oid>("SELECT $1::pg_catalog.regclass::pg_catalog.oid", &[name.to_string().into()])
+        .map_err(spi)?
+        .ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))
 }
 
 /// Only the owner of a table may have it counted, or change how.

@@ -3,6 +3,7 @@
 
 pub(crate) mod aggregate;
 mod analyze;
+mod change_log;
 mod descriptor;
 mod event_trigger;
 pub(crate) mod function;

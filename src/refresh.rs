@@ -95,7 +95,10 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let is_there = |statement: &str| {
         pg::as_user(owner, || now.execute::<1>(statement)).map(|answer| answer.is_some_and(|[found]| found != 0))
     };
-    if !is_there(&sql::has_new_row(&name, state))? {
+    let log = relations.first().map(|relations| &relations.log);
+    let has_new_row = is_there(&sql::has_new_row(&name, state))?;
+    let has_change = log.map_or(Ok(false), |log| is_there(&sql::has_change(log, state, &counted)))?;
+    if !has_new_row && !has_change {
         return Ok(None);
     }
     // Now, because each statement below would read every page that is not noted.
@@ -107,18 +110,31 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     }
     let mut report = Report::default();
     for (rollup, relations) in rollups.iter().zip(&relations) {
-        let statement = sql::merge_delta(&rollup.definition, relations, state, &counted);
+        let definition = &rollup.definition;
+        if has_change {
+            for statement in sql::delete_changed(definition, relations, state, &counted) {
+                pg::as_user(owner, || now.execute::<0>(&statement))?;
+            }
+            pg::as_user(owner, || now.execute::<0>(&sql::recount(definition, relations, state, &counted)))?;
+        }
+        let statement = sql::merge_delta(definition, relations, state, &counted, has_change);
         if let Some([groups, rows]) = pg::as_user(owner, || now.execute::<2>(&statement))? {
             report.groups += groups;
             report.rows = report.rows.max(rows);
         }
+    }
+    if let (true, Some(log)) = (has_change, log) {
+        pg::as_user(owner, || now.execute::<0>(&sql::forget_changes(log, &counted)))?;
     }
     Ok(Some((counted, report)))
 }
 
 /// A tick reads and writes as the owner of the source. Whoever gives the table to another role gives its rollups as well.
 fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Result<()> {
-    if [rollup.rows, rollup.stored].iter().all(|relation| pg::owner_of(*relation) == Some(owner)) {
+    if [rollup.rows, rollup.changes, rollup.stored, rollup.log]
+        .iter()
+        .all(|relation| pg::owner_of(*relation) == Some(owner))
+    {
         return Ok(());
     }
     let owner = Spi::get_one_with_args::<String>(
@@ -127,9 +143,10 @@ fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Resu
     )
     .map_err(spi)?
     .unwrap_or_default();
-    let Relations { source, public, rows, stored } = relations;
+    let Relations { source, public, rows, changes, stored, log } = relations;
     Err(Error::new("42501", format!("rollup {public} and table {source} belong to different roles")).hint(format!(
-        "ALTER VIEW {public} OWNER TO {owner}; ALTER VIEW {rows} OWNER TO {owner}; ALTER TABLE {stored} OWNER TO {owner};"
+        "ALTER VIEW {public} OWNER TO {owner}; ALTER VIEW {rows} OWNER TO {owner}; ALTER VIEW {changes} OWNER TO {owner}; \
+         ALTER TABLE {stored} OWNER TO {owner}; ALTER TABLE {log} OWNER TO {owner};"
     )))
 }
 
@@ -241,7 +258,7 @@ fn tally_refresh(rollup: Option<Oid>) -> std::result::Result<(), pgrx::pg_sys::p
     Ok(())
 }
 
-/// Committed rows that no tick has counted, for whoever may know.
+/// Committed rows that no tick has counted, and changes that none has followed, for whoever may know.
 #[pg_extern(sql = false)]
 fn tally_pending_rows(source: Oid) -> std::result::Result<Option<i64>, pgrx::pg_sys::panic::ErrorReport> {
     Ok(pending_rows(source)?)
@@ -257,5 +274,10 @@ fn pending_rows(source: Oid) -> Result<Option<i64>> {
     let Some(state) = sources::state(source)?.filter(|_| may_know == Some(true)) else { return Ok(None) };
     let name = catalog::name_of(source)?;
     let _settings = pg::pin_settings();
-    pg::as_user(owner, || Spi::get_one::<i64>(&sql::count_pending(&name, &state))).map_err(spi)
+    let Some(log) = sources::log_of(source)? else { return Ok(None) };
+    let log = catalog::name_of(log)?;
+    let count = |statement: &str| Spi::get_one::<i64>(statement).map(|count| count.unwrap_or(0)).map_err(spi);
+    pg::as_user(owner, || {
+        Ok(Some(count(&sql::count_pending(&name, &state))? + count(&sql::count_changes(&log, &state))?))
+    })
 }

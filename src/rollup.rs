@@ -52,35 +52,40 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         return Err(Error::new("XX000", "the definition was accepted without a table"));
     };
     catalog::require_owner(source)?;
-    let relations = Relations {
-        source: found.name.clone(),
-        rows: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_rows")),
-        stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
-        public,
-    };
     let _settings = pg::pin_settings();
     let started = Instant::now();
     // The lock comes before the snapshot, as in a tick; for a new source there is nobody to meet.
     pg::lock_refresh(sources::table()?, source, true);
     let is_tracked = sources::is_source_now(source)?;
-    if !is_tracked {
-        tags::track(source, &found.name)?;
-    }
+    let log = if is_tracked { sources::log_now(source)? } else { tags::track(source, &found.name)? };
+    let relations = Relations {
+        source: found.name.clone(),
+        rows: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_rows")),
+        changes: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_changes")),
+        log: catalog::name_of(log)?,
+        stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
+        public,
+    };
     let run = |statement: &str| Spi::run(statement).map_err(spi);
     let condition = analysed.analysis.condition.as_ref().map(|condition| condition.sql.as_str());
     run(&sql::create_rows_view(&columns, &relations, &found.alias, condition))?;
+    let rows = catalog::oid_of(&relations.rows)?;
+    tags::widen_log(log, &found.name, &rollups::columns_read(source, rows)?)?;
+    run(&sql::create_changes_view(&columns, &relations, &found.alias, condition))?;
     run(&sql::create_stored_table(&columns, &relations))?;
     run(&sql::constrain_stored_table(&columns, &relations))?;
-    let stored = oid_of(&relations.stored)?;
+    let stored = catalog::oid_of(&relations.stored)?;
     let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
     let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
     run(&sql::create_public_view(&columns, &relations, &targets))?;
     columns.targets = targets.into_iter().map(|(name, sql)| Column { name, sql }).collect();
     let rollup = Rollup {
-        rollup: oid_of(&relations.public)?,
+        rollup: catalog::oid_of(&relations.public)?,
         source,
-        rows: oid_of(&relations.rows)?,
+        rows,
+        changes: catalog::oid_of(&relations.changes)?,
         stored,
+        log,
         definition: columns,
     };
     describe(&relations)?;
@@ -100,7 +105,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         }
     } else {
         let counted = refresh::counted_by(&now)?;
-        sources::insert(source, &counted)?;
+        sources::insert(source, log, &counted)?;
         counted
     };
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{} does not exist", found.name)))?;
@@ -148,12 +153,6 @@ fn qualify(name: &str) -> Result<QualifiedName> {
     }
 }
 
-fn oid_of(name: &QualifiedName) -> Result<Oid> {
-    Spi::get_one_with_args::<Oid>("SELECT $1::pg_catalog.regclass::pg_catalog.oid", &[name.to_string().into()])
-        .map_err(spi)?
-        .ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))
-}
-
 /// Comments for whoever meets the relations in psql or pgAdmin.
 fn describe(relations: &Relations) -> Result<()> {
     let comments = [
@@ -166,6 +165,14 @@ fn describe(relations: &Relations) -> Result<()> {
             "VIEW",
             &relations.rows,
             format!("rows of {} as the rollup {} counts them; part of it", relations.source, relations.public),
+        ),
+        (
+            "VIEW",
+            &relations.changes,
+            format!(
+                "which groups of the rollup {} the changes in {} concern; part of it",
+                relations.public, relations.log
+            ),
         ),
         (
             "TABLE",
@@ -193,7 +200,13 @@ fn give_to_owner(source: Oid, relations: &Relations) -> Result<()> {
     let Some(owner) = owner else {
         return Ok(());
     };
-    for (kind, relation) in [("VIEW", &relations.rows), ("VIEW", &relations.public), ("TABLE", &relations.stored)] {
+    for (kind, relation) in [
+        ("VIEW", &relations.rows),
+        ("VIEW", &relations.changes),
+        ("VIEW", &relations.public),
+        ("TABLE", &relations.stored),
+        ("TABLE", &relations.log),
+    ] {
         Spi::run(&format!("ALTER {kind} {relation} OWNER TO {owner}")).map_err(spi)?;
     }
     Ok(())
@@ -231,10 +244,11 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     }
     let run = |statement: &str| Spi::run(statement).map_err(spi);
     run(&format!("DROP VIEW {}", relations.public))?;
+    run(&format!("DROP VIEW {}", relations.changes))?;
     run(&format!("DROP VIEW {}", relations.rows))?;
     run(&format!("DROP TABLE {}", relations.stored))?;
     if is_last {
-        tags::untrack(source, &relations.source)?;
+        tags::untrack(source, &relations.source, entry.log)?;
     }
     schedule(source)
 }
@@ -249,19 +263,24 @@ fn forget_dropped() -> Result<()> {
     let _settings = pg::pin_settings();
     for orphan in rollups::orphans()? {
         rollups::delete(orphan.rollup)?;
-        for (kind, relation) in [("VIEW", orphan.rollup), ("VIEW", orphan.rows), ("TABLE", orphan.stored)] {
+        for (kind, relation) in
+            [("VIEW", orphan.rollup), ("VIEW", orphan.changes), ("VIEW", orphan.rows), ("TABLE", orphan.stored)]
+        {
             if let Some(owner) = pg::owner_of(relation) {
                 let drop = format!("DROP {kind} {}", catalog::name_of(relation)?);
                 pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
             }
         }
     }
-    for source in sources::orphans()? {
+    for (source, log) in sources::orphans()? {
         sources::delete(source)?;
         jobs::unschedule(jobs::Kind::Refresh, source)?;
         if let Some(owner) = pg::owner_of(source) {
             let name = catalog::name_of(source)?;
-            pg::as_user(owner, || tags::untrack(source, &name))?;
+            pg::as_user(owner, || tags::untrack(source, &name, log))?;
+        } else if let Some(owner) = pg::owner_of(log) {
+            let drop = format!("DROP TABLE {}", catalog::name_of(log)?);
+            pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
         }
     }
     Ok(())

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!  INSERT, COPY ──> row, tally_tag = row_tag() ──> counted by the first tick whose snapshot sees its transaction committed
-//!  a tag of another transaction, UPDATE, DELETE, TRUNCATE ──> refused by a trigger until the change log follows them
+//!  UPDATE, DELETE, a copied tag ──> change log ──> the groups concerned are aggregated again by the next tick
+//!  TRUNCATE ──> refused by a trigger
 //! ```
 
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
 use pgrx::prelude::*;
 use std::time::Duration;
-use tally_core::ident::QualifiedName;
-use tally_core::rollup::definition::TAG;
+use tally_core::ident::{self, QualifiedName};
+use tally_core::rollup::definition::{SIGN, TAG, WRITER};
 use tally_core::rollup::sql::PAGES_PER_RANGE;
 use tally_core::snapshot::BEFORE_TRACKING;
 
@@ -70,9 +71,25 @@ fn lock_tree(source: Oid, name: &QualifiedName) -> Result<Vec<Oid>> {
     if pg::try_access_exclusive(&tree, LOCK_TRIES, LOCK_PAUSE) { Ok(tree) } else { Err(busy(name)) }
 }
 
-/// Gives a table the tag column, its guards and its index, and returns nothing new when it has them.
-pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
-    if has_column(source)? {
+/// A name for the change log of a new source that nothing has yet.
+fn free_log_name(source: &QualifiedName) -> Result<QualifiedName> {
+    let mut number = 1;
+    loop {
+        let suffix = if number == 1 { "_changes".into() } else { format!("_changes_{number}") };
+        let name = QualifiedName::new(source.schema.clone(), ident::fit(&source.name, &suffix));
+        let taken =
+            Spi::get_one_with_args::<bool>("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[name.to_string().into()])
+                .map_err(spi)?;
+        if taken != Some(true) {
+            return Ok(name);
+        }
+        number += 1;
+    }
+}
+
+/// Gives a table the tag column, its triggers, its index and its change log, and returns the log.
+pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<Oid> {
+    if has_column(source, TAG)? {
         return Err(Error::new("42701", format!("column \"{TAG}\" of {name} already exists")).hint(format!(
             "Rename or drop it: tally needs a column of that name. ALTER TABLE {name} DROP COLUMN {TAG};"
         )));
@@ -96,7 +113,7 @@ pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
         ("tally_delete", format!("AFTER DELETE ON {name} FOR EACH ROW WHEN (OLD.{TAG} {own})")),
     ];
     for (trigger, event) in guards {
-        run(&format!("CREATE TRIGGER {trigger} {event} EXECUTE FUNCTION tally._refuse_change()"))?;
+        run(&format!("CREATE TRIGGER {trigger} {event} EXECUTE FUNCTION tally._log_change()"))?;
         // Also when session_replication_role is replica: an apply worker must not slip past.
         run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"))?;
     }
@@ -104,11 +121,52 @@ pub(crate) fn track(source: Oid, name: &QualifiedName) -> Result<()> {
         Spi::run_with_args("SELECT tally._protect_partition($1)", &[relation.into()]).map_err(spi)?;
     }
     run(&format!("COMMENT ON COLUMN {name}.{TAG} IS 'which transaction wrote the row; kept by the extension tally'"))?;
-    run(&format!("CREATE INDEX ON {name} USING brin ({TAG}) WITH (pages_per_range = {PAGES_PER_RANGE})"))
+    run(&format!("CREATE INDEX ON {name} USING brin ({TAG}) WITH (pages_per_range = {PAGES_PER_RANGE})"))?;
+    let log = free_log_name(name)?;
+    // The triggers write to it directly, which is right for a heap without indexes and triggers.
+    run(&format!(
+        "CREATE TABLE {log} ({WRITER} bigint NOT NULL, {TAG} bigint NOT NULL, {SIGN} smallint NOT NULL) USING heap"
+    ))?;
+    run(&format!(
+        "COMMENT ON TABLE {log} IS {}",
+        ident::literal(&format!(
+            "changes of counted rows of {name} that no refresh has followed; kept by the extension tally"
+        ))
+    ))?;
+    crate::catalog::oid_of(&log)
+}
+
+/// Gives the change log the columns that it lacks. Whoever has changed rows and not ended yet has logged them without these
+/// columns, so nobody may have.
+pub(crate) fn widen_log(log: Oid, source: &QualifiedName, columns: &[(String, String)]) -> Result<()> {
+    let name = crate::catalog::name_of(log)?;
+    let mut missing = vec![];
+    for (column, declaration) in columns {
+        if !has_column(log, column)? {
+            missing.push(format!("ADD COLUMN {declaration}"));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !pg::try_access_exclusive(&[log], LOCK_TRIES, LOCK_PAUSE) {
+        return Err(busy(source));
+    }
+    Spi::run(&format!("ALTER TABLE {name} {}", missing.join(", "))).map_err(spi)
+}
+
+/// A column of the source has got another name: its change log follows.
+pub(crate) fn follow_rename(source: Oid, old: &str, new: &str) -> Result<()> {
+    let Some(log) = crate::catalog::sources::log_of(source)? else { return Ok(()) };
+    if !has_column(log, old)? {
+        return Ok(());
+    }
+    let (name, old, new) = (crate::catalog::name_of(log)?, ident::quote(old), ident::quote(new));
+    Spi::run(&format!("ALTER TABLE {name} RENAME COLUMN {old} TO {new}")).map_err(spi)
 }
 
 /// Takes back what [`track`] has done.
-pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
+pub(crate) fn untrack(source: Oid, name: &QualifiedName, log: Oid) -> Result<()> {
     let tree = lock_tree(source, name)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     for trigger in ["tally_insert", "tally_update", "tally_delete"] {
@@ -118,7 +176,11 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName) -> Result<()> {
         let partition = crate::catalog::name_of(relation)?;
         run(&format!("DROP TRIGGER tally_truncate ON {partition}"))?;
     }
-    run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))
+    run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))?;
+    match pg::owner_of(log) {
+        Some(_) => run(&format!("DROP TABLE {}", crate::catalog::name_of(log)?)),
+        None => Ok(()),
+    }
 }
 
 /// A foreign partition has no tag, and a crash empties an unlogged one.
@@ -156,11 +218,11 @@ pub(crate) fn has_inheritance_children(source: Oid) -> Result<bool> {
     .map(|found| found.unwrap_or(false))
 }
 
-fn has_column(source: Oid) -> Result<bool> {
+fn has_column(table: Oid, column: &str) -> Result<bool> {
     Spi::get_one_with_args(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
-         AND a.attname OPERATOR(pg_catalog.=) 'tally_tag' AND NOT a.attisdropped)",
-        &[source.into()],
+         AND a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name AND NOT a.attisdropped)",
+        &[table.into(), column.into()],
     )
     .map_err(spi)
     .map(|found| found.unwrap_or(false))
@@ -180,10 +242,12 @@ fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
     .map_err(spi)
 }
 
-/// Refuses a source whose guards are not what [`track`] made: changes may have slipped past.
+/// Refuses a source whose triggers are not what [`track`] made: changes may have slipped past. Partitions and triggers are looked
+/// up in the active snapshot alike (pg_partition_tree() would know a partition that was attached since, and not its triggers).
 pub(crate) fn audit(source: Oid, name: &QualifiedName) -> Result<()> {
-    let query = "SELECT pg_catalog.format('%s on %s', w.tgname, p.relid) \
-         FROM (SELECT $1::pg_catalog.regclass AS relid UNION SELECT t.relid FROM pg_catalog.pg_partition_tree($1) AS t) AS p \
+    let query = "WITH RECURSIVE tree (relid) AS (SELECT $1::pg_catalog.oid UNION ALL \
+              SELECT i.inhrelid FROM tree AS t JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) t.relid) \
+         SELECT pg_catalog.format('%s on %s', w.tgname, p.relid::pg_catalog.regclass) FROM tree AS p \
           CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate')) AS w (tgname) \
            LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid OPERATOR(pg_catalog.=) p.relid \
                  AND g.tgname OPERATOR(pg_catalog.=) w.tgname::pg_catalog.name \

@@ -38,6 +38,28 @@ pub fn tag(incarnation: u16, xid: u64) -> Result<i64, Error> {
     Ok((i64::from(incarnation) << XID_BITS) | xid as i64)
 }
 
+/// A tag that a row brings along when it is inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// Of a transaction that has ended for certain.
+    Ended,
+    /// Of this transaction of the same cluster, which must have ended.
+    Of { xid: u64 },
+    /// Of no transaction so far.
+    FromTheFuture,
+}
+
+/// Whose tag a row brings along. `next` is the tag of the next transaction id.
+pub fn copied(tag: i64, next: i64) -> Copied {
+    if !(BEFORE_TRACKING..next).contains(&tag) {
+        Copied::FromTheFuture
+    } else if tag >> XID_BITS == next >> XID_BITS {
+        Copied::Of { xid: tag as u64 & LARGEST_XID }
+    } else {
+        Copied::Ended
+    }
+}
+
 /// Which rows of a source are counted: a snapshot, stored as tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
@@ -130,6 +152,18 @@ pub enum Error {
     TagFromTheFuture {
         source: String,
     },
+    /// A row that is being inserted carries such a tag.
+    CopiedFromTheFuture {
+        source: String,
+    },
+    /// A row that is being inserted carries the tag of a transaction that has not ended.
+    CopiedFromOpen {
+        source: String,
+    },
+    /// An UPDATE gives a row another tag.
+    TagChanged {
+        source: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -144,6 +178,13 @@ impl fmt::Display for Error {
             Self::TagFromTheFuture { source } => {
                 write!(f, "{source} has rows with the tag of a transaction that does not exist yet")
             }
+            Self::CopiedFromTheFuture { source } => {
+                write!(f, "a row for {source} has the tally_tag of a transaction that does not exist yet")
+            }
+            Self::CopiedFromOpen { source } => {
+                write!(f, "a row for {source} has the tally_tag of a transaction that is still running")
+            }
+            Self::TagChanged { source } => write!(f, "column tally_tag of {source} cannot be changed"),
         }
     }
 }
@@ -153,7 +194,9 @@ impl Explain for Error {
         match self {
             Self::IncarnationOutOfRange { .. } | Self::XidOutOfRange { .. } => "54000",
             Self::WroteBeforeRefresh | Self::NotReadCommitted => "25001",
-            Self::TagFromTheFuture { .. } => "55000",
+            Self::TagFromTheFuture { .. } | Self::CopiedFromOpen { .. } => "55000",
+            Self::CopiedFromTheFuture { .. } => "22023",
+            Self::TagChanged { .. } => "428C9",
         }
     }
 
@@ -162,6 +205,8 @@ impl Explain for Error {
             Self::TagFromTheFuture { .. } => Some(
                 "They were copied from another cluster together with their column tally_tag, past the triggers of tally.".into(),
             ),
+            Self::CopiedFromTheFuture { .. } => Some("It was copied from another cluster, or made up.".into()),
+            Self::TagChanged { .. } => Some("It says which transaction wrote the row.".into()),
             _ => None,
         }
     }
@@ -176,6 +221,10 @@ impl Explain for Error {
             Self::TagFromTheFuture { .. } => {
                 "Leave tally_tag out of what you copy, so that its default applies; drop the rollups and create them anew."
             }
+            Self::CopiedFromTheFuture { .. } | Self::CopiedFromOpen { .. } => {
+                "Leave the column tally_tag out, so that its default applies."
+            }
+            Self::TagChanged { .. } => "Leave the column tally_tag out of SET.",
         };
         Some(hint.into())
     }
@@ -199,6 +248,17 @@ mod tests {
         assert_eq!(tag(0x8000, 3), Err(Error::IncarnationOutOfRange { incarnation: 0x8000 }));
         assert_eq!(tag(1, 1 << 48), Err(Error::XidOutOfRange { xid: 1 << 48 }));
         assert_eq!(tag(1, 1 << 48).unwrap_err().sqlstate(), "54000");
+    }
+
+    #[test]
+    fn a_copied_tag_is_of_a_transaction_that_has_begun() {
+        let next = tag(2, 100).unwrap();
+        assert_eq!(copied(BEFORE_TRACKING, next), Copied::Ended);
+        assert_eq!(copied(tag(1, 500).unwrap(), next), Copied::Ended);
+        assert_eq!(copied(tag(2, 99).unwrap(), next), Copied::Of { xid: 99 });
+        for future in [next, tag(3, 1).unwrap(), -1, i64::MAX, i64::MIN] {
+            assert_eq!(copied(future, next), Copied::FromTheFuture, "{future}");
+        }
     }
 
     #[test]

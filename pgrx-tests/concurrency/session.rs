@@ -82,6 +82,8 @@ enum Expect {
     Success,
     /// An idea that must fail with this SQLSTATE.
     Refusal(&'static str),
+    /// Another session may have changed a row and not ended, or have moved it to another partition.
+    Change,
     /// A refresh or DDL: another session may be refreshing, or reading what is to be dropped.
     SuccessOrBusy,
 }
@@ -115,7 +117,8 @@ impl Session {
                 });
                 self.run(&format!("BEGIN ISOLATION LEVEL {level}"), Expect::Success)
             }
-            35..65 => self.write(rng),
+            35..52 => self.write(rng),
+            52..65 => self.change_any_rows(rng),
             65..80 => self.refresh(rng),
             80..88 => self.end_prepared(rng),
             88..91 => self.create_rollup(rng),
@@ -127,7 +130,8 @@ impl Session {
 
     fn step_inside(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
         match rng.random_range(0..100) {
-            0..38 => self.write(rng),
+            0..22 => self.write(rng),
+            22..38 => self.change_any_rows(rng),
             38..50 => self.change_own_rows(rng),
             50..60 => {
                 let transaction = self.transaction.as_mut().expect("inside");
@@ -378,28 +382,48 @@ impl Session {
         Ok(())
     }
 
-    fn try_what_is_refused(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
-        let source = *SOURCES.choose(rng).unwrap();
-        let old = "tally_tag <> tally.row_tag()";
-        let statement = match rng.random_range(0..5) {
-            0 => format!("UPDATE {source} SET quantity = quantity + 1 WHERE {old}"),
-            1 => format!("DELETE FROM {source} WHERE {old}"),
-            2 => format!(
-                "INSERT INTO {source} ({COLUMNS}, tally_tag) SELECT {COLUMNS}, 5 FROM {source} WHERE {old} LIMIT 1"
+    /// Rows that somebody else has written, and that a refresh may have counted. Their last change may not have ended.
+    fn change_any_rows(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let (source, other) = (*SOURCES.choose(rng).unwrap(), *SOURCES.choose(rng).unwrap());
+        let some = format!("id % 7 = {}", rng.random_range(0..7));
+        let statement = match rng.random_range(0..10) {
+            0 => format!("UPDATE {source} SET quantity = quantity + 1, country = 'ä' WHERE {some}"),
+            1 => format!("UPDATE {source} SET kind = NULL, weight = -weight, labels = NULL WHERE {some}"),
+            2 => format!("UPDATE {source} SET event_time = '2024-03-31 01:30Z', tenant = 2 WHERE {some}"),
+            3 => format!("DELETE FROM {source} WHERE {some}"),
+            4 => format!("UPDATE day_0 SET amount = amount + 1 WHERE {some}"),
+            5 => format!(
+                "MERGE INTO {source} AS t USING (VALUES (1)) AS v (one) ON {some} WHEN MATCHED AND quantity > 1 THEN DELETE \
+                 WHEN MATCHED THEN UPDATE SET event_time = '2024-03-30 01:30Z', amount = 7"
             ),
-            3 => format!(
-                "INSERT INTO clicks (id, event_time, tenant) SELECT id, event_time, 1 FROM clicks WHERE {old} LIMIT 1 \
-                 ON CONFLICT (id) DO UPDATE SET tenant = 2"
+            6 => format!(
+                "INSERT INTO clicks (id, {COLUMNS}) SELECT id, {COLUMNS} FROM clicks WHERE {some} \
+                 ON CONFLICT (id) DO UPDATE SET tenant = 1 + clicks.tenant % 3"
+            ),
+            7 => format!("UPDATE {source} SET id = id WHERE {some}"),
+            // Copied with their tags.
+            8 => format!(
+                "INSERT INTO {source} (id, {COLUMNS}, tally_tag) SELECT nextval('ids'), {COLUMNS}, tally_tag FROM {other} \
+                 WHERE {some} LIMIT 10"
             ),
             _ => format!(
-                "MERGE INTO {source} AS t USING (VALUES (1)) AS v (one) ON {old} WHEN MATCHED THEN UPDATE SET tenant = 2"
+                "WITH gone AS (DELETE FROM {source} WHERE {some} RETURNING {COLUMNS}) \
+                 INSERT INTO {other} ({COLUMNS}) SELECT {COLUMNS} FROM gone"
             ),
         };
+        self.run(&statement, Expect::Change)
+    }
+
+    fn try_what_is_refused(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let source = *SOURCES.choose(rng).unwrap();
+        let tag = [i64::MAX, -1].choose(rng).unwrap();
+        let statement =
+            format!("INSERT INTO {source} (event_time, tenant, tally_tag) VALUES ('2024-03-30 05:00Z', 1, {tag})");
         if self.transaction.is_none() {
-            return self.run(&statement, Expect::Refusal("0A000"));
+            return self.run(&statement, Expect::Refusal("22023"));
         }
         self.run("SAVEPOINT refused", Expect::Success)?;
-        self.run(&statement, Expect::Refusal("0A000"))?;
+        self.run(&statement, Expect::Refusal("22023"))?;
         self.run("ROLLBACK TO refused; RELEASE refused", Expect::Success)?;
         if let Some(transaction) = &mut self.transaction {
             transaction.failed = false;
@@ -427,6 +451,7 @@ impl Session {
         let is_serializable = self.transaction.as_ref().is_some_and(|transaction| !transaction.read_committed);
         let is_expected = match expect {
             Expect::Refusal(expected) => state == *expected,
+            Expect::Change => ["55P03", "40P01", "40001"].contains(&state),
             Expect::SuccessOrBusy => ["55P03", "40P01", "25001"].contains(&state),
             Expect::Success => false,
         };

@@ -13,7 +13,10 @@ pub(crate) struct Rollup {
     pub rollup: Oid,
     pub source: Oid,
     pub rows: Oid,
+    pub changes: Oid,
     pub stored: Oid,
+    /// The change log of the source.
+    pub log: Oid,
     pub definition: Definition,
 }
 
@@ -24,7 +27,9 @@ impl Rollup {
             source: name_of(self.source)?,
             public: name_of(self.rollup)?,
             rows: name_of(self.rows)?,
+            changes: name_of(self.changes)?,
             stored: name_of(self.stored)?,
+            log: name_of(self.log)?,
         })
     }
 }
@@ -33,26 +38,28 @@ impl Rollup {
 pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.stored::pg_catalog.oid, r.columns \
-             FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.rollup::pg_catalog.oid",
+            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
+                    r.stored::pg_catalog.oid, s.changes::pg_catalog.oid, r.columns \
+             FROM tally.rollups AS r JOIN tally.sources AS s ON s.source OPERATOR(pg_catalog.=) r.source \
+             WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.rollup::pg_catalog.oid",
             None,
             &[source.into()],
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok((oid(1)?, oid(2)?, oid(3)?, row.get::<JsonB>(4)?))
+            Ok(([oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?], row.get::<JsonB>(6)?))
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)?
     .into_iter()
-    .map(|(rollup, rows, stored, columns)| {
+    .map(|([rollup, rows, changes, stored, log], columns)| {
         let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
         let definition = serde_json::from_value(columns).map_err(|error| {
             Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
                 .hint("Drop the rollup with tally.drop_rollup and create it anew.")
         })?;
-        Ok(Rollup { rollup, source, rows, stored, definition })
+        Ok(Rollup { rollup, source, rows, changes, stored, log, definition })
     })
     .collect()
 }
@@ -84,12 +91,14 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
         .map_err(|error| Error::new("XX000", format!("a definition could not be stored: {error}")))?;
     pg::as_extension_owner(|| {
         Spi::run_with_args(
-            "INSERT INTO tally.rollups (rollup, source, rows_view, stored, refresh_interval, definition, columns) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO tally.rollups \
+                    (rollup, source, rows_view, changes_view, stored, refresh_interval, definition, columns) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             &[
                 rollup.rollup.into(),
                 rollup.source.into(),
                 rollup.rows.into(),
+                rollup.changes.into(),
                 rollup.stored.into(),
                 refresh_interval.into(),
                 query.into(),
@@ -103,6 +112,31 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
 pub(crate) fn delete(rollup: Oid) -> Result<()> {
     pg::as_extension_owner(|| {
         Spi::run_with_args("DELETE FROM tally.rollups WHERE rollup OPERATOR(pg_catalog.=) $1", &[rollup.into()])
+    })
+    .map_err(spi)
+}
+
+/// The columns of the source that the rows of a rollup read, as `name type` for the change log.
+pub(crate) fn columns_read(source: Oid, rows_view: Oid) -> Result<Vec<(String, String)>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT DISTINCT a.attname::text, pg_catalog.format('%I %s%s', a.attname, \
+                    pg_catalog.format_type(a.atttypid, a.atttypmod), \
+                    (SELECT pg_catalog.format(' COLLATE %I.%I', n.nspname, l.collname) \
+                       FROM pg_catalog.pg_collation AS l \
+                       JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) l.collnamespace \
+                      WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation)) \
+               FROM pg_catalog.pg_rewrite AS w \
+               JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+                    AND d.objid OPERATOR(pg_catalog.=) w.oid AND d.refobjid OPERATOR(pg_catalog.=) $1 \
+               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) $1 \
+                    AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
+              WHERE w.ev_class OPERATOR(pg_catalog.=) $2 AND a.attname OPERATOR(pg_catalog.<>) 'tally_tag' ORDER BY 1",
+            None,
+            &[source.into(), rows_view.into()],
+        )?;
+        rows.map(|row| Ok((row.get::<String>(1)?.unwrap_or_default(), row.get::<String>(2)?.unwrap_or_default())))
+            .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)
 }
@@ -128,21 +162,24 @@ pub(crate) fn reads_column(source: Oid, column: &str) -> Result<bool> {
 pub(crate) struct Orphan {
     pub rollup: Oid,
     pub rows: Oid,
+    pub changes: Oid,
     pub stored: Oid,
 }
 
 pub(crate) fn orphans() -> Result<Vec<Orphan>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.stored::pg_catalog.oid FROM tally.rollups AS r \
-             WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.stored)) AS part (relation) \
+            "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
+                    r.stored::pg_catalog.oid FROM tally.rollups AS r \
+             WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.changes_view), (r.stored)) \
+                             AS part (relation) \
              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation))",
             None,
             &[],
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, stored: oid(3)? })
+            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, changes: oid(3)?, stored: oid(4)? })
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })

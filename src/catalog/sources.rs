@@ -1,6 +1,6 @@
 //! `tally.sources`: the snapshot up to which the rows of each source are counted.
 
-use crate::error::{Error, Result, spi};
+use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
 use crate::refresh::Report;
 use pgrx::Spi;
@@ -32,6 +32,14 @@ pub(crate) fn state(source: Oid) -> Result<Option<Counted>> {
     .map_err(spi)
 }
 
+/// The change log of the source that a table is, or is a partition of.
+pub(crate) fn log_of(table: Oid) -> Result<Option<Oid>> {
+    let query = "SELECT s.changes::pg_catalog.oid FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1 \
+         OR s.source::pg_catalog.oid OPERATOR(pg_catalog.=) ANY \
+            (ARRAY(SELECT a.relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1) AS a))";
+    no_row_is_none(Spi::connect(|client| client.select(query, Some(1), &[table.into()])?.first().get_one::<Oid>()))
+}
+
 /// Is the relation a source?
 pub(crate) fn is_source(relation: Oid) -> Result<bool> {
     state(relation).map(|state| state.is_some())
@@ -53,11 +61,16 @@ pub(crate) fn is_source_now(relation: Oid) -> Result<bool> {
     pg::Snapshot::take().read(|| is_source(relation))
 }
 
-pub(crate) fn insert(source: Oid, counted: &Counted) -> Result<()> {
+/// [`log_of`] a source, asked after a lock was taken.
+pub(crate) fn log_now(source: Oid) -> Result<Oid> {
+    pg::Snapshot::take().read(|| log_of(source))?.ok_or_else(|| Error::new("XX000", "a source has no change log"))
+}
+
+pub(crate) fn insert(source: Oid, log: Oid, counted: &Counted) -> Result<()> {
     pg::as_extension_owner(|| {
         Spi::run_with_args(
-            "INSERT INTO tally.sources (source, next_tag, open_tags) VALUES ($1, $2, $3)",
-            &[source.into(), counted.next.into(), counted.open.clone().into()],
+            "INSERT INTO tally.sources (source, changes, next_tag, open_tags) VALUES ($1, $2, $3, $4)",
+            &[source.into(), log.into(), counted.next.into(), counted.open.clone().into()],
         )
     })
     .map_err(spi)
@@ -90,16 +103,20 @@ pub(crate) fn delete(source: Oid) -> Result<()> {
     .map_err(spi)
 }
 
-/// Sources that no longer exist, or that feed no rollup any more because those were dropped by hand.
-pub(crate) fn orphans() -> Result<Vec<Oid>> {
+/// Sources that no longer exist, or that feed no rollup any more because those were dropped by hand; with their change logs.
+pub(crate) fn orphans() -> Result<Vec<(Oid, Oid)>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT s.source::pg_catalog.oid FROM tally.sources AS s \
+            "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid FROM tally.sources AS s \
              WHERE NOT EXISTS (SELECT FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) s.source)",
             None,
             &[],
         )?;
-        rows.map(|row| row.get::<Oid>(1).map(|oid| oid.unwrap_or(Oid::INVALID))).collect::<pgrx::spi::Result<Vec<_>>>()
+        rows.map(|row| {
+            let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
+            Ok((oid(1)?, oid(2)?))
+        })
+        .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)
 }

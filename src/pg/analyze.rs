@@ -9,7 +9,8 @@ use std::ffi::{CStr, CString, c_char};
 use substitute::{Substitution, substitute};
 use tally_core::ident::QualifiedName;
 use tally_core::rollup::analysis::{
-    AggregateCall, Analysis, Argument, Expression, Key, Source, SourceKind, Target, UnstableFunction, Unsupported,
+    AggregateCall, Analysis, Argument, Bucket, Expression, Key, Source, SourceKind, Target, UnstableFunction,
+    Unsupported,
 };
 use visit::{TargetVisitor, use_system_column, visit_functions, visit_target};
 
@@ -228,10 +229,41 @@ unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, s
             expression: context.expression(expression),
             name,
             never_null: never_null(expression, source),
+            bucket: bucket(context, expression),
             is_time: [pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPOID, pg_sys::DATEOID].contains(&type_oid),
             type_name: type_name(type_oid),
             deterministic: deterministic(collation),
             groupable: built_in && (*cache).lt_opr != Oid::INVALID && (*cache).hash_proc != Oid::INVALID,
+        }
+    }
+}
+
+/// What `date_bin(width, time, origin)` and `date_trunc(unit, time ..)` do.
+unsafe fn bucket(context: &Deparser, expression: *mut Node) -> Option<Bucket> {
+    // SAFETY: see `analyze`; each cast follows a check of the node's tag, and the text of a constant is made by the output
+    // function of its type.
+    unsafe {
+        if !is_a(expression, NodeTag::T_FuncExpr) {
+            return None;
+        }
+        let call = expression.cast::<pg_sys::FuncExpr>();
+        let arguments = PgList::<Node>::from_pg((*call).args);
+        let (width, time) = (arguments.get_ptr(0)?, arguments.get_ptr(1)?);
+        if (*call).funcid.to_u32() >= pg_sys::FirstGenbkiObjectId || !is_a(width, NodeTag::T_Const) {
+            return None;
+        }
+        let constant = width.cast::<pg_sys::Const>();
+        if (*constant).constisnull {
+            return None;
+        }
+        let (mut output, mut is_variable) = (Oid::INVALID, false);
+        pg_sys::getTypeOutputInfo((*constant).consttype, &mut output, &mut is_variable);
+        let width = text(pg_sys::OidOutputFunctionCall(output, (*constant).constvalue));
+        let time = context.deparse(time);
+        match text(pg_sys::get_func_name((*call).funcid)).as_str() {
+            "date_bin" => Some(Bucket { time, width }),
+            "date_trunc" if (*call).funcresulttype != pg_sys::INTERVALOID => Bucket::of_unit(&width, time),
+            _ => None,
         }
     }
 }

@@ -49,8 +49,35 @@ fn follow_ddl(call: Call<'_>) -> Result<Datum> {
         let alters = !tree.is_null() && is_a(tree, NodeTag::T_AlterTableStmt);
         !alters || alters_by(tree, AlterTableType::AT_AttachPartition).next().is_some()
     };
+    // SAFETY: as above.
+    if let Some((table, old, new)) = unsafe { renamed_column(tree) } {
+        crate::tags::follow_rename(table, &old, &new)?;
+    }
     Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]).map_err(spi)?;
     Ok(Datum::from(0))
+}
+
+/// Table, old and new name, if it is the RENAME of a column.
+unsafe fn renamed_column(tree: *mut Node) -> Option<(Oid, String, String)> {
+    // SAFETY: the tag says which structure it is.
+    unsafe {
+        if tree.is_null() || !is_a(tree, NodeTag::T_RenameStmt) {
+            return None;
+        }
+        let rename = &*tree.cast::<pg_sys::RenameStmt>();
+        if rename.renameType != pg_sys::ObjectType::OBJECT_COLUMN || rename.relation.is_null() {
+            return None;
+        }
+        let table = pg_sys::RangeVarGetRelidExtended(
+            rename.relation,
+            pg_sys::NoLock as i32,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        );
+        let name = |name| CStr::from_ptr(name).to_string_lossy().into_owned();
+        (table != Oid::INVALID).then(|| (table, name(rename.subname), name(rename.newname)))
+    }
 }
 
 /// The command that fired the event trigger.

@@ -108,6 +108,16 @@ impl Drop for Snapshot {
     }
 }
 
+/// Runs read-only statements at a snapshot of this moment, whatever the isolation level.
+pub(crate) fn latest<T>(action: impl FnOnce() -> T) -> T {
+    // SAFETY: pushed and popped in pairs; while an error unwinds, the abort of the transaction pops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let answer = action();
+    // SAFETY: as above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    answer
+}
+
 /// The full 64-bit form of a recent transaction id: ids in a snapshot lie less than 2^31 before the next one.
 fn widen(xid: pg_sys::TransactionId) -> u64 {
     let next = next_xid();

@@ -31,13 +31,17 @@ super::function::sql_functions! {
 
 /// The tag of the rows that this transaction writes: incarnation and top-level transaction id (which it assigns).
 fn row_tag(_: Call<'_>) -> Result<Datum> {
+    own_tag().map(Datum::from)
+}
+
+pub(super) fn own_tag() -> Result<i64> {
     let mut incarnation = INCARNATION.get();
     if incarnation == 0 {
         incarnation = find_incarnation()?;
     }
     // SAFETY: assigns an id to the current transaction, or raises the error of PostgreSQL that says why it cannot.
     let xid = unsafe { pg_sys::GetTopFullTransactionId() }.value;
-    Ok(Datum::from(snapshot::tag(incarnation, xid)?))
+    Ok(snapshot::tag(incarnation, xid)?)
 }
 
 #[cold]

@@ -72,12 +72,41 @@ pub struct Key {
     pub never_null: bool,
     /// Is it a time that cuts the source into buckets?
     pub is_time: bool,
+    /// The times that fall into it, if it is one of the usual bucket functions.
+    pub bucket: Option<Bucket>,
     /// The name of its type, as `format_type()` writes it.
     pub type_name: String,
     /// Are its values equal only if they are the same bytes to every reader (no nondeterministic collation)?
     pub deterministic: bool,
     /// Has its type an equality that can hash and sort?
     pub groupable: bool,
+}
+
+/// What a bucket function does: a time falls into the bucket that begins at most `width` before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// The time, as SQL.
+    pub time: String,
+    /// An interval, as SQL writes it; an upper bound.
+    pub width: String,
+}
+
+impl Bucket {
+    /// The buckets of `date_trunc(unit, time)`; `None` for a unit that is none. A day more than the unit covers changes of
+    /// the clocks.
+    pub fn of_unit(unit: &str, time: String) -> Option<Self> {
+        let width = match unit.to_ascii_lowercase().trim_end_matches('s') {
+            "microsecond" | "millisecond" | "second" | "minute" | "hour" => "1 day 1 hour",
+            "day" => "2 days",
+            "week" => "8 days",
+            "month" => "1 month 1 day",
+            "quarter" => "3 months 1 day",
+            "year" => "1 year 1 day",
+            "decade" => "10 years 1 day",
+            _ => return None,
+        };
+        Some(Self { time, width: width.into() })
+    }
 }
 
 /// A visible column of the rollup.

@@ -24,6 +24,15 @@ pub struct Key {
     pub never_null: bool,
     pub is_time: bool,
     pub type_name: String,
+    #[serde(default)]
+    pub bucket: Option<BucketRange>,
+}
+
+/// Where the rows of a bucket are: `column` of the rows view lies between the bucket and `width` later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketRange {
+    pub column: String,
+    pub width: String,
 }
 
 /// A named expression.
@@ -47,5 +56,9 @@ pub struct Partial {
 
 /// The hidden column of the stored table: how many source rows the group has.
 pub const ROWS: &str = "_rows";
-/// The column of a source that holds the row tag.
+/// The column of a source that holds the row tag; in its change log, the tag of the row that was changed.
 pub const TAG: &str = "tally_tag";
+/// The column of a change log that holds the tag of the transaction that changed the row.
+pub const WRITER: &str = "tally_writer";
+/// The column of a change log that says whether the values came (1) or went (-1).
+pub const SIGN: &str = "tally_sign";

@@ -3,7 +3,7 @@
 //! Every name is qualified and every operator named with its schema, because some of these texts run with the search path of
 //! whoever calls, and others are read by people who look at a view.
 
-use super::definition::{Definition, Key, ROWS, TAG};
+use super::definition::{Definition, Key, ROWS, SIGN, TAG, WRITER};
 use crate::ident::{QualifiedName, literal, quote};
 use crate::snapshot::Counted;
 
@@ -16,7 +16,10 @@ pub struct Relations {
     pub source: QualifiedName,
     pub public: QualifiedName,
     pub rows: QualifiedName,
+    pub changes: QualifiedName,
     pub stored: QualifiedName,
+    /// The change log of the source.
+    pub log: QualifiedName,
 }
 
 /// The view that turns each source row into keys, arguments and filters. `alias` is what the expressions call the source.
@@ -37,6 +40,27 @@ pub fn create_rows_view(
         list.join(",\n    "),
         relations.source,
         quote(alias)
+    )
+}
+
+/// The view that says which group a logged change concerns. The log has the columns that the rollups of its source read, under
+/// the same names, so the expressions are those of the rows view.
+pub fn create_changes_view(
+    definition: &Definition,
+    relations: &Relations,
+    alias: &str,
+    condition: Option<&str>,
+) -> String {
+    let quoted = quote(alias);
+    let mut list: Vec<String> =
+        definition.keys.iter().map(|key| format!("{} AS {}", key.sql, quote(&key.name))).collect();
+    list.extend([TAG, WRITER, SIGN].map(|column| format!("{quoted}.{column}")));
+    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+    format!(
+        "CREATE VIEW {} AS\nSELECT {}\n FROM {} AS {quoted}{condition}",
+        relations.changes,
+        list.join(",\n    "),
+        relations.log,
     )
 }
 
@@ -141,9 +165,93 @@ pub fn count_pending(source: &QualifiedName, state: &Counted) -> String {
     format!("SELECT pg_catalog.count(*) FROM {source} AS r WHERE {}", state.is_new(&format!("r.{TAG}")))
 }
 
-/// Merges the rows that are new to `state` and counted by `now` into the stored table, all in one snapshot. Answers one row:
-/// groups touched, source rows counted.
-pub fn merge_delta(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> String {
+/// Has a row that `state` counts been changed since, by a transaction that `now` counts?
+pub fn has_change(log: &QualifiedName, state: &Counted, now: &Counted) -> String {
+    format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {})", changed(state, now))
+}
+
+/// How many changes no tick has followed.
+pub fn count_changes(log: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT pg_catalog.count(*) FROM {log} AS c WHERE {}", changed_since(state))
+}
+
+/// Deletes what no later tick needs: changes by transactions that `now` counts.
+pub fn forget_changes(log: &QualifiedName, now: &Counted) -> String {
+    format!("DELETE FROM {log} AS c WHERE {}", now.is_counted(&format!("c.{WRITER}")))
+}
+
+/// A change counts if its writer is new and its row was counted: an uncounted row is read as it is now.
+fn changed_since(state: &Counted) -> String {
+    format!("{} AND {}", state.is_new(&format!("c.{WRITER}")), state.is_counted(&format!("c.{TAG}")))
+}
+
+fn changed(state: &Counted, now: &Counted) -> String {
+    format!("{} AND {}", changed_since(state), now.is_counted(&format!("c.{WRITER}")))
+}
+
+/// The groups that changes concern, as a common table expression `dirty`.
+fn dirty(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    format!("dirty AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {condition}\n)", relations.changes)
+}
+
+/// Deletes the stored groups that changes concern: [`recount`] makes them anew. Two statements, because groups without a NULL
+/// key are found through the unique index.
+pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> Vec<String> {
+    let dirty = dirty(definition, relations, &changed(state, now));
+    let statement = |condition: &str| {
+        format!("WITH {dirty}\nDELETE FROM {} AS s USING dirty AS p WHERE {condition}", relations.stored)
+    };
+    by_null_keys(definition, |condition, filter| statement(&format!("{condition}{filter}")))
+}
+
+/// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot.
+pub fn recount(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> String {
+    let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
+    format!(
+        "WITH {}\nINSERT INTO {} ({})\n{}\n ORDER BY {}",
+        dirty(definition, relations, &changed(state, now)),
+        relations.stored,
+        stored_columns(definition).join(", "),
+        groups(definition, relations, &format!("\n WHERE {condition}")),
+        write_order(definition)
+    )
+}
+
+/// Is the row `r` of a group in `dirty`? For buckets of time, that bounds where its rows have to be looked for.
+fn of_changed_group(definition: &Definition) -> String {
+    let mut same = vec![same_group(definition, "r", "d")];
+    let mut bounds = vec![];
+    for key in &definition.keys {
+        let Some(range) = &key.bucket else { continue };
+        let (bucket, column) = (quote(&key.name), quote(&range.column));
+        // Near the end of time there is no end of a bucket.
+        let end = |bucket: &str| {
+            let (width, kind) = (literal(&range.width), &key.type_name);
+            format!(
+                "CASE WHEN {bucket} OPERATOR(pg_catalog.<) '200000-01-01'::{kind} \
+                 THEN {bucket} OPERATOR(pg_catalog.+) {width}::interval ELSE 'infinity'::{kind} END"
+            )
+        };
+        same.push(format!("r.{column} OPERATOR(pg_catalog.>=) d.{bucket}"));
+        same.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end(&format!("d.{bucket}"))));
+        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{bucket}) FROM dirty AS d)");
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.>=) {}", of_all("min")));
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end(&of_all("max"))));
+    }
+    bounds.push(format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND ")));
+    bounds.join(" AND ")
+}
+
+/// Merges the rows that are new to `state` and counted by `now` into the stored table, all in one snapshot. With `changes`,
+/// groups that changes concern are left to [`recount`]. Answers one row: groups touched, source rows counted.
+pub fn merge_delta(
+    definition: &Definition,
+    relations: &Relations,
+    state: &Counted,
+    now: &Counted,
+    changes: bool,
+) -> String {
     let tag = format!("r.{TAG}");
     let condition = format!("\n WHERE {} AND {}", state.is_new(&tag), now.is_counted(&tag));
     let columns = stored_columns(definition);
@@ -155,9 +263,17 @@ pub fn merge_delta(definition: &Definition, relations: &Relations, state: &Count
             .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
     }
     let order = names(&index_order(definition)).join(", ");
+    let (dirty, untouched) = if changes {
+        (
+            format!("{}, ", dirty(definition, relations, &changed(state, now))),
+            format!(" WHERE NOT EXISTS (SELECT FROM dirty AS p WHERE {})", same_group(definition, "s", "p")),
+        )
+    } else {
+        (String::new(), String::new())
+    };
     format!(
-        "WITH delta AS MATERIALIZED (\n{}\n), merged AS (\nINSERT INTO {} AS s ({columns})\n\
-         SELECT {columns} FROM delta ORDER BY {write_order}\n\
+        "WITH {dirty}delta AS MATERIALIZED (\n{}\n), merged AS (\nINSERT INTO {} AS s ({columns})\n\
+         SELECT {columns} FROM delta AS s{untouched} ORDER BY {write_order}\n\
          ON CONFLICT ({order}) DO UPDATE SET {}\n)\n\
          SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta",
         groups(definition, relations, &condition),
@@ -205,7 +321,21 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
             last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
         ),
     );
-    let prefixed = |alias: &str| -> Vec<String> {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    // Changes count only where the state is known: a snapshot that knows none reads every row as it is.
+    let is_new = |column: &str| {
+        format!(
+            "({column} OPERATOR(pg_catalog.>=) {} OR {column} OPERATOR(pg_catalog.=) ANY ({}::bigint[]))",
+            state("next_tag"),
+            state("open_tags")
+        )
+    };
+    let dirty = dirty(
+        definition,
+        relations,
+        &format!("{} AND NOT {}", is_new(&format!("c.{WRITER}")), is_new(&format!("c.{TAG}"))),
+    );
+    let columns_of = |alias: &str| -> Vec<String> {
         stored_columns(definition).iter().filter(|c| *c != ROWS).map(|column| format!("{alias}.{column}")).collect()
     };
     let mut both: Vec<String> = definition.keys.iter().map(|key| format!("p.{}", quote(&key.name))).collect();
@@ -214,32 +344,32 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
         format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
     }));
     let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    let no_dirty =
+        |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));
     let mut arms = vec![format!(
-        "SELECT {} FROM {} AS s WHERE {is_known} AND NOT EXISTS (SELECT FROM pending AS p WHERE {})",
-        prefixed("s").join(", "),
+        "SELECT {} FROM {} AS s WHERE {is_known} AND NOT EXISTS (SELECT FROM touched AS p WHERE {})",
+        columns_of("s").join(", "),
         relations.stored,
-        same_group(definition)
+        same_group(definition, "s", "p")
     )];
-    let nullable: Vec<&Key> = definition.keys.iter().filter(|key| !key.never_null).collect();
-    let join = |condition: &str, filter: &str| {
+    // Groups without a NULL key find their stored part through the unique index.
+    arms.extend(by_null_keys(definition, |condition, filter| {
         format!(
-            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition} AND {is_known}{filter}",
+            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition} AND {is_known} WHERE {}{filter}",
             both.join(", "),
-            relations.stored
+            relations.stored,
+            no_dirty("p")
         )
-    };
-    if nullable.is_empty() {
-        arms.push(join(&same_group(definition), ""));
-    } else {
-        let is_null = |test: &str| -> Vec<String> {
-            nullable.iter().map(|key| format!("p.{} {test}", quote(&key.name))).collect()
-        };
-        // Groups without a NULL key find their stored part through the unique index.
-        arms.push(join(&equal_keys(definition), &format!(" WHERE {}", is_null(IS_SOMETHING).join(" AND "))));
-        arms.push(join(&same_group(definition), &format!(" WHERE {}", is_null(IS_NOTHING).join(" OR "))));
-    }
+    }));
+    let again = groups(
+        definition,
+        relations,
+        &format!("\n WHERE EXISTS (SELECT FROM dirty) AND {}", of_changed_group(definition)),
+    );
+    arms.push(format!("SELECT {} FROM (\n{again}\n) AS a", columns_of("a").join(", ")));
     format!(
-        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n)\n\
+        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n), {dirty}, \
+         touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty\n)\n\
          SELECT {}\n FROM (\n{}\n) AS merged",
         relations.public,
         columns.join(",\n    "),
@@ -247,35 +377,50 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
     )
 }
 
+/// One text for groups `p` without a NULL key and one for those with, if there can be any. `text` gets the condition that joins
+/// the group to its stored part `s`, and one that tells the groups apart. The first condition can use the unique index.
+fn by_null_keys(definition: &Definition, text: impl Fn(&str, &str) -> String) -> Vec<String> {
+    let nullable: Vec<&Key> = definition.keys.iter().filter(|key| !key.never_null).collect();
+    if nullable.is_empty() {
+        return vec![text(&same_group(definition, "s", "p"), "")];
+    }
+    let is_null =
+        |test: &str| -> Vec<String> { nullable.iter().map(|key| format!("p.{} {test}", quote(&key.name))).collect() };
+    vec![
+        text(&equal_keys(definition), &format!(" AND {}", is_null(IS_SOMETHING).join(" AND "))),
+        text(&same_group(definition, "s", "p"), &format!(" AND ({})", is_null(IS_NOTHING).join(" OR "))),
+    ]
+}
+
 fn equal_keys(definition: &Definition) -> String {
-    let equal: Vec<String> = definition.keys.iter().map(equal_key).collect();
+    let equal: Vec<String> = definition.keys.iter().map(|key| equal_key(key, "s", "p")).collect();
     equal.join(" AND ")
 }
 
-fn equal_key(key: &Key) -> String {
+fn equal_key(key: &Key, a: &str, b: &str) -> String {
     let name = quote(&key.name);
-    format!("s.{name} = p.{name}")
+    format!("{a}.{name} = {b}.{name}")
 }
 
 /// Is a key NULL itself? For a composite type, IS NULL would ask about its fields instead.
 const IS_NOTHING: &str = "IS NOT DISTINCT FROM NULL";
 const IS_SOMETHING: &str = "IS DISTINCT FROM NULL";
 
-/// Are `s` and `p` the same group, NULLs equal? Every part of the condition can be hashed.
-fn same_group(definition: &Definition) -> String {
+/// Are `a` and `b` the same group, NULLs equal? Every part of the condition can be hashed.
+fn same_group(definition: &Definition, a: &str, b: &str) -> String {
     let parts: Vec<String> = definition
         .keys
         .iter()
         .map(|key| {
             let name = quote(&key.name);
-            let both_null = format!("(s.{name} {IS_NOTHING}) = (p.{name} {IS_NOTHING})");
+            let both_null = format!("({a}.{name} {IS_NOTHING}) = ({b}.{name} {IS_NOTHING})");
             match (key.never_null, stand_in(&key.type_name)) {
-                (true, _) => equal_key(key),
+                (true, _) => equal_key(key, a, b),
                 (false, Some(value)) => {
-                    format!("COALESCE(s.{name}, {value}) = COALESCE(p.{name}, {value}) AND {both_null}")
+                    format!("COALESCE({a}.{name}, {value}) = COALESCE({b}.{name}, {value}) AND {both_null}")
                 }
                 // An array of a NULL array is empty, as an array of an empty array is.
-                (false, None) => format!("ARRAY[s.{name}] = ARRAY[p.{name}] AND {both_null}"),
+                (false, None) => format!("ARRAY[{a}.{name}] = ARRAY[{b}.{name}] AND {both_null}"),
             }
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use super::aggregate::{self, Algebra, Refusal};
 use super::analysis::{Analysis, Expression, Source, SourceKind, UnstableFunction, Unsupported};
-use super::definition::{Column, Definition, Key, Partial, ROWS, TAG};
+use super::definition::{BucketRange, Column, Definition, Key, Partial, ROWS, SIGN, TAG, WRITER};
 use crate::error::Explain;
 use crate::ident::{self, quote};
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
     if let Some(condition) = &analysis.condition {
         check_stable("WHERE", condition)?;
     }
-    let mut names = Names::new([ROWS, TAG]);
+    let mut names = Names::new([ROWS, TAG, WRITER, SIGN]);
     let mut definition = Definition {
         keys: vec![],
         arguments: vec![],
@@ -45,6 +45,7 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
             never_null: key.never_null,
             is_time: key.is_time,
             type_name: key.type_name.clone(),
+            bucket: None,
         });
     }
     check_targets(analysis)?;
@@ -67,6 +68,12 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
         let wanted = wanted_name(analysis, position);
         let finish = add_partials(&mut definition.partials, &mut names, &algebra, &columns, filter.as_deref(), &wanted);
         definition.finishes.push(finish);
+    }
+    for (position, key) in analysis.keys.iter().enumerate() {
+        // A NULL has no range.
+        let Some(bucket) = key.bucket.as_ref().filter(|_| key.never_null) else { continue };
+        let column = column(&mut definition.arguments, &mut names, "argument", &bucket.time);
+        definition.keys[position].bucket = Some(BucketRange { column, width: bucket.width.clone() });
     }
     Ok(definition)
 }

@@ -12,6 +12,7 @@ fn key(name: Option<&str>, sql: &str) -> super::super::analysis::Key {
         name: name.map(Into::into),
         never_null: false,
         is_time: false,
+        bucket: None,
         type_name: "bigint".into(),
         deterministic: true,
         groupable: true,

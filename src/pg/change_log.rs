@@ -1,0 +1,197 @@
+//! `tally._log_change()`: the row trigger that writes changes of counted rows, and rows with a copied tag, into the change log
+//! of their source. Called once per changed row, so it writes the heap directly.
+
+use super::function::Call;
+use crate::catalog::sources;
+use crate::error::{Error, Result};
+use pgrx::pg_sys::{self, Datum, NodeTag, Oid};
+use pgrx::{PgTupleDesc, is_a};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use tally_core::rollup::definition::{SIGN, TAG, WRITER};
+use tally_core::snapshot::{self, Copied};
+
+super::function::sql_functions! {
+    tally_log_change => log_change,
+}
+
+/// Where the rows of a table are logged.
+struct Target {
+    log: Oid,
+    columns: Vec<Value>,
+    /// Position of the tag in the rows of the table.
+    tag: usize,
+}
+
+/// What a column of the log holds.
+#[derive(Clone, Copy)]
+enum Value {
+    Writer,
+    Sign,
+    /// The value at this position of the row.
+    Of(usize),
+    /// A column that was dropped.
+    Nothing,
+}
+
+thread_local! {
+    /// Tables that this session has changed rows of.
+    static TARGETS: RefCell<HashMap<Oid, Rc<Target>>> = RefCell::default();
+    /// Set by PostgreSQL when the definition of any table may have changed.
+    static IS_STALE: Cell<bool> = const { Cell::new(false) };
+    static IS_LISTENING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn log_change(call: Call<'_>) -> Result<Datum> {
+    // SAFETY: the context is checked to be that of a trigger before it is read as such. A row trigger AFTER an event has the
+    // slots that the event needs, valid for the call.
+    unsafe {
+        let context = (*call.info()).context;
+        if context.is_null() || !is_a(context, NodeTag::T_TriggerData) {
+            return Err(Error::new("39P01", "this function can only be called as a trigger"));
+        }
+        let data = &*context.cast::<pg_sys::TriggerData>();
+        let target = target((*data.tg_relation).rd_id)?;
+        match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => {
+                check_copied(tag_of(data.tg_trigslot, &target), (*data.tg_relation).rd_id)?;
+                write(&target, &[(data.tg_trigslot, 1)])?;
+            }
+            pg_sys::TRIGGER_EVENT_DELETE => write(&target, &[(data.tg_trigslot, -1)])?,
+            _ => {
+                if tag_of(data.tg_trigslot, &target) != tag_of(data.tg_newslot, &target) {
+                    let source = crate::catalog::name_of((*data.tg_relation).rd_id)?.to_string();
+                    return Err(snapshot::Error::TagChanged { source }.into());
+                }
+                write(&target, &[(data.tg_trigslot, -1), (data.tg_newslot, 1)])?;
+            }
+        }
+    }
+    Ok(Datum::from(0))
+}
+
+unsafe fn tag_of(slot: *mut pg_sys::TupleTableSlot, target: &Target) -> i64 {
+    // SAFETY: a valid slot; its table has the column, which is NOT NULL.
+    unsafe {
+        deform(slot);
+        (*(*slot).tts_values.add(target.tag)).value() as i64
+    }
+}
+
+/// Has every value of the row at hand.
+unsafe fn deform(slot: *mut pg_sys::TupleTableSlot) {
+    // SAFETY: a slot that holds a row.
+    unsafe {
+        let all = (*(*slot).tts_tupleDescriptor).natts;
+        if i32::from((*slot).tts_nvalid) < all {
+            pg_sys::slot_getsomeattrs_int(slot, all);
+        }
+    }
+}
+
+/// A row of another transaction comes in. Its tag must be one that no tick to come can take for new once more.
+fn check_copied(tag: i64, table: Oid) -> Result<()> {
+    let incarnation = crate::tags::incarnation()?.number.cast_unsigned();
+    let next = super::next_xid();
+    let source = || crate::catalog::name_of(table).map(|name| name.to_string());
+    match snapshot::copied(tag, snapshot::tag(incarnation, next)?) {
+        Copied::FromTheFuture => Err(snapshot::Error::CopiedFromTheFuture { source: source()? }.into()),
+        // Ids further back have ended long ago, and their short form means another transaction by now.
+        Copied::Of { xid } if next - xid < 1 << 31 && is_running(xid) => {
+            Err(snapshot::Error::CopiedFromOpen { source: source()? }.into())
+        }
+        Copied::Of { .. } | Copied::Ended => Ok(()),
+    }
+}
+
+fn is_running(xid: u64) -> bool {
+    // SAFETY: a look into shared memory.
+    unsafe { pg_sys::TransactionIdIsInProgress(pg_sys::TransactionId::from_inner(xid as u32)) }
+}
+
+/// Appends to the log. No index is on it, and no trigger.
+unsafe fn write(target: &Target, rows: &[(*mut pg_sys::TupleTableSlot, i16)]) -> Result<()> {
+    let writer = super::tag::own_tag()?;
+    let mut values = vec![Datum::from(0); target.columns.len()];
+    let mut nulls = vec![true; target.columns.len()];
+    // SAFETY: the log is an ordinary table, locked while it is written to; the slots hold rows whose columns have the types of
+    // the log's. Values that lie out of line are fetched by the insert itself.
+    unsafe {
+        let log = pg_sys::table_open(target.log, pg_sys::RowExclusiveLock as i32);
+        for (slot, sign) in rows {
+            deform(*slot);
+            for (at, column) in target.columns.iter().enumerate() {
+                (values[at], nulls[at]) = match column {
+                    Value::Writer => (Datum::from(writer), false),
+                    Value::Sign => (Datum::from(*sign), false),
+                    Value::Of(position) => (*(**slot).tts_values.add(*position), *(**slot).tts_isnull.add(*position)),
+                    Value::Nothing => (Datum::from(0), true),
+                };
+            }
+            let tuple = pg_sys::heap_form_tuple((*log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::simple_heap_insert(log, tuple);
+            pg_sys::heap_freetuple(tuple);
+        }
+        pg_sys::table_close(log, pg_sys::NoLock as i32);
+    }
+    Ok(())
+}
+
+fn target(table: Oid) -> Result<Rc<Target>> {
+    if IS_STALE.replace(false) {
+        TARGETS.with_borrow_mut(HashMap::clear);
+    }
+    if let Some(known) = TARGETS.with_borrow(|targets| targets.get(&table).cloned()) {
+        return Ok(known);
+    }
+    let found = Rc::new(find_target(table)?);
+    TARGETS.with_borrow_mut(|targets| targets.insert(table, found.clone()));
+    Ok(found)
+}
+
+#[cold]
+fn find_target(table: Oid) -> Result<Target> {
+    if !IS_LISTENING.replace(true) {
+        // SAFETY: registers a function of this library, which stays loaded.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(note_change), Datum::from(0)) };
+    }
+    // As of now: a transaction with an old snapshot does not see a source made since, and its changes count all the same.
+    let log = super::snapshot::latest(|| sources::log_of(table))?;
+    let log = log.ok_or_else(|| {
+        Error::new("55000", "a trigger of tally stands on a table that feeds no rollup")
+            .hint("Drop the triggers tally_insert, tally_update and tally_delete of the table.")
+    })?;
+    // SAFETY: both tables exist and are opened with a lock; names are NUL-terminated.
+    unsafe {
+        let relation = pg_sys::table_open(log, pg_sys::RowExclusiveLock as i32);
+        let descriptor = PgTupleDesc::from_pg_copy((*relation).rd_att);
+        let position = |name: &std::ffi::CStr| {
+            let number = pg_sys::get_attnum(table, name.as_ptr());
+            usize::try_from(i32::from(number) - 1).ok()
+        };
+        let columns = descriptor.iter().map(|attribute| {
+            let name = std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr());
+            match name.to_bytes() {
+                _ if attribute.attisdropped => Ok(Value::Nothing),
+                name if name == WRITER.as_bytes() => Ok(Value::Writer),
+                name if name == SIGN.as_bytes() => Ok(Value::Sign),
+                _ => position(name).map(Value::Of).ok_or_else(|| {
+                    let name = name.to_string_lossy();
+                    Error::new("55000", format!("the change log of a source has a column {name} that the source lacks"))
+                        .hint("Drop the rollups of the table with tally.drop_rollup and create them again.")
+                }),
+            }
+        });
+        let columns = columns.collect::<Result<Vec<Value>>>();
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        let tag = std::ffi::CString::new(TAG).ok().and_then(|name| position(&name));
+        let tag = tag.ok_or_else(|| Error::new("55000", format!("a source has lost its column {TAG}")))?;
+        Ok(Target { log, columns: columns?, tag })
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn note_change(_argument: Datum, _table: Oid) {
+    IS_STALE.set(true);
+}
