@@ -193,3 +193,17 @@ fn log_follows_names_and_later_rollups() {
         assert_equal_now_and_refreshed(&mut session, name, "facts", query);
     }
 }
+
+#[test]
+fn change_that_no_rollup_reads_is_not_logged() {
+    let database = cluster::database();
+    let mut session = session(&database);
+    let logged =
+        |session: &mut Client| -> i64 { session.query_one("SELECT count(*) FROM events_changes", &[]).unwrap().get(0) };
+    session.batch_execute("UPDATE events SET note = repeat('z', 10000), event_time = event_time + '1 min'").unwrap();
+    session.batch_execute("UPDATE events SET amount = amount, tenant = tenant").unwrap();
+    assert_eq!(logged(&mut session), 0);
+    session.batch_execute("UPDATE events SET amount = NULL WHERE tenant = 1").unwrap();
+    assert!(logged(&mut session) > 0);
+    assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
+}

@@ -30,9 +30,16 @@ enum Value {
     Writer,
     Sign,
     /// The value at this position of the row.
-    Of(usize),
+    Of(Column),
     /// A column that was dropped.
     Nothing,
+}
+
+#[derive(Clone, Copy)]
+struct Column {
+    position: usize,
+    is_by_value: bool,
+    length: i16,
 }
 
 thread_local! {
@@ -64,7 +71,9 @@ fn log_change(call: Call<'_>) -> Result<Datum> {
                     let source = crate::catalog::name_of((*data.tg_relation).rd_id)?.to_string();
                     return Err(snapshot::Error::TagChanged { source }.into());
                 }
-                write(&target, &[(data.tg_trigslot, -1), (data.tg_newslot, 1)])?;
+                if has_changed(&target, data.tg_trigslot, data.tg_newslot) {
+                    write(&target, &[(data.tg_trigslot, -1), (data.tg_newslot, 1)])?;
+                }
             }
         }
     }
@@ -76,6 +85,43 @@ unsafe fn tag_of(slot: *mut pg_sys::TupleTableSlot, target: &Target) -> i64 {
     unsafe {
         deform(slot);
         (*(*slot).tts_values.add(target.tag)).value() as i64
+    }
+}
+
+/// Do the values differ that any rollup reads? Equal values in other bytes count as different, which costs but harms nothing.
+unsafe fn has_changed(target: &Target, old: *mut pg_sys::TupleTableSlot, new: *mut pg_sys::TupleTableSlot) -> bool {
+    // SAFETY: slots that hold rows of one table, whose columns have the types that the target says.
+    unsafe {
+        deform(old);
+        deform(new);
+        target.columns.iter().any(|column| {
+            let Value::Of(Column { position, is_by_value, length }) = *column else { return false };
+            let at = |slot: *mut pg_sys::TupleTableSlot| {
+                (*(*slot).tts_values.add(position), *(*slot).tts_isnull.add(position))
+            };
+            match (at(old), at(new)) {
+                ((_, true), (_, true)) => false,
+                ((old, false), (new, false)) => !is_same(old, new, is_by_value, length),
+                _ => true,
+            }
+        })
+    }
+}
+
+/// Are two values of a type the same bytes? Values that lie out of line are, when they are one.
+unsafe fn is_same(a: Datum, b: Datum, is_by_value: bool, length: i16) -> bool {
+    if is_by_value {
+        return a.value() == b.value();
+    }
+    // SAFETY: a type that is passed by reference; its length is fixed, or said by the value (-1), or ended by a zero byte (-2).
+    unsafe {
+        let size = |value: Datum| match length {
+            -1 => pgrx::varlena::varsize_any(value.cast_mut_ptr()),
+            -2 => std::ffi::CStr::from_ptr(value.cast_mut_ptr()).count_bytes(),
+            fixed => usize::try_from(fixed).unwrap_or(0),
+        };
+        let bytes = |value: Datum| std::slice::from_raw_parts(value.cast_mut_ptr::<u8>().cast_const(), size(value));
+        bytes(a) == bytes(b)
     }
 }
 
@@ -125,7 +171,9 @@ unsafe fn write(target: &Target, rows: &[(*mut pg_sys::TupleTableSlot, i16)]) ->
                 (values[at], nulls[at]) = match column {
                     Value::Writer => (Datum::from(writer), false),
                     Value::Sign => (Datum::from(*sign), false),
-                    Value::Of(position) => (*(**slot).tts_values.add(*position), *(**slot).tts_isnull.add(*position)),
+                    Value::Of(Column { position, .. }) => {
+                        (*(**slot).tts_values.add(*position), *(**slot).tts_isnull.add(*position))
+                    }
                     Value::Nothing => (Datum::from(0), true),
                 };
             }
@@ -172,11 +220,13 @@ fn find_target(table: Oid) -> Result<Target> {
         };
         let columns = descriptor.iter().map(|attribute| {
             let name = std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr());
+            let of =
+                |position| Value::Of(Column { position, is_by_value: attribute.attbyval, length: attribute.attlen });
             match name.to_bytes() {
                 _ if attribute.attisdropped => Ok(Value::Nothing),
                 name if name == WRITER.as_bytes() => Ok(Value::Writer),
                 name if name == SIGN.as_bytes() => Ok(Value::Sign),
-                _ => position(name).map(Value::Of).ok_or_else(|| {
+                _ => position(name).map(of).ok_or_else(|| {
                     let name = name.to_string_lossy();
                     Error::new("55000", format!("the change log of a source has a column {name} that the source lacks"))
                         .hint("Drop the rollups of the table with tally.drop_rollup and create them again.")
