@@ -123,7 +123,8 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
             report.rows = report.rows.max(rows);
         }
     }
-    if let (true, Some(log)) = (has_change, log) {
+    // Also changes of rows that were not counted yet: they have been read as they are.
+    if let Some(log) = log {
         pg::as_user(owner, || now.execute::<0>(&sql::forget_changes(log, &counted)))?;
     }
     Ok(Some((counted, report)))

@@ -30,7 +30,7 @@ pub const COLUMNS: &str = "event_time, tenant, country, kind, amount, quantity, 
 
 /// Defining queries over `{source}`, in what they use: time buckets in a zone with a 23-hour day, NULL keys of every type
 /// class, FILTER, WHERE, expressions over aggregates and over keys, keys that are not shown.
-const QUERIES: [&str; 7] = [
+const QUERIES: [&str; 8] = [
     "SELECT date_trunc('hour', event_time, 'Europe/Berlin') AS bucket, tenant, count(*) AS n, sum(amount) AS revenue, \
        avg(quantity) AS average, min(event_time) AS first, max(event_time) AS last FROM {source} GROUP BY 1, 2",
     "SELECT country, kind, count(*) FILTER (WHERE kind = 'buy') AS buys, count(quantity) AS counted, sum(quantity) AS total, \
@@ -42,6 +42,9 @@ const QUERIES: [&str; 7] = [
     "SELECT lower(country) || '!' AS loud, quantity % 3 AS remainder, count(*) AS n, avg(amount) AS average \
        FROM {source} GROUP BY 1, 2",
     "SELECT tenant, count(*) AS n, sum(quantity::bigint) AS total FROM {source} GROUP BY tenant, quantity % 2, weight, amount",
+    "SELECT date_bin('6 hours', event_time, '2000-01-01Z') AS bucket, stddev(amount)::text AS deviation, var_pop(quantity)::text AS spread, \
+       bool_or(kind = 'buy') AS bought, bool_and(amount > 0) AS paid, bit_xor(quantity) AS parity, bit_or(tenant) AS shops \
+       FROM {source} GROUP BY 1",
     "SELECT 'all' AS what, count(*) AS n, count(*) FILTER (WHERE amount > 1) AS large, sum(device) AS devices \
        FROM {source} GROUP BY 1",
 ];

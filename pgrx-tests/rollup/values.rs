@@ -100,3 +100,45 @@ fn composites_and_arrays_that_hold_nothing() {
     assert_kept("jsonb", "count(*) AS i", &["'null'", "'{}'", "'[]'", "'1.0'", "'1'"]);
     assert_kept("span", "count(*) AS i", &["'empty'", "'(,)'", "'[0,1)'", "'[-0,1)'"]);
 }
+
+/// Compared as text: the digits behind the point count.
+#[test]
+fn deviations_have_the_digits_of_postgresql() {
+    let spread = "var_samp(k)::text AS va, var_pop(k)::text AS vp, stddev_samp(k)::text AS ds, stddev_pop(k)::text AS dp, \
+                  variance(k)::text AS v, stddev(k)::text AS d";
+    assert_kept("int", spread, &["2147483647", "'-2147483648'", "0", "7"]);
+    assert_kept("bigint", spread, &["9223372036854775807", "'-9223372036854775808'", "3"]);
+    assert_kept("smallint", spread, &["1", "2", "'-32768'"]);
+    assert_kept("numeric", spread, &["'NaN'", "1.0", "1.00005", "'Infinity'", "'-Infinity'", "1e50", "1e-30"]);
+    assert_kept("numeric", spread, &["3", "70000", "123456789.25", "0.1"]);
+}
+
+#[test]
+fn random_deviations_have_the_digits_of_postgresql() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    let query = "SELECT k, stddev(v)::text AS deviation, stddev_pop(v)::text AS whole, variance(v)::text AS spread FROM events GROUP BY k";
+    session.batch_execute("CREATE TABLE events (k int, v numeric)").unwrap();
+    session.execute("SELECT tally.create_rollup('r', $1)", &[&query]).unwrap();
+    let seed: f64 = rand::random();
+    println!("seed {seed}");
+    for size in ["1", "1000", "1e6", "1e11", "1e-6"] {
+        session
+            .batch_execute(&format!(
+                "SELECT setseed({seed}); INSERT INTO events SELECT i % 3000, round((random() * {size})::numeric, (random() * 12)::int) \
+                   FROM generate_series(1, 9000) AS i"
+            ))
+            .unwrap();
+        assert_equal(&mut session, "r", query);
+        session.batch_execute("CALL tally.refresh('r')").unwrap();
+    }
+    assert_equal(&mut session, "r", query);
+}
+
+#[test]
+fn truths_and_bits_merge() {
+    assert_kept("boolean", "bool_and(k) AS a, bool_or(k) AS o, every(k) AS e", &["true", "false", "NULL"]);
+    for kind in ["smallint", "int", "bigint"] {
+        assert_kept(kind, "bit_and(k) AS a, bit_or(k) AS o, bit_xor(k) AS x", &["5", "3", "'-1'", "NULL", "0"]);
+    }
+}

@@ -21,8 +21,8 @@ pub struct PartialForm {
     pub function: &'static str,
     /// Is it called with the arguments of the call? Otherwise it is called as `f(*)`.
     pub with_arguments: bool,
-    /// A cast of its first argument that makes the partial sum exact.
-    pub cast: Option<&'static str>,
+    /// What becomes of its first argument `{x}` before it is aggregated, so that the partial value is exact.
+    pub argument: &'static str,
     /// How two partial values become one; `{a}` and `{b}` stand for them.
     pub merge: &'static str,
     /// What the column is called behind the name of the select-list entry, if the aggregate has several.
@@ -72,8 +72,48 @@ const ADD_COUNT: &str = "COALESCE({a}, 0) OPERATOR(pg_catalog.+) COALESCE({b}, 0
 const ADD: &str = "COALESCE({a} OPERATOR(pg_catalog.+) {b}, {a}, {b})";
 const UNION: &str = "COALESCE(tally.hll_union({a}, {b}), {a}, {b})";
 
+/// The sum of the squares of all differences, times the number of values: from number {0}, sum {1} and sum of squares {2}.
+macro_rules! deviations {
+    () => {
+        "(({0}::numeric OPERATOR(pg_catalog.*) {2}) OPERATOR(pg_catalog.-) ({1}::numeric OPERATOR(pg_catalog.*) {1}::numeric))"
+    };
+}
+macro_rules! samples {
+    () => {
+        "({0}::numeric OPERATOR(pg_catalog.*) ({0}::numeric OPERATOR(pg_catalog.-) 1::numeric))"
+    };
+}
+macro_rules! population {
+    () => {
+        "({0}::numeric OPERATOR(pg_catalog.*) {0}::numeric)"
+    };
+}
+/// `answer` for more than `least` values that are not all the same. The formulas are those of PostgreSQL's own final function
+/// (numeric_stddev_internal in numeric.c), to the digit.
+macro_rules! spread {
+    ($least:literal, $($answer:expr),+) => {
+        concat!(
+            "CASE WHEN {0} OPERATOR(pg_catalog.>) ", $least, " THEN CASE WHEN ", deviations!(),
+            " OPERATOR(pg_catalog.<=) 0::numeric THEN 0::numeric ELSE ", $($answer),+, " END END"
+        )
+    };
+}
+macro_rules! root {
+    // sqrt() has fewer digits than the quotient for some sizes; rounded from a hundred more they are those of the final function.
+    ($($variance:expr),+) => {
+        concat!(
+            "COALESCE(pg_catalog.round(pg_catalog.sqrt((", $($variance),+, ") OPERATOR(pg_catalog.+) '0e-100'::numeric), ",
+            "pg_catalog.scale(", $($variance),+, ")), 'NaN'::numeric)"
+        )
+    };
+}
+const VAR_SAMP: &str = spread!("1", deviations!(), " OPERATOR(pg_catalog./) ", samples!());
+const VAR_POP: &str = spread!("0", deviations!(), " OPERATOR(pg_catalog./) ", population!());
+const STDDEV_SAMP: &str = spread!("1", root!(deviations!(), " OPERATOR(pg_catalog./) ", samples!()));
+const STDDEV_POP: &str = spread!("0", root!(deviations!(), " OPERATOR(pg_catalog./) ", population!()));
+
 const fn plain(function: &'static str, merge: &'static str) -> PartialForm {
-    PartialForm { function, with_arguments: true, cast: None, merge, suffix: "", is_sketch: false }
+    PartialForm { function, with_arguments: true, argument: "{x}", merge, suffix: "", is_sketch: false }
 }
 
 const fn sketch(function: &'static str) -> PartialForm {
@@ -109,19 +149,56 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         },
         // The divisions are those of PostgreSQL's own final functions: numeric by numeric, interval and float by float.
         (("pg_catalog", "avg"), [kind]) => {
-            let (cast, finish) = match *kind {
+            let (argument, finish) = match *kind {
                 "smallint" | "integer" | "bigint" | "numeric" => {
-                    (None, "{0}::numeric OPERATOR(pg_catalog./) NULLIF({1}, 0)::numeric")
+                    ("{x}", "{0}::numeric OPERATOR(pg_catalog./) NULLIF({1}, 0)::numeric")
                 }
                 // sum(real) adds up in single precision, avg(real) in double.
-                "real" => (Some("double precision"), "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision"),
+                "real" => ("{x}::double precision", "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision"),
                 "interval" | "double precision" => {
-                    (None, "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision")
+                    ("{x}", "{0} OPERATOR(pg_catalog./) NULLIF({1}, 0)::double precision")
                 }
                 other => return Err(Refusal::Type { type_name: other.into() }),
             };
-            let sum = PartialForm { cast, suffix: "sum", ..plain("pg_catalog.sum", ADD) };
+            let sum = PartialForm { argument, suffix: "sum", ..plain("pg_catalog.sum", ADD) };
             (vec![sum, PartialForm { suffix: "count", ..plain("pg_catalog.count", ADD_COUNT) }], finish)
+        }
+        (
+            ("pg_catalog", name @ ("var_samp" | "variance" | "var_pop" | "stddev" | "stddev_samp" | "stddev_pop")),
+            [kind],
+        ) => {
+            if !["smallint", "integer", "bigint", "numeric"].contains(kind) {
+                return Err(Refusal::Type { type_name: (*kind).into() });
+            }
+            let count = PartialForm { suffix: "count", ..plain("pg_catalog.count", ADD_COUNT) };
+            let sum = PartialForm { suffix: "sum", ..plain("pg_catalog.sum", ADD) };
+            let squares = PartialForm {
+                suffix: "squares",
+                argument: "{x}::numeric OPERATOR(pg_catalog.*) {x}::numeric",
+                ..plain("pg_catalog.sum", ADD)
+            };
+            let finish = match name {
+                "var_samp" | "variance" => VAR_SAMP,
+                "var_pop" => VAR_POP,
+                "stddev_pop" => STDDEV_POP,
+                _ => STDDEV_SAMP,
+            };
+            (vec![count, sum, squares], finish)
+        }
+        (("pg_catalog", "bool_and" | "every"), ["boolean"]) => {
+            (vec![plain("pg_catalog.bool_and", "COALESCE({a} AND {b}, {a}, {b})")], "{0}")
+        }
+        (("pg_catalog", "bool_or"), ["boolean"]) => {
+            (vec![plain("pg_catalog.bool_or", "COALESCE({a} OR {b}, {a}, {b})")], "{0}")
+        }
+        // Bit strings of different lengths would be an error of the query, and so of every refresh.
+        (("pg_catalog", name @ ("bit_and" | "bit_or" | "bit_xor")), ["smallint" | "integer" | "bigint"]) => {
+            let form = match name {
+                "bit_and" => plain("pg_catalog.bit_and", "COALESCE({a} OPERATOR(pg_catalog.&) {b}, {a}, {b})"),
+                "bit_or" => plain("pg_catalog.bit_or", "COALESCE({a} OPERATOR(pg_catalog.|) {b}, {a}, {b})"),
+                _ => plain("pg_catalog.bit_xor", "COALESCE({a} OPERATOR(pg_catalog.#) {b}, {a}, {b})"),
+            };
+            (vec![form], "{0}")
         }
         // LEAST and GREATEST follow the default order of the type, as min and max do, and ignore NULLs.
         (("pg_catalog", "min"), [_]) => (vec![plain("pg_catalog.min", "LEAST({a}, {b})")], "{0}"),
@@ -179,6 +256,24 @@ mod tests {
         assert_eq!(
             average.partials.iter().map(|p| p.function).collect::<Vec<_>>(),
             ["pg_catalog.sum", "pg_catalog.count"]
+        );
+    }
+
+    #[test]
+    fn a_deviation_is_kept_as_number_sum_and_squares() {
+        let forms = algebra(&call("pg_catalog", "stddev_pop", &["numeric"])).unwrap();
+        assert_eq!(forms.partials.len(), 3);
+        assert!(
+            forms.finish.contains("pg_catalog.sqrt")
+                && forms.finish.starts_with("CASE WHEN {0} OPERATOR(pg_catalog.>) 0")
+        );
+        let variance = algebra(&call("pg_catalog", "variance", &["integer"])).unwrap();
+        assert_eq!(variance.partials, forms.partials);
+        assert!(!variance.finish.contains("sqrt"));
+        // The float forms add up in another way.
+        assert_eq!(
+            algebra(&call("pg_catalog", "var_pop", &["double precision"])),
+            Err(Refusal::Type { type_name: "double precision".into() })
         );
     }
 

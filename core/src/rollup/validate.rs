@@ -148,8 +148,8 @@ fn add_partials(
     let mut finish = algebra.finish.to_string();
     for (position, form) in algebra.partials.iter().enumerate() {
         let mut arguments: Vec<String> = arguments.iter().map(|name| quote(name)).collect();
-        if let (Some(cast), Some(first)) = (form.cast, arguments.first_mut()) {
-            first.push_str(&format!("::{cast}"));
+        if let Some(first) = arguments.first_mut() {
+            *first = form.argument.replace("{x}", first);
         }
         let list = if form.with_arguments { arguments.join(", ") } else { "*".into() };
         let filter = filter.map_or_else(String::new, |filter| format!(" FILTER (WHERE {})", quote(filter)));
@@ -278,7 +278,9 @@ impl Explain for Error {
                 Some("Its answer depends on settings of the session, such as TimeZone, so a stored answer would be wrong for others.".into())
             }
             Self::Aggregate { refusal: Refusal::Unknown, .. } => Some(
-                "Kept are count, sum, avg, min, max, tally.hll_agg, tally.hll_union_agg and tally.distinct_count.".into(),
+                "Kept are count, sum, avg, min, max, var_*, stddev_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
+                 tally.hll_agg, tally.hll_union_agg and tally.distinct_count."
+                    .into(),
             ),
             _ => None,
         }
