@@ -3,6 +3,7 @@
 //! Contenders run in turn (A B A B ..), never one after the other, so that a slow minute of the machine meets both. The
 //! first round warms up and is thrown away. A figure is the median of the others, with the smallest and the largest.
 
+mod change;
 mod copy;
 mod dashboard;
 mod reference;
@@ -34,6 +35,8 @@ struct Arguments {
 enum Measure {
     /// Binary COPY into a tracked table, against an untracked one.
     Copy,
+    /// UPDATE and DELETE of counted rows, against those of an untracked table.
+    Change,
     /// A refresh over new rows, against INSERT .. SELECT .. GROUP BY.
     Tick,
     /// hll_agg against count(*).
@@ -64,6 +67,7 @@ fn main() {
     for measure in measures {
         let run = match measure {
             Measure::Copy => copy::measure,
+            Measure::Change => change::measure,
             Measure::Tick => tick::measure,
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
