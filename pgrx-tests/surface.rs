@@ -59,7 +59,7 @@ fn internal_functions_are_revoked_from_public() {
         "SELECT identity FROM member JOIN pg_proc p ON classid = 'pg_proc'::regclass AND objid = p.oid
          WHERE p.proname LIKE '\\_%' AND has_function_privilege('public', objid, 'EXECUTE')
            AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
-           AND p.proname NOT IN ('_follow_tables', '_protect_partition', '_forget_dropped')",
+           AND p.proname NOT IN ('_follow_attach', '_follow_tables', '_protect_partition', '_forget_dropped')",
     );
 }
 

@@ -95,14 +95,13 @@ CREATE FUNCTION tally._log_change() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNA
 COMMENT ON FUNCTION tally._log_change() IS
   'row trigger of a source: writes changes of rows of other transactions into the change log';
 
-CREATE FUNCTION tally._refuse_truncate() RETURNS trigger
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  RAISE EXCEPTION 'TRUNCATE of % is not supported yet: it feeds rollups', format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME)
-    USING ERRCODE = '0A000', HINT = 'Use DELETE, or drop the rollups with tally.drop_rollup, truncate, and create them again.';
-END
-$$;
-COMMENT ON FUNCTION tally._refuse_truncate() IS 'trigger function of a source: its rollups cannot follow TRUNCATE';
+CREATE FUNCTION tally._before_truncate() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'tally_before_truncate';
+COMMENT ON FUNCTION tally._before_truncate() IS
+  'trigger of a source and of its partitions: empties the rollups of a source that is about to be truncated, logs the rows of a partition';
+
+CREATE FUNCTION tally._follow_attach(partition pg_catalog.regclass) RETURNS void
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_follow_attach_wrapper';
+COMMENT ON FUNCTION tally._follow_attach(pg_catalog.regclass) IS 'logs the rows that a partition brings to a source';
 
 CREATE FUNCTION tally._refuse_detach() RETURNS event_trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'tally_refuse_detach';
@@ -116,7 +115,6 @@ CREATE FUNCTION tally._follow_tables(brings_partitions boolean) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   leaf record;
-  has_rows boolean;
   refused text;
 BEGIN
   IF NOT EXISTS (SELECT FROM tally.sources) THEN
@@ -149,29 +147,24 @@ BEGIN
       RAISE EXCEPTION '% cannot be a partition of a table that feeds rollups: it is a foreign or an unlogged table', leaf.relid
         USING ERRCODE = '0A000', HINT = 'Use an ordinary, logged table.';
     END IF;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf.relid) INTO has_rows;
-    IF has_rows THEN
-      RAISE EXCEPTION 'attaching % is not supported yet: it has rows, and the table feeds rollups', leaf.relid
-        USING ERRCODE = '0A000',
-              HINT = 'Attach an empty partition and insert the rows afterwards, or drop the rollups with tally.drop_rollup first.';
-    END IF;
+    PERFORM tally._follow_attach(leaf.relid);
     PERFORM tally._protect_partition(leaf.relid);
   END LOOP;
 END
 $$;
 COMMENT ON FUNCTION tally._follow_tables(boolean) IS
-  'refuses what rollups cannot follow, protects partitions that come to a source, and refuses those that bring rows along';
+  'refuses what rollups cannot follow, protects partitions that come to a source, and logs the rows that they bring along';
 
 CREATE FUNCTION tally._protect_partition(partition pg_catalog.regclass) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  EXECUTE format('CREATE TRIGGER tally_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tally._refuse_truncate()',
+  EXECUTE format('CREATE TRIGGER tally_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tally._before_truncate()',
                  partition);
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER tally_truncate', partition);
 END
 $$;
 COMMENT ON FUNCTION tally._protect_partition(pg_catalog.regclass) IS
-  'creates the trigger against TRUNCATE, which PostgreSQL does not clone to partitions';
+  'creates the trigger of TRUNCATE, which PostgreSQL does not clone to partitions';
 
 CREATE FUNCTION tally._follow_drop() RETURNS event_trigger
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

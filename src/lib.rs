@@ -5,6 +5,7 @@
 use pgrx::prelude::*;
 
 mod catalog;
+mod changes;
 mod error;
 mod jobs;
 mod partition;

@@ -3,7 +3,7 @@
 //! ```text
 //!  INSERT, COPY ──> row, tally_tag = row_tag() ──> counted by the first tick whose snapshot sees its transaction committed
 //!  UPDATE, DELETE, a copied tag ──> change log ──> the groups concerned are aggregated again by the next tick
-//!  TRUNCATE ──> refused by a trigger
+//!  TRUNCATE ──> the same, by a trigger of each table
 //! ```
 
 use crate::error::{Error, Result, no_row_is_none, spi};
@@ -153,6 +153,21 @@ pub(crate) fn widen_log(log: Oid, source: &QualifiedName, columns: &[(String, St
         return Err(busy(source));
     }
     Spi::run(&format!("ALTER TABLE {name} {}", missing.join(", "))).map_err(spi)
+}
+
+/// The columns of a change log that hold values of the source.
+pub(crate) fn log_columns(log: Oid) -> Result<Vec<String>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT a.attname::text FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
+             AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
+             AND a.attname OPERATOR(pg_catalog.<>) ALL (ARRAY[$2, $3, $4]::pg_catalog.name[]) ORDER BY a.attnum",
+            None,
+            &[log.into(), WRITER.into(), TAG.into(), SIGN.into()],
+        )?;
+        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default)).collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)
 }
 
 /// A column of the source has got another name: its change log follows.

@@ -124,6 +124,7 @@ impl Session {
             88..91 => self.create_rollup(rng),
             91..93 => self.drop_rollup(rng),
             93..95 => self.add_partition(),
+            95..97 => self.truncate(rng),
             _ => self.try_what_is_refused(rng),
         }
     }
@@ -373,6 +374,9 @@ impl Session {
         }
         let attach = format!(
             "CREATE TABLE day_{day} (LIKE events INCLUDING DEFAULTS); \
+             INSERT INTO day_{day} (event_time, tenant, country, amount, tally_tag) \
+               SELECT '{from} 05:00Z', tenant, country, amount, tally_tag FROM clicks LIMIT 5; \
+             INSERT INTO day_{day} (event_time, tenant, kind) VALUES ('{from} 05:00Z', 1, 'buy'); \
              ALTER TABLE events ATTACH PARTITION day_{day} FOR VALUES FROM ('{from}Z') TO ('{to}Z')"
         );
         self.run(&attach, Expect::SuccessOrBusy)?;
@@ -412,6 +416,15 @@ impl Session {
             ),
         };
         self.run(&statement, Expect::Change)
+    }
+
+    /// Nobody may have an old snapshot then: TRUNCATE is not MVCC-safe. One step after the other, its lock sees to that.
+    fn truncate(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        if self.world.parallel {
+            return Ok(());
+        }
+        let table = ["day_0", "day_1", "day_1_even", "day_2", "clicks", "events"].choose(rng).unwrap();
+        self.run(&format!("TRUNCATE {table}"), Expect::SuccessOrBusy)
     }
 
     fn try_what_is_refused(&mut self, rng: &mut StdRng) -> Result<(), Failure> {

@@ -207,3 +207,86 @@ fn change_that_no_rollup_reads_is_not_logged() {
     assert!(logged(&mut session) > 0);
     assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
 }
+
+#[test]
+fn truncated_tables_are_followed() {
+    let database = cluster::database();
+    let (mut session, mut reader) = (changed_session(&database), database.connect());
+    for statement in
+        ["TRUNCATE day_2", "TRUNCATE ONLY day_1", "TRUNCATE events", "TRUNCATE events, day_1 RESTART IDENTITY"]
+    {
+        for end in ["ROLLBACK", "COMMIT"] {
+            insert(&mut session);
+            session.batch_execute("BEGIN; SAVEPOINT s").unwrap();
+            insert(&mut session);
+            session.batch_execute(statement).unwrap();
+            assert_all_equal(&mut session);
+            insert(&mut session);
+            assert_all_equal(&mut session);
+            session.batch_execute("UPDATE events SET amount = 3, note = 'new'").unwrap();
+            session.batch_execute(end).unwrap();
+            assert_all_equal(&mut reader);
+        }
+        assert_all_equal_and_refreshed(&mut session);
+        insert(&mut session);
+        session.batch_execute(statement).unwrap();
+        assert_all_equal_and_refreshed(&mut session);
+    }
+    let mut old = database.connect();
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class").unwrap();
+    insert(&mut session);
+    session.batch_execute("CALL tally.refresh('totals')").unwrap();
+    // Its snapshot does not see these rows, and TRUNCATE takes them all the same.
+    old.batch_execute("TRUNCATE day_1; COMMIT").unwrap();
+    assert_all_equal_and_refreshed(&mut session);
+}
+
+#[test]
+fn partitions_bring_rows_along() {
+    let database = cluster::database();
+    let (mut session, mut open) = (changed_session(&database), database.connect());
+    session
+        .batch_execute(
+            "CREATE TABLE day_3 (LIKE events INCLUDING DEFAULTS); \
+             INSERT INTO day_3 SELECT '2024-01-03Z'::timestamptz + make_interval(hours => i), i % 4, i, 'z' FROM generate_series(0, 9) AS i",
+        )
+        .unwrap();
+    session
+        .batch_execute(
+            "INSERT INTO day_3 SELECT event_time + interval '2 days', tenant, amount, note, tally_tag FROM day_1; \
+             CREATE TABLE day_4 (LIKE events INCLUDING DEFAULTS) PARTITION BY LIST (tenant); \
+             CREATE TABLE day_4_odd PARTITION OF day_4 FOR VALUES IN (1, 3); CREATE TABLE day_4_rest PARTITION OF day_4 DEFAULT; \
+             INSERT INTO day_4 SELECT event_time + interval '1 day', tenant, amount, note FROM day_3",
+        )
+        .unwrap();
+    open.batch_execute("BEGIN; INSERT INTO day_2 (event_time, tenant, amount) VALUES ('2024-01-02 05:00Z', 1, 1)")
+        .unwrap();
+    session.batch_execute("CALL tally.refresh('totals')").unwrap();
+    session.batch_execute("BEGIN; INSERT INTO day_3 VALUES ('2024-01-03 23:00Z', 9, 9, 'own')").unwrap();
+    session
+        .batch_execute("ALTER TABLE events ATTACH PARTITION day_3 FOR VALUES FROM ('2024-01-03Z') TO ('2024-01-04Z')")
+        .unwrap();
+    assert_all_equal(&mut session);
+    session.batch_execute("COMMIT").unwrap();
+    assert_all_equal(&mut open);
+    session
+        .batch_execute("ALTER TABLE events ATTACH PARTITION day_4 FOR VALUES FROM ('2024-01-04Z') TO ('2024-01-05Z')")
+        .unwrap();
+    assert_all_equal(&mut open);
+    open.batch_execute("COMMIT").unwrap();
+    assert_all_equal_and_refreshed(&mut session);
+    session
+        .batch_execute("DELETE FROM day_4 WHERE tenant = 1; TRUNCATE day_4_rest; UPDATE day_3 SET amount = 0")
+        .unwrap();
+    assert_all_equal_and_refreshed(&mut session);
+    session
+        .batch_execute(
+            "CREATE TABLE day_5 (LIKE events INCLUDING DEFAULTS); \
+             INSERT INTO day_5 (event_time, tally_tag) VALUES ('2024-01-05Z', 9223372036854775807)",
+        )
+        .unwrap();
+    let attach = "ALTER TABLE events ATTACH PARTITION day_5 FOR VALUES FROM ('2024-01-05Z') TO ('2024-01-06Z')";
+    let error = session.batch_execute(attach).unwrap_err();
+    assert_eq!(error.as_db_error().unwrap().code().code(), "22023");
+    assert_all_equal_and_refreshed(&mut session);
+}

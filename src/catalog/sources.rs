@@ -34,10 +34,21 @@ pub(crate) fn state(source: Oid) -> Result<Option<Counted>> {
 
 /// The change log of the source that a table is, or is a partition of.
 pub(crate) fn log_of(table: Oid) -> Result<Option<Oid>> {
-    let query = "SELECT s.changes::pg_catalog.oid FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1 \
+    of_table(table, "changes")
+}
+
+/// The source that a table is, or is a partition of.
+pub(crate) fn source_of(table: Oid) -> Result<Option<Oid>> {
+    of_table(table, "source")
+}
+
+fn of_table(table: Oid, column: &str) -> Result<Option<Oid>> {
+    let query = format!(
+        "SELECT s.{column}::pg_catalog.oid FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1 \
          OR s.source::pg_catalog.oid OPERATOR(pg_catalog.=) ANY \
-            (ARRAY(SELECT a.relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1) AS a))";
-    no_row_is_none(Spi::connect(|client| client.select(query, Some(1), &[table.into()])?.first().get_one::<Oid>()))
+            (ARRAY(SELECT a.relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1) AS a))"
+    );
+    no_row_is_none(Spi::connect(|client| client.select(&query, Some(1), &[table.into()])?.first().get_one::<Oid>()))
 }
 
 /// Is the relation a source?

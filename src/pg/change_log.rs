@@ -1,5 +1,5 @@
-//! `tally._log_change()`: the row trigger that writes changes of counted rows, and rows with a copied tag, into the change log
-//! of their source. Called once per changed row, so it writes the heap directly.
+//! The triggers of a source. `tally._log_change()` writes changes of counted rows, and rows with a copied tag, into the change log;
+//! called once per changed row, it writes the heap directly. `tally._before_truncate()` is called once per table.
 
 use super::function::Call;
 use crate::catalog::sources;
@@ -14,6 +14,7 @@ use tally_core::snapshot::{self, Copied};
 
 super::function::sql_functions! {
     tally_log_change => log_change,
+    tally_before_truncate => before_truncate,
 }
 
 /// Where the rows of a table are logged.
@@ -50,15 +51,28 @@ thread_local! {
     static IS_LISTENING: Cell<bool> = const { Cell::new(false) };
 }
 
-fn log_change(call: Call<'_>) -> Result<Datum> {
-    // SAFETY: the context is checked to be that of a trigger before it is read as such. A row trigger AFTER an event has the
-    // slots that the event needs, valid for the call.
+fn trigger_data<'c>(call: Call<'c>) -> Result<&'c pg_sys::TriggerData> {
+    // SAFETY: the context is checked to be that of a trigger before it is read as such; it is valid for the call.
     unsafe {
         let context = (*call.info()).context;
         if context.is_null() || !is_a(context, NodeTag::T_TriggerData) {
             return Err(Error::new("39P01", "this function can only be called as a trigger"));
         }
-        let data = &*context.cast::<pg_sys::TriggerData>();
+        Ok(&*context.cast::<pg_sys::TriggerData>())
+    }
+}
+
+fn before_truncate(call: Call<'_>) -> Result<Datum> {
+    // SAFETY: the relation is open while its trigger runs.
+    let table = unsafe { (*trigger_data(call)?.tg_relation).rd_id };
+    crate::changes::follow_truncate(table)?;
+    Ok(Datum::from(0))
+}
+
+fn log_change(call: Call<'_>) -> Result<Datum> {
+    let data = trigger_data(call)?;
+    // SAFETY: a row trigger AFTER an event has the slots that the event needs, valid for the call.
+    unsafe {
         let target = target((*data.tg_relation).rd_id)?;
         match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_INSERT => {
@@ -205,7 +219,7 @@ fn find_target(table: Oid) -> Result<Target> {
         unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(note_change), Datum::from(0)) };
     }
     // As of now: a transaction with an old snapshot does not see a source made since, and its changes count all the same.
-    let log = super::snapshot::latest(|| sources::log_of(table))?;
+    let log = super::Snapshot::latest().read(|| sources::log_of(table))?;
     let log = log.ok_or_else(|| {
         Error::new("55000", "a trigger of tally stands on a table that feeds no rollup")
             .hint("Drop the triggers tally_insert, tally_update and tally_delete of the table.")

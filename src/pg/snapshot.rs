@@ -24,6 +24,16 @@ impl Snapshot {
         }
     }
 
+    /// What is committed now, and what this transaction has done so far, at any isolation level.
+    pub(crate) fn latest() -> Self {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::CommandCounterIncrement();
+            let own_xid = own_xid();
+            Self { snapshot: pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()), own_xid }
+        }
+    }
+
     /// The first transaction id that was not assigned when the snapshot was taken.
     pub(crate) fn xmax(&self) -> u64 {
         // SAFETY: a registered snapshot.
@@ -106,16 +116,6 @@ impl Drop for Snapshot {
             unsafe { pg_sys::UnregisterSnapshot(self.snapshot) }
         }
     }
-}
-
-/// Runs read-only statements at a snapshot of this moment, whatever the isolation level.
-pub(crate) fn latest<T>(action: impl FnOnce() -> T) -> T {
-    // SAFETY: pushed and popped in pairs; while an error unwinds, the abort of the transaction pops it.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let answer = action();
-    // SAFETY: as above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    answer
 }
 
 /// The full 64-bit form of a recent transaction id: ids in a snapshot lie less than 2^31 before the next one.
