@@ -290,3 +290,16 @@ fn partitions_bring_rows_along() {
     assert_eq!(error.as_db_error().unwrap().code().code(), "22023");
     assert_all_equal_and_refreshed(&mut session);
 }
+
+#[test]
+fn only_partitions_of_changed_buckets_are_read_again() {
+    let database = cluster::database();
+    let mut session = changed_session(&database);
+    session.batch_execute("ANALYZE; UPDATE events SET amount = 7 WHERE event_time = '2024-01-02 05:00Z'").unwrap();
+    let plan = database.psql("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT * FROM buckets");
+    let again = plan.split("Subquery Scan on a").nth(1).expect("the groups are counted again");
+    let scan =
+        |partition: &str| again.lines().find(|line| line.contains(&format!("on {partition}"))).map(str::to_owned);
+    assert!(scan("day_2").is_some_and(|line| !line.contains("never executed")), "{plan}");
+    assert!(scan("day_1").is_none_or(|line| line.contains("never executed")), "{plan}");
+}

@@ -1,4 +1,4 @@
-use super::super::definition::{Column, Partial};
+use super::super::definition::{BucketRange, Column, Partial};
 use super::*;
 
 fn key(name: &str, never_null: bool, is_time: bool, type_name: &str) -> Key {
@@ -111,4 +111,33 @@ fn a_stand_in_keeps_the_type_and_drops_its_modifier() {
     assert_eq!(stand_in("character varying(20)").as_deref(), Some("''::character varying"));
     assert_eq!(stand_in("numeric(10,2)").as_deref(), Some("'0'::numeric"));
     assert_eq!(stand_in("jsonb"), None);
+}
+
+#[test]
+fn a_recount_looks_where_the_changed_buckets_are() {
+    let (state, now) = (Counted { next: 100, open: vec![90] }, Counted { next: 200, open: vec![] });
+    let mut definition = definition();
+    assert!(!recount(&definition, &relations(), &state, &now).contains("min(d.\"bucket\")"));
+    definition.keys[0].bucket = Some(BucketRange { column: "argument_2".into(), width: "01:00:00".into() });
+    let sql = recount(&definition, &relations(), &state, &now);
+    for bound in [
+        "r.\"argument_2\" OPERATOR(pg_catalog.>=) (SELECT pg_catalog.min(d.\"bucket\") FROM dirty AS d)",
+        "r.\"argument_2\" OPERATOR(pg_catalog.>=) d.\"bucket\"",
+        "d.\"bucket\" OPERATOR(pg_catalog.+) '01:00:00'::interval",
+        // Of each change: its writer is new and counted now, its row was counted.
+        &state.is_new("c.tally_writer"),
+        &now.is_counted("c.tally_writer"),
+        &state.is_counted("c.tally_tag"),
+    ] {
+        assert!(sql.contains(bound), "{bound} is missing in {sql}");
+    }
+}
+
+#[test]
+fn groups_that_changes_concern_are_not_merged_into() {
+    let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
+    assert!(!merge_delta(&definition(), &relations(), &state, &now, false).contains("dirty"));
+    assert!(
+        merge_delta(&definition(), &relations(), &state, &now, true).contains("NOT EXISTS (SELECT FROM dirty AS p")
+    );
 }
