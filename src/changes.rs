@@ -16,15 +16,12 @@ pub(crate) fn follow_truncate(table: Oid) -> Result<()> {
     let _settings = pg::pin_settings();
     let now = Snapshot::latest();
     if now.read(|| sources::is_source(table))? {
-        let rollups = now.read(|| rollups::of_source(table))?;
-        let mut emptied = vec![];
-        for rollup in &rollups {
-            let relations = rollup.relations()?;
-            emptied.push(relations.stored.to_string());
-            if emptied.len() == 1 {
-                emptied.push(relations.log.to_string());
-            }
-        }
+        let stored = now.read(|| rollups::of_source(table))?.into_iter().map(|rollup| rollup.stored);
+        let log = now.read(|| sources::log_of(table))?;
+        let emptied: Vec<String> = stored
+            .chain(log)
+            .map(|relation| catalog::name_of(relation).map(|name| name.to_string()))
+            .collect::<Result<_>>()?;
         let owner = pg::owner_of(table).ok_or_else(|| Error::new("42P01", "the table does not exist"))?;
         return pg::as_user(owner, || Spi::run(&format!("TRUNCATE {}", emptied.join(", ")))).map_err(spi);
     }
@@ -37,8 +34,7 @@ fn is_any_stored(partition: Oid, now: &Snapshot) -> Result<bool> {
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
     for rollup in now.read(|| rollups::of_source(source))? {
         let statement = format!("SELECT EXISTS (SELECT FROM {})", catalog::name_of(rollup.stored)?);
-        let found = pg::as_user(owner, || now.execute::<1>(&statement))?;
-        if found.is_some_and(|[found]| found != 0) {
+        if pg::as_user(owner, || now.is_there(&statement))? {
             return Ok(true);
         }
     }
@@ -52,8 +48,7 @@ fn follow_attach(partition: Oid) -> Result<()> {
     let now = Snapshot::latest();
     let name = catalog::name_of(partition)?;
     let next = snapshot::tag(tags::incarnation()?.number.cast_unsigned(), pg::next_xid())?;
-    let lies = now.execute::<1>(&sql::has_row_from_the_future(&name, next))?;
-    if lies.is_some_and(|[found]| found != 0) {
+    if now.is_there(&sql::has_row_from_the_future(&name, next))? {
         return Err(snapshot::Error::CopiedFromTheFuture { source: name.to_string() }.into());
     }
     log_rows(partition, 1, &now)

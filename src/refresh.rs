@@ -92,9 +92,7 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         require_one_owner(owner, rollup, relations)?;
     }
     let _settings = pg::pin_settings_of_tick();
-    let is_there = |statement: &str| {
-        pg::as_user(owner, || now.execute::<1>(statement)).map(|answer| answer.is_some_and(|[found]| found != 0))
-    };
+    let is_there = |statement: &str| pg::as_user(owner, || now.is_there(statement));
     let log = relations.first().map(|relations| &relations.log);
     let has_new_row = is_there(&sql::has_new_row(&name, state))?;
     let has_change = log.map_or(Ok(false), |log| is_there(&sql::has_change(log, state, &counted)))?;

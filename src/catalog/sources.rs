@@ -58,13 +58,7 @@ pub(crate) fn is_source(relation: Oid) -> Result<bool> {
 
 /// Is the relation a source, or a partition of one that has partitions itself?
 pub(crate) fn is_part_of_source(relation: Oid) -> Result<bool> {
-    Spi::get_one_with_args(
-        "SELECT EXISTS (SELECT FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1 \
-         OR s.source IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors($1) AS a))",
-        &[relation.into()],
-    )
-    .map_err(spi)
-    .map(|found| found.unwrap_or(false))
+    source_of(relation).map(|source| source.is_some())
 }
 
 /// [`is_source`], asked after a lock was taken: it sees what was committed meanwhile.

@@ -66,6 +66,11 @@ impl Snapshot {
         answer
     }
 
+    /// Runs a statement that answers one boolean.
+    pub(crate) fn is_there(&self, sql: &str) -> Result<bool> {
+        self.execute::<1>(sql).map(|answer| answer.is_some_and(|[found]| found != 0))
+    }
+
     /// Runs one statement at this snapshot and returns the first row that it answers; columns are bigint or boolean and not
     /// NULL. No row gives `None`.
     pub(crate) fn execute<const N: usize>(&self, sql: &str) -> Result<Option<[i64; N]>> {
