@@ -3,6 +3,7 @@
 mod changes;
 mod definition;
 mod guards;
+mod levels;
 mod lifecycle;
 mod values;
 

@@ -67,6 +67,8 @@ GRANT SELECT ON tally.sources TO PUBLIC;
 CREATE TABLE tally.rollups (
   rollup pg_catalog.regclass PRIMARY KEY,
   source pg_catalog.regclass NOT NULL,
+  below pg_catalog.regclass,
+  level smallint NOT NULL,
   rows_view pg_catalog.regclass NOT NULL UNIQUE,
   changes_view pg_catalog.regclass NOT NULL UNIQUE,
   stored pg_catalog.regclass NOT NULL UNIQUE,
@@ -78,6 +80,8 @@ CREATE TABLE tally.rollups (
 COMMENT ON TABLE tally.rollups IS 'rollups, with the relations that make them up';
 COMMENT ON COLUMN tally.rollups.rollup IS 'the view that users read: stored groups and what no refresh has counted yet';
 COMMENT ON COLUMN tally.rollups.source IS 'the table it counts';
+COMMENT ON COLUMN tally.rollups.below IS 'the rollup that it is defined on; NULL if that is the table';
+COMMENT ON COLUMN tally.rollups.level IS 'how many rollups lie between it and the table';
 COMMENT ON COLUMN tally.rollups.rows_view IS 'the view that turns a source row into keys and arguments';
 COMMENT ON COLUMN tally.rollups.changes_view IS 'the view that says which groups the logged changes concern';
 COMMENT ON COLUMN tally.rollups.stored IS 'the table of the groups, as of the last refresh';

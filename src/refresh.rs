@@ -18,7 +18,7 @@ use crate::tags;
 use pgrx::prelude::*;
 use std::time::Instant;
 use tally_core::ident::quote;
-use tally_core::rollup::sql::{self, Relations};
+use tally_core::rollup::sql::{self, Member, Relations};
 use tally_core::snapshot::{self, Counted};
 
 /// What a tick did.
@@ -107,18 +107,18 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
     }
     let mut report = Report::default();
-    for (rollup, relations) in rollups.iter().zip(&relations) {
-        let definition = &rollup.definition;
-        if has_change {
-            for statement in sql::delete_changed(definition, relations, state, &counted) {
-                pg::as_user(owner, || now.execute::<0>(&statement))?;
-            }
-            pg::as_user(owner, || now.execute::<0>(&sql::recount(definition, relations, state, &counted)))?;
-        }
-        let statement = sql::merge_delta(definition, relations, state, &counted, has_change);
+    let with_changes = has_change.then_some((state, &counted));
+    for family in families(&rollups, &relations) {
+        recount(&family[0], None, owner, with_changes, now)?;
+        let statement = sql::merge_delta(&family, state, &counted, has_change);
         if let Some([groups, rows]) = pg::as_user(owner, || now.execute::<2>(&statement))? {
             report.groups += groups;
             report.rows = report.rows.max(rows);
+        }
+        // A rollup over a rollup is recounted from groups that are up to date by now.
+        for member in &family[1..] {
+            let below = member.below.and_then(|below| family.get(below));
+            recount(member, below, owner, with_changes, &now.with_own_writes())?;
         }
     }
     // Also changes of rows that were not counted yet: they have been read as they are.
@@ -126,6 +126,42 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         pg::as_user(owner, || now.execute::<0>(&sql::forget_changes(log, &counted)))?;
     }
     Ok(Some((counted, report)))
+}
+
+/// Makes the groups anew that changes concern.
+fn recount(
+    member: &Member,
+    below: Option<&Member>,
+    owner: Oid,
+    changes: Option<(&Counted, &Counted)>,
+    now: &Snapshot,
+) -> Result<()> {
+    let Some((state, counted)) = changes else { return Ok(()) };
+    let below = below.map(|below| (below.definition, below.relations));
+    let mut statements = sql::delete_changed(member.definition, member.relations, state, counted);
+    statements.push(sql::recount(member.definition, member.relations, state, counted, below));
+    for statement in statements {
+        pg::as_user(owner, || now.execute::<0>(&statement))?;
+    }
+    Ok(())
+}
+
+/// The rollups that are fed together: one that reads rows, and behind it those that gather its groups or theirs.
+fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) -> Vec<Vec<Member<'a>>> {
+    let mut families: Vec<Vec<Member>> = vec![];
+    let mut homes: Vec<(Oid, usize, usize)> = vec![];
+    for (rollup, relations) in rollups.iter().zip(relations) {
+        let gathers = rollup.definition.level.as_ref().and(rollup.below);
+        let home = gathers.and_then(|below| homes.iter().find(|(known, ..)| *known == below).copied());
+        let family = home.map_or(families.len(), |(_, family, _)| family);
+        if home.is_none() {
+            families.push(vec![]);
+        }
+        homes.push((rollup.rollup, family, families[family].len()));
+        let below = home.map(|(.., position)| position);
+        families[family].push(Member { definition: &rollup.definition, relations, below });
+    }
+    families
 }
 
 /// A tick reads and writes as the owner of the source. Whoever gives the table to another role gives its rollups as well.

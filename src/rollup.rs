@@ -14,8 +14,9 @@ use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
 use tally_core::rollup::analysis::SourceKind;
-use tally_core::rollup::definition::Column;
-use tally_core::rollup::sql::{self, Relations};
+use tally_core::rollup::definition::{Target, Value};
+use tally_core::rollup::level::Below;
+use tally_core::rollup::sql::{self, Origin, Relations};
 use tally_core::rollup::validate::validate;
 use tally_core::snapshot;
 
@@ -38,16 +39,28 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     }
     let public = qualify(name)?;
     let text = CString::new(definition).map_err(|_| Error::new("22021", "the definition contains a zero byte"))?;
-    let mut analysed = pg::analyze(&text);
-    let source = analysed.source;
+    let mut base = None;
+    let mut analysed = pg::analyze(&text, |relation| {
+        base = find_base(relation).transpose();
+        match &base {
+            Some(Ok(base)) => base.never_null_columns(),
+            _ => vec![],
+        }
+    });
+    let base = base.transpose()?;
+    let source = base.as_ref().map_or(analysed.source, |base| base.rollup.source);
     if let Some(found) = &mut analysed.analysis.source {
-        if rollups::is_rollup(source) {
+        if base.is_some() {
             found.kind = SourceKind::Rollup;
         } else if found.kind == SourceKind::Table && tags::has_inheritance_children(source)? {
             found.kind = SourceKind::Inherited;
         }
     }
-    let mut columns = validate(&analysed.analysis)?;
+    let below = match (&base, &analysed.analysis.source) {
+        (Some(base), Some(found)) => Some(Below::new(&base.rollup.definition, &found.alias, base.columns.clone())),
+        _ => None,
+    };
+    let mut columns = validate(&analysed.analysis, below.as_ref())?;
     let Some(found) = analysed.analysis.source.clone() else {
         return Err(Error::new("XX000", "the definition was accepted without a table"));
     };
@@ -59,26 +72,33 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let is_tracked = sources::is_source_now(source)?;
     let log = if is_tracked { sources::log_now(source)? } else { tags::track(source, &found.name)? };
     let relations = Relations {
-        source: found.name.clone(),
+        source: catalog::name_of(source)?,
         rows: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_rows")),
         changes: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_changes")),
         log: catalog::name_of(log)?,
         stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
         public,
     };
+    let below_relations = base.as_ref().map(|base| base.rollup.relations()).transpose()?;
+    let origin = match (&below, &below_relations) {
+        (Some(below), Some(relations)) => Origin::below(below, relations),
+        _ => Origin::source(&relations, &found.alias),
+    };
     let run = |statement: &str| Spi::run(statement).map_err(spi);
     let condition = analysed.analysis.condition.as_ref().map(|condition| condition.sql.as_str());
-    run(&sql::create_rows_view(&columns, &relations, &found.alias, condition))?;
+    run(&sql::create_rows_view(&columns, &relations, &origin, condition))?;
     let rows = catalog::oid_of(&relations.rows)?;
-    tags::widen_log(log, &found.name, &rollups::columns_read(source, rows)?)?;
-    run(&sql::create_changes_view(&columns, &relations, &found.alias, condition))?;
+    tags::widen_log(log, &relations.source, &rollups::columns_read(source, rows)?)?;
+    run(&sql::create_changes_view(&columns, &relations, &origin, condition))?;
     run(&sql::create_stored_table(&columns, &relations))?;
     run(&sql::constrain_stored_table(&columns, &relations))?;
     let stored = catalog::oid_of(&relations.stored)?;
     let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
     let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
-    run(&sql::create_public_view(&columns, &relations, &targets))?;
-    columns.targets = targets.into_iter().map(|(name, sql)| Column { name, sql }).collect();
+    for (target, (_, sql)) in columns.targets.iter_mut().zip(targets) {
+        target.sql = sql;
+    }
+    run(&sql::create_public_view(&columns, &relations))?;
     let rollup = Rollup {
         rollup: catalog::oid_of(&relations.public)?,
         source,
@@ -86,6 +106,8 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         changes: catalog::oid_of(&relations.changes)?,
         stored,
         log,
+        below: base.as_ref().map(|base| base.rollup.rollup),
+        level: base.as_ref().map_or(0, |base| base.rollup.level + 1),
         definition: columns,
     };
     describe(&relations)?;
@@ -108,18 +130,48 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         sources::insert(source, log, &counted)?;
         counted
     };
-    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{} does not exist", found.name)))?;
-    pg::as_user(owner, || now.execute::<0>(&sql::build(&rollup.definition, &relations, &counted)))?;
+    let owner =
+        pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{} does not exist", relations.source)))?;
+    let below = match (&base, &below_relations) {
+        (Some(base), Some(relations)) => Some((&base.rollup.definition, relations)),
+        _ => None,
+    };
+    let build = sql::build(&rollup.definition, &relations, &counted, below);
+    // The rollup below has got its groups from this transaction.
+    pg::as_user(owner, || now.with_own_writes().execute::<0>(&build))?;
     for index in sql::create_stored_indexes(&rollup.definition, &relations) {
         run(&index)?;
     }
     let query_targets: Vec<(String, String)> =
         analysed.analysis.targets.iter().map(|target| (target.name.clone(), target.sql.clone())).collect();
     let keys: Vec<String> = rollup.definition.keys.iter().map(|key| key.sql.clone()).collect();
-    let query = sql::definition_query(&relations, &found.alias, &query_targets, condition, &keys);
+    let query = sql::definition_query(&found.name, &found.alias, &query_targets, condition, &keys);
     rollups::insert(&rollup, &query, refresh_interval)?;
     schedule(source)?;
     Ok(rollup.rollup)
+}
+
+/// The rollup that a new one is defined on.
+struct Base {
+    rollup: Rollup,
+    /// The present names of its visible columns.
+    columns: Vec<String>,
+}
+
+impl Base {
+    fn never_null_columns(&self) -> Vec<i16> {
+        let is_never_null = |target: &Target| matches!(target.value, Value::Keys { never_null: true, .. });
+        let numbered = (1..).zip(&self.rollup.definition.targets);
+        numbered.filter(|(_, target)| is_never_null(target)).map(|(number, _)| number).collect()
+    }
+}
+
+fn find_base(relation: Oid) -> Result<Option<Base>> {
+    if !rollups::is_rollup(relation) {
+        return Ok(None);
+    }
+    let rollup = rollups::of_source(rollups::source_of(relation)?)?.into_iter().find(|known| known.rollup == relation);
+    rollup.map(|rollup| Ok(Base { columns: rollups::visible_columns(relation)?, rollup })).transpose()
 }
 
 fn check_interval(interval: &Interval) -> Result<()> {
@@ -235,6 +287,9 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     let Some(entry) = all.iter().find(|entry| entry.rollup == rollup) else {
         return Err(Error::new("42704", "the rollup has just been dropped by another session"));
     };
+    if let Some(above) = rollups::above(rollup)? {
+        return Err(feeds(&catalog::name_of(rollup)?.to_string(), above)?);
+    }
     let relations = entry.relations()?;
     let is_last = all.len() == 1;
     // The catalog first: the event trigger on drops then has nothing to look after.
@@ -253,6 +308,13 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     schedule(source)
 }
 
+/// A rollup cannot go before those that are defined on it.
+fn feeds(below: &str, above: Oid) -> Result<Error> {
+    let above = catalog::name_of(above)?;
+    Ok(Error::new("2BP01", format!("rollup {above} is defined on {below}"))
+        .hint(format!("Drop it first: SELECT tally.drop_rollup({});", literal(&above.to_string()))))
+}
+
 #[pg_extern(sql = false)]
 fn tally_forget_dropped() -> std::result::Result<(), ErrorReport> {
     Ok(forget_dropped()?)
@@ -263,6 +325,9 @@ fn forget_dropped() -> Result<()> {
     let _settings = pg::pin_settings();
     for orphan in rollups::orphans()? {
         rollups::delete(orphan.rollup)?;
+        if let Some(above) = rollups::above(orphan.rollup)? {
+            return Err(feeds("the rollup that is being dropped", above)?);
+        }
         for (kind, relation) in
             [("VIEW", orphan.rollup), ("VIEW", orphan.changes), ("VIEW", orphan.rows), ("TABLE", orphan.stored)]
         {

@@ -14,5 +14,7 @@
 pub mod aggregate;
 pub mod analysis;
 pub mod definition;
+pub mod level;
+mod names;
 pub mod sql;
 pub mod validate;

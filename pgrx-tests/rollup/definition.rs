@@ -160,11 +160,6 @@ fn sources_that_cannot_be_followed_are_refused() {
         let definition = format!("SELECT {key}, count(*) FROM {table} GROUP BY 1");
         assert_refused(&mut session, &create_sql(&definition), state, message, hint);
     }
-    session
-        .batch_execute("SELECT tally.create_rollup('totals', 'SELECT tenant, count(*) AS n FROM events GROUP BY 1')")
-        .unwrap();
-    let over_a_rollup = create_sql("SELECT n, count(*) FROM totals GROUP BY 1");
-    assert_refused(&mut session, &over_a_rollup, "0A000", "another rollup", "source table");
 }
 
 #[test]

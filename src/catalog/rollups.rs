@@ -1,7 +1,7 @@
 //! `tally.rollups`: the relations and the columns of each rollup.
 
 use super::name_of;
-use crate::error::{Error, Result, spi};
+use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
 use pgrx::{JsonB, Spi};
 use tally_core::rollup::definition::Definition;
@@ -17,6 +17,10 @@ pub(crate) struct Rollup {
     pub stored: Oid,
     /// The change log of the source.
     pub log: Oid,
+    /// The rollup that it is defined on, if it is not the source itself.
+    pub below: Option<Oid>,
+    /// How many rollups lie between it and the source.
+    pub level: i16,
     pub definition: Definition,
 }
 
@@ -34,32 +38,33 @@ impl Rollup {
     }
 }
 
-/// The rollups of a source in the active snapshot, always in the same order.
+/// The rollups of a source in the active snapshot, always in the same order: each behind the one that it is defined on.
 pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
-                    r.stored::pg_catalog.oid, s.changes::pg_catalog.oid, r.columns \
+                    r.stored::pg_catalog.oid, s.changes::pg_catalog.oid, r.below::pg_catalog.oid, r.level, r.columns \
              FROM tally.rollups AS r JOIN tally.sources AS s ON s.source OPERATOR(pg_catalog.=) r.source \
-             WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.rollup::pg_catalog.oid",
+             WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.level, r.rollup::pg_catalog.oid",
             None,
             &[source.into()],
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok(([oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?], row.get::<JsonB>(6)?))
+            let level = row.get::<i16>(7)?.unwrap_or(0);
+            Ok(([oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?], row.get::<Oid>(6)?, level, row.get::<JsonB>(8)?))
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)?
     .into_iter()
-    .map(|([rollup, rows, changes, stored, log], columns)| {
+    .map(|([rollup, rows, changes, stored, log], below, level, columns)| {
         let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
         let definition = serde_json::from_value(columns).map_err(|error| {
             Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
                 .hint("Drop the rollup with tally.drop_rollup and create it anew.")
         })?;
-        Ok(Rollup { rollup, source, rows, changes, stored, log, definition })
+        Ok(Rollup { rollup, source, rows, changes, stored, log, below, level, definition })
     })
     .collect()
 }
@@ -81,6 +86,20 @@ pub(crate) fn source_of(rollup: Oid) -> Result<Oid> {
     })
 }
 
+/// The names of the visible columns, which the owner of the view may have changed.
+pub(crate) fn visible_columns(rollup: Oid) -> Result<Vec<String>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT a.attname::text FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
+             AND a.attnum OPERATOR(pg_catalog.>) 0 ORDER BY a.attnum",
+            None,
+            &[rollup.into()],
+        )?;
+        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default)).collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)
+}
+
 /// Is the relation the public view of a rollup?
 pub(crate) fn is_rollup(relation: Oid) -> bool {
     source_of(relation).is_ok()
@@ -92,8 +111,8 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
     pg::as_extension_owner(|| {
         Spi::run_with_args(
             "INSERT INTO tally.rollups \
-                    (rollup, source, rows_view, changes_view, stored, refresh_interval, definition, columns) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                    (rollup, source, rows_view, changes_view, stored, refresh_interval, definition, columns, below, level) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             &[
                 rollup.rollup.into(),
                 rollup.source.into(),
@@ -103,6 +122,8 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
                 refresh_interval.into(),
                 query.into(),
                 JsonB(columns).into(),
+                rollup.below.into(),
+                rollup.level.into(),
             ],
         )
     })
@@ -114,6 +135,15 @@ pub(crate) fn delete(rollup: Oid) -> Result<()> {
         Spi::run_with_args("DELETE FROM tally.rollups WHERE rollup OPERATOR(pg_catalog.=) $1", &[rollup.into()])
     })
     .map_err(spi)
+}
+
+/// A rollup that is defined on this one.
+pub(crate) fn above(rollup: Oid) -> Result<Option<Oid>> {
+    no_row_is_none(Spi::connect(|client| {
+        let query =
+            "SELECT r.rollup::pg_catalog.oid FROM tally.rollups AS r WHERE r.below OPERATOR(pg_catalog.=) $1 LIMIT 1";
+        client.select(query, Some(1), &[rollup.into()])?.first().get_one::<Oid>()
+    }))
 }
 
 /// The columns of the source that the rows of a rollup read, as `name type` for the change log.
@@ -157,7 +187,7 @@ pub(crate) fn reads_column(source: Oid, column: &str) -> Result<bool> {
     .map(|found| found.unwrap_or(false))
 }
 
-/// A rollup that has lost one of its relations to a DROP by hand.
+/// A rollup that has lost one of its relations to a DROP by hand; [`orphans`] gives those above first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orphan {
     pub rollup: Oid,
@@ -173,7 +203,8 @@ pub(crate) fn orphans() -> Result<Vec<Orphan>> {
                     r.stored::pg_catalog.oid FROM tally.rollups AS r \
              WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.changes_view), (r.stored)) \
                              AS part (relation) \
-             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation))",
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation)) \
+             ORDER BY r.level DESC",
             None,
             &[],
         )?;

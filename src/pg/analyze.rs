@@ -12,7 +12,7 @@ use tally_core::rollup::analysis::{
     AggregateCall, Analysis, Argument, Bucket, Expression, Key, Source, SourceKind, Target, UnstableFunction,
     Unsupported,
 };
-use visit::{TargetVisitor, use_system_column, visit_functions, visit_target};
+use visit::{TargetVisitor, columns_of, is_built_in, use_system_column, visit_functions, visit_target};
 
 /// The analysed definition, with the trees that [`AnalysedQuery::finished_targets`] needs. The trees live in the memory
 /// context of the caller, so this value must not outlive the SQL function that made it.
@@ -28,15 +28,16 @@ pub(crate) struct AnalysedQuery {
 }
 
 /// Analyses a definition with the search path of the caller and describes it with an empty one, so that every name in the
-/// texts is qualified. Errors of the parser reach the user as they are.
-pub(crate) fn analyze(definition: &CStr) -> AnalysedQuery {
+/// texts is qualified. Errors of the parser reach the user as they are. `never_null` gives the columns, by number, of a view that
+/// are never NULL: of a table PostgreSQL knows itself.
+pub(crate) fn analyze(definition: &CStr, never_null: impl FnOnce(Oid) -> Vec<i16>) -> AnalysedQuery {
     // SAFETY: the parser gets a NUL-terminated text and returns trees in the current memory context, which outlives this
     // function call; every pointer followed below comes from those trees.
     unsafe {
         match parse(definition) {
             Ok(query) => {
                 let _settings = super::pin_settings();
-                describe(query)
+                describe(query, never_null)
             }
             Err(part) => AnalysedQuery {
                 analysis: Analysis { unsupported: vec![part], ..Analysis::default() },
@@ -73,7 +74,7 @@ unsafe fn parse(definition: &CStr) -> Result<*mut pg_sys::Query, Unsupported> {
     }
 }
 
-unsafe fn describe(query: *mut pg_sys::Query) -> AnalysedQuery {
+unsafe fn describe(query: *mut pg_sys::Query, never_null_of: impl FnOnce(Oid) -> Vec<i16>) -> AnalysedQuery {
     // SAFETY: see `analyze`.
     unsafe {
         let mut analysed = AnalysedQuery {
@@ -98,7 +99,10 @@ unsafe fn describe(query: *mut pg_sys::Query) -> AnalysedQuery {
         if !analysed.analysis.unsupported.is_empty() {
             return analysed;
         }
-        let context = Deparser(pg_sys::deparse_context_for(alias, (*entry).relid));
+        let context =
+            Deparser { context: pg_sys::deparse_context_for(alias, (*entry).relid), relation: (*entry).relid };
+        let mut never_null = not_null_columns((*entry).relid);
+        never_null.extend(never_null_of((*entry).relid));
         let condition = (*(*query).jointree).quals;
         if !condition.is_null() {
             analysed.analysis.condition = Some(context.expression(condition));
@@ -113,7 +117,7 @@ unsafe fn describe(query: *mut pg_sys::Query) -> AnalysedQuery {
                 .find(|other| !(**other).resjunk && pg_sys::equal((**other).expr.cast(), (*target).expr.cast()))
                 .map(|other| text((*other).resname));
             let expression: *mut Node = (*target).expr.cast();
-            analysed.analysis.keys.push(key(&context, expression, name, (*entry).relid));
+            analysed.analysis.keys.push(key(&context, expression, name, &never_null));
             analysed.keys.push(expression);
         }
         for target in all.iter_ptr().filter(|target| !(**target).resjunk) {
@@ -213,7 +217,7 @@ unsafe fn source(entry: *mut pg_sys::RangeTblEntry, alias: *const c_char) -> Sou
     }
 }
 
-unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, source: Oid) -> Key {
+unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, not_null: &[i16]) -> Key {
     // SAFETY: see `analyze`.
     unsafe {
         let type_oid = pg_sys::exprType(expression);
@@ -228,7 +232,7 @@ unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, s
         Key {
             expression: context.expression(expression),
             name,
-            never_null: never_null(expression, source),
+            never_null: never_null(expression, not_null),
             bucket: bucket(context, expression),
             is_time: [pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPOID, pg_sys::DATEOID].contains(&type_oid),
             type_name: type_name(type_oid),
@@ -259,7 +263,7 @@ unsafe fn bucket(context: &Deparser, expression: *mut Node) -> Option<Bucket> {
         let (mut output, mut is_variable) = (Oid::INVALID, false);
         pg_sys::getTypeOutputInfo((*constant).consttype, &mut output, &mut is_variable);
         let width = text(pg_sys::OidOutputFunctionCall(output, (*constant).constvalue));
-        let time = context.deparse(time);
+        let time = context.expression(time);
         match text(pg_sys::get_func_name((*call).funcid)).as_str() {
             "date_bin" => Some(Bucket { time, width }),
             "date_trunc" if (*call).funcresulttype != pg_sys::INTERVALOID => Bucket::of_unit(&width, time),
@@ -273,23 +277,23 @@ unsafe fn deterministic(collation: Oid) -> bool {
     collation == Oid::INVALID || unsafe { pg_sys::get_collation_isdeterministic(collation) }
 }
 
+/// Columns that are declared NOT NULL, by number.
+unsafe fn not_null_columns(relation: Oid) -> Vec<i16> {
+    // SAFETY: the parser has opened and locked this relation, so it exists.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(relation);
+        let descriptor = pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att);
+        pg_sys::RelationClose(relation);
+        descriptor.iter().filter(|column| column.attnotnull).map(|column| column.attnum).collect()
+    }
+}
+
 /// Known never to be NULL: a NOT NULL column, a constant, or one of the usual bucket functions over them.
-unsafe fn never_null(expression: *mut Node, source: Oid) -> bool {
+unsafe fn never_null(expression: *mut Node, not_null: &[i16]) -> bool {
     // SAFETY: see `analyze`; each cast follows a check of the node's tag.
     unsafe {
         if is_a(expression, NodeTag::T_Var) {
-            let var = expression.cast::<pg_sys::Var>();
-            let tuple = pg_sys::SearchSysCache2(
-                pg_sys::SysCacheIdentifier::ATTNUM as i32,
-                source.into(),
-                pg_sys::Datum::from((*var).varattno),
-            );
-            if tuple.is_null() {
-                return false;
-            }
-            let not_null = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>()).attnotnull;
-            pg_sys::ReleaseSysCache(tuple);
-            not_null
+            not_null.contains(&(*expression.cast::<pg_sys::Var>()).varattno)
         } else if is_a(expression, NodeTag::T_Const) {
             !(*expression.cast::<pg_sys::Const>()).constisnull
         } else if is_a(expression, NodeTag::T_FuncExpr) {
@@ -298,7 +302,7 @@ unsafe fn never_null(expression: *mut Node, source: Oid) -> bool {
             let built_in = (*call).funcid.to_u32() < pg_sys::FirstGenbkiObjectId;
             built_in
                 && ["date_bin", "date_trunc", "timezone"].contains(&name.as_str())
-                && PgList::<Node>::from_pg((*call).args).iter_ptr().all(|argument| never_null(argument, source))
+                && PgList::<Node>::from_pg((*call).args).iter_ptr().all(|argument| never_null(argument, not_null))
         } else {
             false
         }
@@ -319,6 +323,7 @@ impl AnalysedQuery {
                 sql: context.deparse(expression),
                 aggregates,
                 is_aggregate: is_a(expression, NodeTag::T_Aggref),
+                is_built_in: is_built_in(expression),
                 unstable,
                 ungrouped_column: ungrouped.map(|column| text(pg_sys::get_attname(source, column, true))),
             });
@@ -350,6 +355,7 @@ impl AnalysedQuery {
                     text(pg_sys::get_func_name(aggregate.aggfnoid)),
                 ),
                 sql: context.deparse(call),
+                result_type: type_name(aggregate.aggtype),
                 arguments: arguments.iter_ptr().filter(|entry| !(**entry).resjunk).map(argument).collect(),
                 filter: (!aggregate.aggfilter.is_null()).then(|| context.expression(aggregate.aggfilter.cast())),
                 distinct: !aggregate.aggdistinct.is_null(),
@@ -386,10 +392,10 @@ impl AnalysedQuery {
                 _ => vec![],
             };
             let mut substitution = Substitution { query: self, key_columns, finished: &finished };
-            let context = Deparser(pg_sys::deparse_context_for(c"merged".as_ptr(), stored));
+            let context = pg_sys::deparse_context_for(c"merged".as_ptr(), stored);
             let targets = self.targets.iter().map(|target| {
                 let replaced = substitute((**target).expr.cast(), (&raw mut substitution).cast());
-                (text((**target).resname), text(pg_sys::deparse_expression(replaced, context.0, true, false)))
+                (text((**target).resname), text(pg_sys::deparse_expression(replaced, context, true, false)))
             });
             targets.collect()
         }
@@ -397,20 +403,31 @@ impl AnalysedQuery {
 }
 
 /// The context in which expressions over one relation are written as text.
-struct Deparser(*mut pg_sys::List);
+struct Deparser {
+    context: *mut pg_sys::List,
+    relation: Oid,
+}
 
 impl Deparser {
     unsafe fn deparse(&self, expression: *mut Node) -> String {
         // SAFETY: the context was made for the relation that the expression's columns belong to.
-        unsafe { text(pg_sys::deparse_expression(expression, self.0, true, false)) }
+        unsafe { text(pg_sys::deparse_expression(expression, self.context, true, false)) }
     }
 
     unsafe fn expression(&self, expression: *mut Node) -> Expression {
         let mut unstable: Vec<UnstableFunction> = vec![];
-        // SAFETY: the callback gets the list as its context.
+        // SAFETY: the callback gets the list as its context; the columns are those of the relation.
         unsafe {
             visit_functions(expression, (&raw mut unstable).cast());
-            Expression { sql: self.deparse(expression), unstable }
+            let columns = columns_of(expression).into_iter();
+            let columns = columns.map(|number| text(pg_sys::get_attname(self.relation, number, true))).collect();
+            Expression {
+                sql: self.deparse(expression),
+                unstable,
+                columns,
+                is_column: is_a(expression, NodeTag::T_Var),
+                is_built_in: is_built_in(expression),
+            }
         }
     }
 }

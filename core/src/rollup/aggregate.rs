@@ -5,6 +5,7 @@
 //! depend on the order of the rows, in PostgreSQL as well as here.
 
 use super::analysis::AggregateCall;
+use crate::ident::QualifiedName;
 
 /// How an aggregate is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct PartialForm {
     pub argument: &'static str,
     /// How two partial values become one; `{a}` and `{b}` stand for them.
     pub merge: &'static str,
+    /// The aggregate that makes one of many partial values; `{x}` stands for a value, `{filter}` for a FILTER clause.
+    pub gather: &'static str,
     /// What the column is called behind the name of the select-list entry, if the aggregate has several.
     pub suffix: &'static str,
     pub is_sketch: bool,
@@ -48,6 +51,17 @@ pub enum Refusal {
     NondeterministicCollation,
     /// The precision of a sketch must be a literal: the first row of a group would decide for all.
     VaryingPrecision,
+    /// Of a column of the rollup below that another aggregate gathers.
+    GatheredBy {
+        column: String,
+        function: String,
+    },
+    /// Of a column of the rollup below that is more than one aggregate.
+    NotGathered {
+        column: String,
+    },
+    /// It would count the groups of the rollup below.
+    CountsGroups,
 }
 
 /// The types whose values have one byte form per SQL value, so that a sketch of them can be stored.
@@ -71,6 +85,11 @@ pub const HASHED: [&str; 13] = [
 const ADD_COUNT: &str = "COALESCE({a}, 0) OPERATOR(pg_catalog.+) COALESCE({b}, 0)";
 const ADD: &str = "COALESCE({a} OPERATOR(pg_catalog.+) {b}, {a}, {b})";
 const UNION: &str = "COALESCE(tally.hll_union({a}, {b}), {a}, {b})";
+
+// An aggregate of the same type as the partial column: sum(bigint) would be numeric.
+const GATHER_COUNT: &str = "COALESCE(pg_catalog.sum({x}){filter}, 0)::bigint";
+const GATHER_WHOLE_SUM: &str = "pg_catalog.sum({x}){filter}::bigint";
+const GATHER_SUM: &str = "pg_catalog.sum({x}){filter}";
 
 /// The sum of the squares of all differences, times the number of values: from number {0}, sum {1} and sum of squares {2}.
 macro_rules! deviations {
@@ -112,12 +131,48 @@ const VAR_POP: &str = spread!("0", deviations!(), " OPERATOR(pg_catalog./) ", po
 const STDDEV_SAMP: &str = spread!("1", root!(deviations!(), " OPERATOR(pg_catalog./) ", samples!()));
 const STDDEV_POP: &str = spread!("0", root!(deviations!(), " OPERATOR(pg_catalog./) ", population!()));
 
-const fn plain(function: &'static str, merge: &'static str) -> PartialForm {
-    PartialForm { function, with_arguments: true, argument: "{x}", merge, suffix: "", is_sketch: false }
+const fn plain(function: &'static str, merge: &'static str, gather: &'static str) -> PartialForm {
+    PartialForm { function, with_arguments: true, argument: "{x}", merge, gather, suffix: "", is_sketch: false }
+}
+
+const COUNT: PartialForm = plain("pg_catalog.count", ADD_COUNT, GATHER_COUNT);
+/// How many rows there are.
+pub const COUNT_ROWS: PartialForm = PartialForm { with_arguments: false, ..COUNT };
+
+/// The sum of values of this type.
+fn sum(type_name: &str) -> PartialForm {
+    let is_whole = ["smallint", "integer"].contains(&type_name);
+    plain("pg_catalog.sum", ADD, if is_whole { GATHER_WHOLE_SUM } else { GATHER_SUM })
 }
 
 const fn sketch(function: &'static str) -> PartialForm {
-    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, UNION) }
+    let gather = "tally.hll_union_agg({x}){filter}";
+    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, UNION, gather) }
+}
+
+/// Does this aggregate over a partial column give what it gives over the rows: is it the one that gathers the column?
+pub fn gathers(function: &QualifiedName, gather: &str) -> bool {
+    let name = match (function.schema.as_str(), function.name.as_str()) {
+        ("pg_catalog", "every") => "pg_catalog.bool_and".into(),
+        ("tally", "sum" | "distinct_count") => "tally.hll_union_agg".into(),
+        (schema, name) => format!("{schema}.{name}"),
+    };
+    gatherer(gather) == name
+}
+
+/// The function that gathers, for messages.
+pub fn gatherer(gather: &str) -> &str {
+    gather.trim_start_matches("COALESCE(").split('(').next().unwrap_or_default()
+}
+
+/// Does it not matter to this aggregate how often a value comes?
+pub fn ignores_repetition(function: &QualifiedName) -> bool {
+    let names = ["min", "max", "bool_and", "every", "bool_or", "bit_and", "bit_or"];
+    match function.schema.as_str() {
+        "pg_catalog" => names.contains(&function.name.as_str()),
+        "tally" => ["hll_agg", "distinct_count"].contains(&function.name.as_str()),
+        _ => false,
+    }
 }
 
 /// Looks an aggregate call up.
@@ -137,13 +192,11 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         return Err(Refusal::Variadic);
     }
     let (partials, finish) = match (function, types.as_slice()) {
-        (("pg_catalog", "count"), []) => {
-            (vec![PartialForm { with_arguments: false, ..plain("pg_catalog.count", ADD_COUNT) }], "{0}")
-        }
-        (("pg_catalog", "count"), [_]) => (vec![plain("pg_catalog.count", ADD_COUNT)], "{0}"),
+        (("pg_catalog", "count"), []) => (vec![COUNT_ROWS], "{0}"),
+        (("pg_catalog", "count"), [_]) => (vec![COUNT], "{0}"),
         (("pg_catalog", "sum"), [kind]) => match *kind {
             "smallint" | "integer" | "bigint" | "numeric" | "interval" | "real" | "double precision" | "money" => {
-                (vec![plain("pg_catalog.sum", ADD)], "{0}")
+                (vec![sum(kind)], "{0}")
             }
             other => return Err(Refusal::Type { type_name: other.into() }),
         },
@@ -160,8 +213,8 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
                 }
                 other => return Err(Refusal::Type { type_name: other.into() }),
             };
-            let sum = PartialForm { argument, suffix: "sum", ..plain("pg_catalog.sum", ADD) };
-            (vec![sum, PartialForm { suffix: "count", ..plain("pg_catalog.count", ADD_COUNT) }], finish)
+            let sum = PartialForm { argument, suffix: "sum", ..sum(kind) };
+            (vec![sum, PartialForm { suffix: "count", ..COUNT }], finish)
         }
         (
             ("pg_catalog", name @ ("var_samp" | "variance" | "var_pop" | "stddev" | "stddev_samp" | "stddev_pop")),
@@ -170,12 +223,12 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
             if !["smallint", "integer", "bigint", "numeric"].contains(kind) {
                 return Err(Refusal::Type { type_name: (*kind).into() });
             }
-            let count = PartialForm { suffix: "count", ..plain("pg_catalog.count", ADD_COUNT) };
-            let sum = PartialForm { suffix: "sum", ..plain("pg_catalog.sum", ADD) };
+            let count = PartialForm { suffix: "count", ..COUNT };
+            let total = PartialForm { suffix: "sum", ..sum(kind) };
             let squares = PartialForm {
                 suffix: "squares",
                 argument: "{x}::numeric OPERATOR(pg_catalog.*) {x}::numeric",
-                ..plain("pg_catalog.sum", ADD)
+                ..sum("numeric")
             };
             let finish = match name {
                 "var_samp" | "variance" => VAR_SAMP,
@@ -183,26 +236,44 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
                 "stddev_pop" => STDDEV_POP,
                 _ => STDDEV_SAMP,
             };
-            (vec![count, sum, squares], finish)
+            (vec![count, total, squares], finish)
         }
-        (("pg_catalog", "bool_and" | "every"), ["boolean"]) => {
-            (vec![plain("pg_catalog.bool_and", "COALESCE({a} AND {b}, {a}, {b})")], "{0}")
-        }
-        (("pg_catalog", "bool_or"), ["boolean"]) => {
-            (vec![plain("pg_catalog.bool_or", "COALESCE({a} OR {b}, {a}, {b})")], "{0}")
-        }
+        (("pg_catalog", "bool_and" | "every"), ["boolean"]) => (
+            vec![plain("pg_catalog.bool_and", "COALESCE({a} AND {b}, {a}, {b})", "pg_catalog.bool_and({x}){filter}")],
+            "{0}",
+        ),
+        (("pg_catalog", "bool_or"), ["boolean"]) => (
+            vec![plain("pg_catalog.bool_or", "COALESCE({a} OR {b}, {a}, {b})", "pg_catalog.bool_or({x}){filter}")],
+            "{0}",
+        ),
         // Bit strings of different lengths would be an error of the query, and so of every refresh.
         (("pg_catalog", name @ ("bit_and" | "bit_or" | "bit_xor")), ["smallint" | "integer" | "bigint"]) => {
             let form = match name {
-                "bit_and" => plain("pg_catalog.bit_and", "COALESCE({a} OPERATOR(pg_catalog.&) {b}, {a}, {b})"),
-                "bit_or" => plain("pg_catalog.bit_or", "COALESCE({a} OPERATOR(pg_catalog.|) {b}, {a}, {b})"),
-                _ => plain("pg_catalog.bit_xor", "COALESCE({a} OPERATOR(pg_catalog.#) {b}, {a}, {b})"),
+                "bit_and" => plain(
+                    "pg_catalog.bit_and",
+                    "COALESCE({a} OPERATOR(pg_catalog.&) {b}, {a}, {b})",
+                    "pg_catalog.bit_and({x}){filter}",
+                ),
+                "bit_or" => plain(
+                    "pg_catalog.bit_or",
+                    "COALESCE({a} OPERATOR(pg_catalog.|) {b}, {a}, {b})",
+                    "pg_catalog.bit_or({x}){filter}",
+                ),
+                _ => plain(
+                    "pg_catalog.bit_xor",
+                    "COALESCE({a} OPERATOR(pg_catalog.#) {b}, {a}, {b})",
+                    "pg_catalog.bit_xor({x}){filter}",
+                ),
             };
             (vec![form], "{0}")
         }
         // LEAST and GREATEST follow the default order of the type, as min and max do, and ignore NULLs.
-        (("pg_catalog", "min"), [_]) => (vec![plain("pg_catalog.min", "LEAST({a}, {b})")], "{0}"),
-        (("pg_catalog", "max"), [_]) => (vec![plain("pg_catalog.max", "GREATEST({a}, {b})")], "{0}"),
+        (("pg_catalog", "min"), [_]) => {
+            (vec![plain("pg_catalog.min", "LEAST({a}, {b})", "pg_catalog.min({x}){filter}")], "{0}")
+        }
+        (("pg_catalog", "max"), [_]) => {
+            (vec![plain("pg_catalog.max", "GREATEST({a}, {b})", "pg_catalog.max({x}){filter}")], "{0}")
+        }
         (("tally", "hll_agg" | "distinct_count"), [kind, ..]) if *kind != "tally.hll" && !HASHED.contains(kind) => {
             return Err(Refusal::Type { type_name: (*kind).into() });
         }
@@ -234,10 +305,11 @@ mod tests {
         AggregateCall {
             function: QualifiedName::new(schema, name),
             sql: format!("{name}(..)"),
+            result_type: String::new(),
             arguments: types
                 .iter()
                 .map(|kind| Argument {
-                    expression: Expression { sql: "x".into(), unstable: vec![] },
+                    expression: Expression { sql: "x".into(), ..Expression::default() },
                     type_name: (*kind).into(),
                     deterministic: true,
                 })
@@ -267,7 +339,7 @@ mod tests {
             forms.finish.contains("pg_catalog.sqrt")
                 && forms.finish.starts_with("CASE WHEN {0} OPERATOR(pg_catalog.>) 0")
         );
-        let variance = algebra(&call("pg_catalog", "variance", &["integer"])).unwrap();
+        let variance = algebra(&call("pg_catalog", "variance", &["numeric"])).unwrap();
         assert_eq!(variance.partials, forms.partials);
         assert!(!variance.finish.contains("sqrt"));
         // The float forms add up in another way.

@@ -47,11 +47,24 @@ pub enum SourceKind {
 }
 
 /// An expression and what keeps it from being the same in every session.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expression {
     pub sql: String,
     /// Functions in it that are not immutable.
     pub unstable: Vec<UnstableFunction>,
+    /// The columns that it reads, each once.
+    pub columns: Vec<String>,
+    /// Is it a column and nothing else?
+    pub is_column: bool,
+    /// Does it use functions, operators and types of PostgreSQL itself only, so that its text says the same for ever?
+    pub is_built_in: bool,
+}
+
+impl Expression {
+    /// The column that it is.
+    pub fn column(&self) -> Option<&str> {
+        self.columns.first().filter(|_| self.is_column).map(String::as_str)
+    }
 }
 
 /// A function whose answer may differ from session to session or from call to call.
@@ -85,8 +98,7 @@ pub struct Key {
 /// What a bucket function does: a time falls into the bucket that begins at most `width` before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// The time, as SQL.
-    pub time: String,
+    pub time: Expression,
     /// An interval, as SQL writes it; an upper bound.
     pub width: String,
 }
@@ -94,7 +106,7 @@ pub struct Bucket {
 impl Bucket {
     /// The buckets of `date_trunc(unit, time)`; `None` for a unit that is none. A day more than the unit covers changes of
     /// the clocks.
-    pub fn of_unit(unit: &str, time: String) -> Option<Self> {
+    pub fn of_unit(unit: &str, time: Expression) -> Option<Self> {
         let width = match unit.to_ascii_lowercase().trim_end_matches('s') {
             "microsecond" | "millisecond" | "second" | "minute" | "hour" => "1 day 1 hour",
             "day" => "2 days",
@@ -121,6 +133,8 @@ pub struct Target {
     pub is_aggregate: bool,
     /// Functions around the aggregates that are not immutable.
     pub unstable: Vec<UnstableFunction>,
+    /// See [`Expression::is_built_in`].
+    pub is_built_in: bool,
     /// A source column that is used outside of aggregates and grouping expressions.
     pub ungrouped_column: Option<String>,
 }
@@ -131,6 +145,8 @@ pub struct AggregateCall {
     pub function: QualifiedName,
     /// The call as written, for messages.
     pub sql: String,
+    /// The name of the type of its answer, as `format_type()` writes it.
+    pub result_type: String,
     pub arguments: Vec<Argument>,
     pub filter: Option<Expression>,
     pub distinct: bool,

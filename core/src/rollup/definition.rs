@@ -1,9 +1,10 @@
 //! What a rollup is once it is known to be valid: the columns of its rows view and of its stored table.
 
+use crate::ident::quote;
 use serde::{Deserialize, Serialize};
 
 /// A valid rollup. Stored as JSON in `tally.rollups.columns`; field names are part of the stored format.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
     pub keys: Vec<Key>,
     pub arguments: Vec<Column>,
@@ -11,9 +12,43 @@ pub struct Definition {
     pub partials: Vec<Partial>,
     /// Aggregates of the select list, in the order of `Analysis::aggregates`, as expressions over the partial columns.
     pub finishes: Vec<String>,
-    /// The visible columns, as expressions over keys and partial columns under the name `merged`.
-    #[serde(default)]
-    pub targets: Vec<Column>,
+    /// The visible columns, in their order.
+    pub targets: Vec<Target>,
+    /// How the groups come from those of the rollup below, if there is one and its text says the same for ever.
+    pub level: Option<Level>,
+}
+
+/// What the keys and the partial columns of a rollup over a rollup are written for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level {
+    /// What the defining query calls the rollup below.
+    pub alias: String,
+    /// What its visible columns were called then.
+    pub columns: Vec<String>,
+    /// The condition of WHERE.
+    pub condition: Option<String>,
+}
+
+/// A visible column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub name: String,
+    /// An expression over keys and partial columns under the name `merged`.
+    pub sql: String,
+    pub value: Value,
+}
+
+/// What a visible column is to a rollup over this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Value {
+    /// An expression over keys.
+    Keys { never_null: bool, bucket: Option<BucketRange>, is_built_in: bool },
+    /// One partial column as it is. It is NULL where no row meets `present`, a column of `filters`, if that is given; the
+    /// partial column counts rows then, and is 0.
+    Partial { name: String, present: Option<String> },
+    /// Anything else: two values of it do not become one.
+    Finished,
 }
 
 /// A grouping column of the rows view and the stored table.
@@ -24,15 +59,23 @@ pub struct Key {
     pub never_null: bool,
     pub is_time: bool,
     pub type_name: String,
-    #[serde(default)]
     pub bucket: Option<BucketRange>,
+    /// Where the groups of the rollup below are that make this bucket.
+    pub groups: Option<GroupRange>,
 }
 
-/// Where the rows of a bucket are: `column` of the rows view lies between the bucket and `width` later.
+/// `sql`, a time among the keys of the rollup below, lies between the bucket and the sum of `widths` later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRange {
+    pub sql: String,
+    pub widths: Vec<String>,
+}
+
+/// Where the rows of a bucket are: `column` of the rows view lies between the bucket and the sum of `widths` later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BucketRange {
     pub column: String,
-    pub width: String,
+    pub widths: Vec<String>,
 }
 
 /// A named expression.
@@ -46,12 +89,52 @@ pub struct Column {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partial {
     pub name: String,
-    /// The aggregate over the rows view that makes it.
+    /// The aggregate over the rows view that makes it: [`Call::sql`] of `call`.
     pub sql: String,
+    pub call: Call,
     /// How two partial values become one; `{a}` and `{b}` stand for them.
     pub merge: String,
+    /// The aggregate that makes one of many partial values, as `sum` does of counts; `{x}` stands for a value, `{filter}` for
+    /// a FILTER clause or nothing.
+    pub gather: String,
+    /// The same value, made of the groups of the rollup below.
+    pub from_below: Option<String>,
     /// Is it a sketch, which is wide and does not compress?
     pub is_sketch: bool,
+}
+
+/// A call of an aggregate over columns of the rows view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    pub function: String,
+    /// Names in `Definition::arguments`; none stands for `f(*)`.
+    pub arguments: Vec<String>,
+    /// What becomes of the first argument `{x}` before it is aggregated.
+    pub form: String,
+    /// A name in `Definition::filters`.
+    pub filter: Option<String>,
+}
+
+impl Call {
+    /// ```
+    /// use tally_core::rollup::definition::Call;
+    /// let call = Call { function: "sum".into(), arguments: vec!["x".into()], form: "{x}::bigint".into(), filter: None };
+    /// assert_eq!(call.sql(), "sum(\"x\"::bigint)");
+    /// ```
+    pub fn sql(&self) -> String {
+        let mut arguments: Vec<String> = self.arguments.iter().map(|name| quote(name)).collect();
+        match arguments.first_mut() {
+            Some(first) => *first = self.form.replace("{x}", first),
+            None => arguments.push("*".into()),
+        }
+        let filter = self.filter.as_deref().map_or_else(String::new, |filter| filter_clause(&quote(filter)));
+        format!("{}({}){filter}", self.function, arguments.join(", "))
+    }
+}
+
+/// ` FILTER (WHERE condition)`
+pub fn filter_clause(condition: &str) -> String {
+    format!(" FILTER (WHERE {condition})")
 }
 
 /// The hidden column of the stored table: how many source rows the group has.

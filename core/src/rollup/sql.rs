@@ -4,6 +4,7 @@
 //! whoever calls, and others are read by people who look at a view.
 
 use super::definition::{Definition, Key, ROWS, SIGN, TAG, WRITER};
+use super::level::Below;
 use crate::ident::{QualifiedName, literal, quote};
 use crate::snapshot::Counted;
 
@@ -22,46 +23,84 @@ pub struct Relations {
     pub log: QualifiedName,
 }
 
-/// The view that turns each source row into keys, arguments and filters. `alias` is what the expressions call the source.
+/// What the views of a rollup read: the source and its change log, or those views of the rollup below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The FROM of the rows view.
+    rows: String,
+    /// The FROM of the changes view.
+    changes: String,
+    /// The columns of both that hold tag, writer and sign.
+    tag: String,
+    writer: String,
+    sign: String,
+}
+
+impl Origin {
+    /// `alias` is what the defining query calls the source.
+    pub fn source(relations: &Relations, alias: &str) -> Self {
+        let alias = quote(alias);
+        let column = |name: &str| format!("{alias}.{name}");
+        Self {
+            rows: format!("{} AS {alias}", relations.source),
+            changes: format!("{} AS {alias}", relations.log),
+            tag: column(TAG),
+            writer: column(WRITER),
+            sign: column(SIGN),
+        }
+    }
+
+    pub fn below(below: &Below, relations: &Relations) -> Self {
+        Self {
+            rows: below.rows(&relations.rows),
+            changes: below.changes(&relations.changes),
+            tag: below.hidden(TAG),
+            writer: below.hidden(WRITER),
+            sign: below.hidden(SIGN),
+        }
+    }
+}
+
+/// The view that turns each source row into keys, arguments and filters.
 pub fn create_rows_view(
     definition: &Definition,
     relations: &Relations,
-    alias: &str,
+    origin: &Origin,
+    condition: Option<&str>,
+) -> String {
+    let tag = format!("{} AS {TAG}", origin.tag);
+    create_input_view(definition, &relations.rows, &origin.rows, &[tag], condition)
+}
+
+/// The same view over logged changes. The log has the columns that the rollups of its source read, under the same names, so the
+/// expressions are those of the rows view.
+pub fn create_changes_view(
+    definition: &Definition,
+    relations: &Relations,
+    origin: &Origin,
+    condition: Option<&str>,
+) -> String {
+    let besides = [
+        format!("{} AS {TAG}", origin.tag),
+        format!("{} AS {WRITER}", origin.writer),
+        format!("{} AS {SIGN}", origin.sign),
+    ];
+    create_input_view(definition, &relations.changes, &origin.changes, &besides, condition)
+}
+
+fn create_input_view(
+    definition: &Definition,
+    name: &QualifiedName,
+    from: &str,
+    besides: &[String],
     condition: Option<&str>,
 ) -> String {
     let columns = definition.keys.iter().map(|key| (&key.name, &key.sql));
     let columns = columns.chain(definition.arguments.iter().chain(&definition.filters).map(|c| (&c.name, &c.sql)));
     let mut list: Vec<String> = columns.map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
-    list.push(format!("{}.{TAG}", quote(alias)));
+    list.extend_from_slice(besides);
     let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
-    format!(
-        "CREATE VIEW {} AS\nSELECT {}\n FROM {} AS {}{condition}",
-        relations.rows,
-        list.join(",\n    "),
-        relations.source,
-        quote(alias)
-    )
-}
-
-/// The view that says which group a logged change concerns. The log has the columns that the rollups of its source read, under
-/// the same names, so the expressions are those of the rows view.
-pub fn create_changes_view(
-    definition: &Definition,
-    relations: &Relations,
-    alias: &str,
-    condition: Option<&str>,
-) -> String {
-    let quoted = quote(alias);
-    let mut list: Vec<String> =
-        definition.keys.iter().map(|key| format!("{} AS {}", key.sql, quote(&key.name))).collect();
-    list.extend([TAG, WRITER, SIGN].map(|column| format!("{quoted}.{column}")));
-    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
-    format!(
-        "CREATE VIEW {} AS\nSELECT {}\n FROM {} AS {quoted}{condition}",
-        relations.changes,
-        list.join(",\n    "),
-        relations.log,
-    )
+    format!("CREATE VIEW {name} AS\nSELECT {}\n FROM {from}{condition}", list.join(",\n    "))
 }
 
 /// The table of the groups, empty. Its column types are those that PostgreSQL gives the expressions.
@@ -136,16 +175,51 @@ fn stored_columns(definition: &Definition) -> Vec<String> {
     keys.chain(definition.partials.iter().map(|partial| quote(&partial.name))).chain([ROWS.into()]).collect()
 }
 
-/// Fills an empty stored table with everything that `counted` counts.
-pub fn build(definition: &Definition, relations: &Relations, counted: &Counted) -> String {
-    let condition = format!("\n WHERE {}", counted.is_counted(&format!("r.{TAG}")));
+/// Fills an empty stored table with everything that `counted` counts; or, if `below` is given, with what the stored groups of
+/// the rollup below hold by then.
+pub fn build(
+    definition: &Definition,
+    relations: &Relations,
+    counted: &Counted,
+    below: Option<(&Definition, &Relations)>,
+) -> String {
+    let groups = match below {
+        Some((below, names)) => gathered(definition, below, &names.stored.to_string(), &[]),
+        None => None,
+    };
+    let groups = groups.unwrap_or_else(|| {
+        let condition = format!("\n WHERE {}", counted.is_counted(&format!("r.{TAG}")));
+        self::groups(definition, relations, &condition)
+    });
     format!(
-        "INSERT INTO {} ({})\n{}\n ORDER BY {}",
+        "INSERT INTO {} ({})\n{groups}\n ORDER BY {}",
         relations.stored,
         stored_columns(definition).join(", "),
-        groups(definition, relations, &condition),
         write_order(definition)
     )
+}
+
+/// The groups of a rollup over a rollup, made of `groups` of the rollup below: its stored table, or a part of what it becomes.
+/// None if they can only be made of rows.
+fn gathered(definition: &Definition, below: &Definition, groups: &str, bounds: &[String]) -> Option<String> {
+    let level = definition.level.as_ref()?;
+    let below = Below::new(below, &level.alias, level.columns.clone());
+    let mut columns: Vec<String> =
+        definition.keys.iter().map(|key| format!("{} AS {}", key.sql, quote(&key.name))).collect();
+    for partial in &definition.partials {
+        columns.push(format!("{} AS {}", partial.from_below.as_ref()?, quote(&partial.name)));
+    }
+    columns.push(format!("pg_catalog.sum({})::bigint AS {ROWS}", below.hidden(ROWS)));
+    let conditions: Vec<&str> = level.condition.iter().chain(bounds).map(String::as_str).collect();
+    let condition =
+        if conditions.is_empty() { String::new() } else { format!("\n WHERE {}", conditions.join(" AND ")) };
+    let positions: Vec<String> = (1..=definition.keys.len()).map(|position| position.to_string()).collect();
+    Some(format!(
+        "SELECT {}\n FROM {}{condition}\n GROUP BY {}",
+        columns.join(", "),
+        below.groups(groups),
+        positions.join(", ")
+    ))
 }
 
 /// Is there a row that a tick would count?
@@ -205,16 +279,57 @@ pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Co
     by_null_keys(definition, |condition, filter| statement(&format!("{condition}{filter}")))
 }
 
-/// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot.
-pub fn recount(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> String {
-    let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
+/// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot; or, if `below` is
+/// given, from the stored groups of the rollup below, which have followed already.
+pub fn recount(
+    definition: &Definition,
+    relations: &Relations,
+    state: &Counted,
+    now: &Counted,
+    below: Option<(&Definition, &Relations)>,
+) -> String {
+    let columns = stored_columns(definition).join(", ");
+    let gathered = below.and_then(|(below, names)| {
+        gathered(definition, below, &names.stored.to_string(), &bounds_of_groups(definition))
+    });
+    let groups = match gathered {
+        Some(gathered) => format!(
+            "SELECT {columns} FROM (\n{gathered}\n) AS s WHERE EXISTS (SELECT FROM dirty AS p WHERE {})",
+            same_group(definition, "s", "p")
+        ),
+        None => {
+            let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
+            groups(definition, relations, &format!("\n WHERE {condition}"))
+        }
+    };
     format!(
-        "WITH {}\nINSERT INTO {} ({})\n{}\n ORDER BY {}",
+        "WITH {}\nINSERT INTO {} ({columns})\n{groups}\n ORDER BY {}",
         dirty(definition, relations, &changed(state, now)),
         relations.stored,
-        stored_columns(definition).join(", "),
-        groups(definition, relations, &format!("\n WHERE {condition}")),
         write_order(definition)
+    )
+}
+
+/// Where the groups of the rollup below are that make the buckets in `dirty`.
+fn bounds_of_groups(definition: &Definition) -> Vec<String> {
+    let mut bounds = vec![];
+    for key in &definition.keys {
+        let Some(range) = &key.groups else { continue };
+        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{}) FROM dirty AS d)", quote(&key.name));
+        bounds.push(format!("{} OPERATOR(pg_catalog.>=) {}", range.sql, of_all("min")));
+        bounds.push(format!("{} OPERATOR(pg_catalog.<=) {}", range.sql, end_of(key, &of_all("max"), &range.widths)));
+    }
+    bounds
+}
+
+/// The end of a bucket. Near the end of time there is none.
+fn end_of(key: &Key, bucket: &str, widths: &[String]) -> String {
+    let kind = &key.type_name;
+    let widths = widths.iter().map(|width| format!(" OPERATOR(pg_catalog.+) {}::interval", literal(width)));
+    format!(
+        "CASE WHEN {bucket} OPERATOR(pg_catalog.<) '200000-01-01'::{kind} \
+         THEN {bucket}{} ELSE 'infinity'::{kind} END",
+        widths.collect::<String>()
     )
 }
 
@@ -225,36 +340,64 @@ fn of_changed_group(definition: &Definition) -> String {
     for key in &definition.keys {
         let Some(range) = &key.bucket else { continue };
         let (bucket, column) = (quote(&key.name), quote(&range.column));
-        // Near the end of time there is no end of a bucket.
-        let end = |bucket: &str| {
-            let (width, kind) = (literal(&range.width), &key.type_name);
-            format!(
-                "CASE WHEN {bucket} OPERATOR(pg_catalog.<) '200000-01-01'::{kind} \
-                 THEN {bucket} OPERATOR(pg_catalog.+) {width}::interval ELSE 'infinity'::{kind} END"
-            )
-        };
         same.push(format!("r.{column} OPERATOR(pg_catalog.>=) d.{bucket}"));
-        same.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end(&format!("d.{bucket}"))));
+        same.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &format!("d.{bucket}"), &range.widths)));
         let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{bucket}) FROM dirty AS d)");
         bounds.push(format!("r.{column} OPERATOR(pg_catalog.>=) {}", of_all("min")));
-        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end(&of_all("max"))));
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &of_all("max"), &range.widths)));
     }
     bounds.push(format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND ")));
     bounds.join(" AND ")
 }
 
-/// Merges the rows that are new to `state` and counted by `now` into the stored table, all in one snapshot. With `changes`,
-/// groups that changes concern are left to [`recount`]. Answers one row: groups touched, source rows counted.
-pub fn merge_delta(
-    definition: &Definition,
-    relations: &Relations,
-    state: &Counted,
-    now: &Counted,
-    changes: bool,
-) -> String {
+/// A rollup among those that one statement merges into.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    pub definition: &'a Definition,
+    pub relations: &'a Relations,
+    /// Position of the rollup below, which comes first. Without one, its delta is made of rows.
+    pub below: Option<usize>,
+}
+
+/// Merges the rows that are new to `state` and counted by `now` into the stored tables of a rollup and of those that gather its
+/// groups, all in one snapshot and one scan. With `changes`, groups that changes concern are left to [`recount`]. Answers one
+/// row: groups touched, source rows counted.
+pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: bool) -> String {
     let tag = format!("r.{TAG}");
     let condition = format!("\n WHERE {} AND {}", state.is_new(&tag), now.is_counted(&tag));
-    let columns = stored_columns(definition);
+    let mut parts = vec![];
+    let mut counts = vec![];
+    for (position, member) in family.iter().enumerate() {
+        let Member { definition, relations, below } = *member;
+        let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
+        let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[]));
+        let delta = delta.unwrap_or_else(|| groups(definition, relations, &condition));
+        parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
+        let mut untouched = String::new();
+        if changes {
+            let dirty = dirty(definition, relations, &changed(state, now));
+            // Named apart, each with its own rollup's keys.
+            parts.push(dirty.replacen("dirty AS", &format!("dirty_{position} AS"), 1));
+            untouched = format!(
+                " WHERE NOT EXISTS (SELECT FROM dirty_{position} AS p WHERE {})",
+                same_group(definition, "s", "p")
+            );
+        }
+        parts.push(format!(
+            "merged_{position} AS (\n{}\n)",
+            merge(definition, relations, &format!("delta_{position}"), &untouched)
+        ));
+        counts.push(format!("(SELECT pg_catalog.count(*) FROM delta_{position})"));
+    }
+    format!(
+        "WITH {}\nSELECT {}, (SELECT COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta_0)",
+        parts.join(", "),
+        counts.join(" OPERATOR(pg_catalog.+) ")
+    )
+}
+
+/// Merges groups into the stored table.
+fn merge(definition: &Definition, relations: &Relations, delta: &str, condition: &str) -> String {
     // `_rows` first: like this each assignment stands beside its rule of merging.
     let mut assignments = vec![format!("{ROWS} = s.{ROWS} OPERATOR(pg_catalog.+) excluded.{ROWS}")];
     for partial in &definition.partials {
@@ -262,24 +405,13 @@ pub fn merge_delta(
         assignments
             .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
     }
-    let order = names(&index_order(definition)).join(", ");
-    let (dirty, untouched) = if changes {
-        (
-            format!("{}, ", dirty(definition, relations, &changed(state, now))),
-            format!(" WHERE NOT EXISTS (SELECT FROM dirty AS p WHERE {})", same_group(definition, "s", "p")),
-        )
-    } else {
-        (String::new(), String::new())
-    };
     format!(
-        "WITH {dirty}delta AS MATERIALIZED (\n{}\n), merged AS (\nINSERT INTO {} AS s ({columns})\n\
-         SELECT {columns} FROM delta AS s{untouched} ORDER BY {write_order}\n\
-         ON CONFLICT ({order}) DO UPDATE SET {}\n)\n\
-         SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta",
-        groups(definition, relations, &condition),
+        "INSERT INTO {} AS s ({columns})\nSELECT {columns} FROM {delta} AS s{condition} ORDER BY {write_order}\n\
+         ON CONFLICT ({}) DO UPDATE SET {}",
         relations.stored,
+        names(&index_order(definition)).join(", "),
         assignments.join(", "),
-        columns = columns.join(", "),
+        columns = stored_columns(definition).join(", "),
         write_order = write_order(definition),
     )
 }
@@ -289,12 +421,11 @@ fn merged(rule: &str, a: &str, b: &str) -> String {
 }
 
 /// The public view: stored groups, merged with those of the rows that the reader can see and no tick has counted.
-/// `targets` are (name, expression over the alias `merged`).
 ///
 /// Stored groups that nothing is pending for pass through one hash join; the pending ones look their stored part up.
 /// Both halves can be pushed down conditions on keys. Keys that may be NULL are compared by what NULL is replaced with *and*
 /// by whether they are NULL, since `IS NOT DISTINCT FROM` can neither hash nor use an index.
-pub fn create_public_view(definition: &Definition, relations: &Relations, targets: &[(String, String)]) -> String {
+pub fn create_public_view(definition: &Definition, relations: &Relations) -> String {
     // A snapshot older than the rollup sees no state, and neither does a reader of a dump of some tables only: to them every
     // row is pending and no group is stored.
     let known = format!(
@@ -343,7 +474,8 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, target
         let name = quote(&partial.name);
         format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
     }));
-    let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    let columns: Vec<String> =
+        definition.targets.iter().map(|target| format!("{} AS {}", target.sql, quote(&target.name))).collect();
     let no_dirty =
         |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));
     let mut arms = vec![format!(
@@ -441,9 +573,9 @@ fn stand_in(type_name: &str) -> Option<String> {
     Some(format!("{}::{base}", literal(value)))
 }
 
-/// The defining query as it is kept: names qualified, aggregates as written.
+/// The defining query as it is kept: names qualified, aggregates as written. `from` is the table or rollup that it reads.
 pub fn definition_query(
-    relations: &Relations,
+    from: &QualifiedName,
     alias: &str,
     targets: &[(String, String)],
     condition: Option<&str>,
@@ -456,7 +588,7 @@ pub fn definition_query(
     format!(
         "SELECT {}\n FROM {} AS {}{condition}\n GROUP BY {}",
         columns.join(",\n    "),
-        relations.source,
+        from,
         quote(alias),
         keys.join(", ")
     )

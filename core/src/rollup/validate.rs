@@ -1,8 +1,15 @@
 //! An analysed query becomes a [`Definition`], or an [`Error`] that names the part in the way and says what to do instead.
 
 use super::aggregate::{self, Algebra, Refusal};
-use super::analysis::{Analysis, Expression, Source, SourceKind, UnstableFunction, Unsupported};
-use super::definition::{BucketRange, Column, Definition, Key, Partial, ROWS, SIGN, TAG, WRITER};
+use super::analysis::{
+    self, AggregateCall, Analysis, Expression, Source, SourceKind, Target, UnstableFunction, Unsupported,
+};
+use super::definition::{
+    self, BucketRange, Call, Column, Definition, GroupRange, Key, Partial, ROWS, SIGN, TAG, Value, WRITER,
+    filter_clause,
+};
+use super::level::{self, Below};
+use super::names::Names;
 use crate::error::Explain;
 use crate::ident::{self, quote};
 use std::collections::HashSet;
@@ -11,27 +18,19 @@ use std::fmt;
 /// Functions that are marked stable only because a time zone's rules can change: the zone is in the definition.
 const ZONE_IS_NAMED: [&str; 1] = ["date_trunc(text,timestamp with time zone,text)"];
 
-/// Checks a defining query and lays out the columns of the rollup.
-pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
+/// Checks a defining query and lays out the columns of the rollup. `below` is the rollup that it reads, if it reads one.
+pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition, Error> {
     if let Some(part) = analysis.unsupported.first() {
         return Err(Error::Unsupported(*part));
     }
     let source = analysis.source.as_ref().ok_or(Error::Unsupported(Unsupported::NoTable))?;
     check_source(source)?;
     if let Some(condition) = &analysis.condition {
-        check_stable("WHERE", condition)?;
+        check_row_expression("WHERE", condition, below)?;
     }
-    let mut names = Names::new([ROWS, TAG, WRITER, SIGN]);
-    let mut definition = Definition {
-        keys: vec![],
-        arguments: vec![],
-        filters: vec![],
-        partials: vec![],
-        finishes: vec![],
-        targets: vec![],
-    };
+    let mut layout = Layout::new(below);
     for (position, key) in analysis.keys.iter().enumerate() {
-        check_stable("GROUP BY", &key.expression)?;
+        check_row_expression("GROUP BY", &key.expression, below)?;
         if !key.deterministic {
             return Err(Error::NondeterministicKey { sql: key.expression.sql.clone() });
         }
@@ -39,57 +38,302 @@ pub fn validate(analysis: &Analysis) -> Result<Definition, Error> {
             return Err(Error::KeyWithoutOrder { sql: key.expression.sql.clone(), type_name: key.type_name.clone() });
         }
         let wanted = key.name.clone().unwrap_or_else(|| format!("key_{}", position + 1));
-        definition.keys.push(Key {
-            name: names.claim(&wanted),
+        layout.definition.keys.push(Key {
+            name: layout.names.claim(&wanted),
             sql: key.expression.sql.clone(),
             never_null: key.never_null,
             is_time: key.is_time,
             type_name: key.type_name.clone(),
             bucket: None,
+            groups: None,
         });
     }
     check_targets(analysis)?;
+    let mut values = vec![];
     for (position, call) in analysis.aggregates.iter().enumerate() {
-        let algebra =
-            aggregate::algebra(call).map_err(|refusal| Error::Aggregate { sql: call.sql.clone(), refusal })?;
-        for argument in &call.arguments {
-            check_stable(&call.sql, &argument.expression)?;
-        }
+        let refused = |refusal| Error::Aggregate { sql: call.sql.clone(), refusal };
+        let algebra = aggregate::algebra(call).map_err(refused)?;
         if let Some(filter) = &call.filter {
-            check_stable("FILTER", filter)?;
+            check_row_expression("FILTER", filter, below)?;
         }
-        let columns: Vec<String> = call
-            .arguments
-            .iter()
-            .map(|argument| column(&mut definition.arguments, &mut names, "argument", &argument.expression.sql))
-            .collect();
-        let filter =
-            call.filter.as_ref().map(|filter| column(&mut definition.filters, &mut names, "filter", &filter.sql));
         let wanted = wanted_name(analysis, position);
-        let finish = add_partials(&mut definition.partials, &mut names, &algebra, &columns, filter.as_deref(), &wanted);
-        definition.finishes.push(finish);
+        values.push(match below.map(|below| (below, below.partial_of(call))) {
+            Some((below, Some((partial, present)))) => {
+                if !aggregate::gathers(&call.function, &partial.gather) {
+                    let function = aggregate::gatherer(&partial.gather).to_string();
+                    let column = call.arguments[0].expression.sql.clone();
+                    return Err(refused(Refusal::GatheredBy { column, function }));
+                }
+                layout.gather(call, &algebra, below, partial, present, &wanted)
+            }
+            found => {
+                if let Some((below, _)) = found {
+                    check_over_keys(call, below).map_err(refused)?;
+                }
+                for argument in &call.arguments {
+                    check_stable(&call.sql, &argument.expression)?;
+                }
+                layout.aggregate(call, &algebra, &wanted)
+            }
+        });
     }
     for (position, key) in analysis.keys.iter().enumerate() {
         // A NULL has no range.
-        let Some(bucket) = key.bucket.as_ref().filter(|_| key.never_null) else { continue };
-        let column = column(&mut definition.arguments, &mut names, "argument", &bucket.time);
-        definition.keys[position].bucket = Some(BucketRange { column, width: bucket.width.clone() });
+        if key.never_null {
+            layout.definition.keys[position].bucket = layout.bucket(key);
+            layout.definition.keys[position].groups = layout.groups(key);
+        }
     }
-    Ok(definition)
+    layout.definition.level = level(analysis, below);
+    for target in &analysis.targets {
+        let value = match target.aggregates.as_slice() {
+            [] => layout.keys_only(analysis, target),
+            [aggregate] if target.is_aggregate => values[*aggregate].clone(),
+            _ => Value::Finished,
+        };
+        layout.definition.targets.push(definition::Target { name: target.name.clone(), sql: String::new(), value });
+    }
+    Ok(layout.definition)
+}
+
+/// How the groups come from those of the rollup below.
+fn level(analysis: &Analysis, below: Option<&Below>) -> Option<definition::Level> {
+    let alias = analysis.source.as_ref()?.alias.clone();
+    let keys = analysis.keys.iter().map(|key| &key.expression);
+    let aggregates = analysis.aggregates.iter();
+    let inputs =
+        aggregates.flat_map(|call| call.arguments.iter().map(|argument| &argument.expression).chain(&call.filter));
+    let below = below?;
+    let is_lasting = below.is_lasting(keys.chain(inputs).chain(&analysis.condition));
+    let condition = analysis.condition.as_ref().map(|condition| condition.sql.clone());
+    is_lasting.then(|| definition::Level { alias, columns: below.names().to_vec(), condition })
+}
+
+/// The columns of a rollup while they are laid out.
+struct Layout<'a> {
+    definition: Definition,
+    names: Names,
+    below: Option<&'a Below<'a>>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(below: Option<&'a Below<'a>>) -> Self {
+        let names = Names::new([ROWS, TAG, WRITER, SIGN].map(String::from));
+        Self { definition: Definition::default(), names, below }
+    }
+
+    /// The column of the rows view for this argument; equal expressions share one.
+    fn argument(&mut self, sql: &str) -> String {
+        column(&mut self.definition.arguments, &mut self.names, "argument", sql)
+    }
+
+    fn filter(&mut self, sql: &str) -> String {
+        column(&mut self.definition.filters, &mut self.names, "filter", sql)
+    }
+
+    /// Adds what is missing of an aggregate over rows, and says what a column is that has it alone.
+    fn aggregate(&mut self, call: &AggregateCall, algebra: &Algebra, wanted: &str) -> Value {
+        let arguments: Vec<String> =
+            call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
+        let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
+        let alone = algebra.partials.len() == 1 && algebra.finish == "{0}";
+        let mut finish = algebra.finish.to_string();
+        for (position, form) in algebra.partials.iter().enumerate() {
+            let arguments = if form.with_arguments { arguments.clone() } else { vec![] };
+            // Over keys of the level below: its groups have all the values that the rows have.
+            let from_below = self.below.map(|_| {
+                let given: Vec<&str> = call.arguments.iter().map(|argument| argument.expression.sql.as_str()).collect();
+                let filter = call.filter.as_ref().map_or_else(String::new, |filter| filter_clause(&filter.sql));
+                format!("{}({}){filter}", form.function, given.join(", "))
+            });
+            let call =
+                Call { function: form.function.into(), arguments, form: form.argument.into(), filter: filter.clone() };
+            let suffix = if form.suffix.is_empty() { "value" } else { form.suffix };
+            let wanted = if alone { wanted.into() } else { ident::fit(wanted, &format!("_{suffix}")) };
+            let name = self.partial(call, form.merge, form.gather, from_below, form.is_sketch, &wanted);
+            finish = finish.replace(&format!("{{{position}}}"), &quote(&name));
+        }
+        self.definition.finishes.push(finish);
+        match self
+            .definition
+            .partials
+            .iter()
+            .find(|partial| alone && Some(&quote(&partial.name)) == self.definition.finishes.last())
+        {
+            Some(partial) => Value::Partial { name: partial.name.clone(), present: None },
+            None => Value::Finished,
+        }
+    }
+
+    /// Adds what is missing of an aggregate that gathers a partial column of the level below: the aggregate of that column, over
+    /// the rows for which the group below is taken.
+    fn gather(
+        &mut self,
+        call: &AggregateCall,
+        algebra: &Algebra,
+        below: &Below,
+        partial: &Partial,
+        present: Option<&str>,
+        wanted: &str,
+    ) -> Value {
+        let arguments: Vec<String> =
+            partial.call.arguments.iter().map(|name| self.argument(&below.hidden(name))).collect();
+        let of_groups = call.filter.as_ref().map(|filter| filter.sql.clone());
+        let both = |column: Option<&str>| -> Option<String> {
+            let conditions: Vec<String> = column
+                .map(|column| below.hidden(column))
+                .into_iter()
+                .chain(of_groups.iter().map(|sql| format!("({sql})")))
+                .collect();
+            (!conditions.is_empty()).then(|| conditions.join(" AND "))
+        };
+        let filter = both(partial.call.filter.as_deref()).map(|sql| self.filter(&sql));
+        let gathered = |name: &str| {
+            let filter = of_groups.as_deref().map_or_else(String::new, filter_clause);
+            Some(partial_of_groups(&partial.gather, &below.hidden(name), &filter))
+        };
+        let new = Call { filter, arguments, ..partial.call.clone() };
+        let alone = algebra.finish == "{0}";
+        let wanted_here = if alone { wanted.into() } else { ident::fit(wanted, "_sketch") };
+        let name = self.partial(
+            new,
+            &partial.merge,
+            &partial.gather,
+            gathered(&partial.name),
+            partial.is_sketch,
+            &wanted_here,
+        );
+        let mut finish = algebra.finish.replace("{0}", &quote(&name));
+        let mut present_here = None;
+        if partial.call.function == aggregate::COUNT_ROWS.function
+            && let Some(condition) = both(present)
+        {
+            // The sum of no counts is NULL, and the count of no rows is 0.
+            let form = aggregate::COUNT_ROWS;
+            let filter = self.filter(&condition);
+            let of_groups = of_groups.as_deref().map_or_else(String::new, filter_clause);
+            let rows = match present {
+                Some(present) => below.presence(present),
+                None => below.hidden(ROWS),
+            };
+            let from_below = Some(partial_of_groups(form.gather, &rows, &of_groups));
+            let count = Call {
+                function: form.function.into(),
+                arguments: vec![],
+                form: form.argument.into(),
+                filter: Some(filter.clone()),
+            };
+            let count =
+                self.partial(count, form.merge, form.gather, from_below, false, &ident::fit(wanted, "_present"));
+            finish = format!("CASE WHEN {} OPERATOR(pg_catalog.>) 0 THEN {finish} END", quote(&count));
+            present_here = Some(filter);
+        }
+        if !partial.is_sketch {
+            // sum(bigint) is numeric, and the column may hold a bigint.
+            finish = format!("({finish})::{}", call.result_type);
+        }
+        self.definition.finishes.push(finish);
+        if alone { Value::Partial { name, present: present_here } } else { Value::Finished }
+    }
+
+    /// The partial column of this call; equal calls share one.
+    fn partial(
+        &mut self,
+        call: Call,
+        merge: &str,
+        gather: &str,
+        from_below: Option<String>,
+        is_sketch: bool,
+        wanted: &str,
+    ) -> String {
+        if let Some(partial) = self.definition.partials.iter().find(|partial| partial.call == call) {
+            return partial.name.clone();
+        }
+        let name = self.names.claim(wanted);
+        self.definition.partials.push(Partial {
+            name: name.clone(),
+            sql: call.sql(),
+            call,
+            merge: merge.into(),
+            gather: gather.into(),
+            from_below,
+            is_sketch,
+        });
+        name
+    }
+
+    /// Where the rows of a bucket are.
+    fn bucket(&mut self, key: &analysis::Key) -> Option<BucketRange> {
+        let range_below = |expression: &Expression| match self.below?.column(expression.column()?)? {
+            level::Column::Key { bucket } => bucket.map(|range| (self.below, range.clone())),
+            _ => None,
+        };
+        let mut widths: Vec<String> = key.bucket.iter().map(|bucket| bucket.width.clone()).collect();
+        let time = key.bucket.as_ref().map_or(&key.expression, |bucket| &bucket.time);
+        let sql = match range_below(time) {
+            Some((Some(below), range)) => {
+                widths.extend(range.widths);
+                below.hidden(&range.column)
+            }
+            _ => key.bucket.as_ref()?.time.sql.clone(),
+        };
+        Some(BucketRange { column: self.argument(&sql), widths })
+    }
+
+    /// Where the groups of the level below are that make a bucket.
+    fn groups(&self, key: &analysis::Key) -> Option<GroupRange> {
+        let time = key.bucket.as_ref().map_or(&key.expression, |bucket| &bucket.time);
+        let is_time_below = matches!(self.below?.column(time.column()?)?, level::Column::Key { bucket: Some(_) });
+        let widths = key.bucket.iter().map(|bucket| bucket.width.clone()).collect();
+        is_time_below.then(|| GroupRange { sql: time.sql.clone(), widths })
+    }
+
+    /// What a column is that has no aggregate.
+    fn keys_only(&self, analysis: &Analysis, target: &Target) -> Value {
+        let key = analysis.keys.iter().position(|key| key.expression.sql == target.sql);
+        let key = key.and_then(|position| self.definition.keys.get(position));
+        Value::Keys {
+            never_null: key.is_some_and(|key| key.never_null),
+            bucket: key.and_then(|key| key.bucket.clone()),
+            is_built_in: target.is_built_in,
+        }
+    }
+}
+
+/// The value of a partial column, made of the groups of the level below.
+fn partial_of_groups(gather: &str, value: &str, filter: &str) -> String {
+    gather.replace("{x}", value).replace("{filter}", filter)
 }
 
 fn check_source(source: &Source) -> Result<(), Error> {
     let reason = match source.kind {
-        SourceKind::Table | SourceKind::PartitionedTable if !source.only => return Ok(()),
-        SourceKind::Table | SourceKind::PartitionedTable => SourceRefusal::Only,
+        SourceKind::Table | SourceKind::PartitionedTable | SourceKind::Rollup if !source.only => return Ok(()),
+        SourceKind::Table | SourceKind::PartitionedTable | SourceKind::Rollup => SourceRefusal::Only,
         SourceKind::Partition => SourceRefusal::Partition,
         SourceKind::Inherited => SourceRefusal::Inherited,
-        SourceKind::Rollup => SourceRefusal::Rollup,
         SourceKind::Other => SourceRefusal::NotATable,
         SourceKind::Temporary => SourceRefusal::Temporary,
         SourceKind::Unlogged => SourceRefusal::Unlogged,
     };
     Err(Error::Source { name: source.name.to_string(), reason })
+}
+
+/// An expression that is evaluated row by row: in a rollup over a rollup, over its keys.
+fn check_row_expression(place: &'static str, expression: &Expression, below: Option<&Below>) -> Result<(), Error> {
+    match below.and_then(|below| below.aggregated_column(expression)) {
+        Some(column) => Err(Error::AggregatedColumn { column: column.into(), place }),
+        None => check_stable(place, expression),
+    }
+}
+
+/// An aggregate over keys of a rollup sees each value once for each group.
+fn check_over_keys(call: &AggregateCall, below: &Below) -> Result<(), Refusal> {
+    for argument in &call.arguments {
+        if let Some(column) = below.aggregated_column(&argument.expression) {
+            return Err(Refusal::NotGathered { column: column.into() });
+        }
+    }
+    if aggregate::ignores_repetition(&call.function) { Ok(()) } else { Err(Refusal::CountsGroups) }
 }
 
 fn check_stable(place: &str, expression: &Expression) -> Result<(), Error> {
@@ -136,70 +380,40 @@ fn column(columns: &mut Vec<Column>, names: &mut Names, kind: &str, sql: &str) -
     name
 }
 
-/// Adds what is missing of an aggregate's partial columns and returns its answer over them.
-fn add_partials(
-    partials: &mut Vec<Partial>,
-    names: &mut Names,
-    algebra: &Algebra,
-    arguments: &[String],
-    filter: Option<&str>,
-    wanted: &str,
-) -> String {
-    let mut finish = algebra.finish.to_string();
-    for (position, form) in algebra.partials.iter().enumerate() {
-        let mut arguments: Vec<String> = arguments.iter().map(|name| quote(name)).collect();
-        if let Some(first) = arguments.first_mut() {
-            *first = form.argument.replace("{x}", first);
-        }
-        let list = if form.with_arguments { arguments.join(", ") } else { "*".into() };
-        let filter = filter.map_or_else(String::new, |filter| format!(" FILTER (WHERE {})", quote(filter)));
-        let sql = format!("{}({list}){filter}", form.function);
-        let name = match partials.iter().find(|partial| partial.sql == sql) {
-            Some(partial) => partial.name.clone(),
-            None => {
-                let alone = algebra.partials.len() == 1 && algebra.finish == "{0}";
-                let suffix = if form.suffix.is_empty() { "value" } else { form.suffix };
-                let name = names.claim(&if alone { wanted.into() } else { ident::fit(wanted, &format!("_{suffix}")) });
-                let (merge, is_sketch) = (form.merge.to_string(), form.is_sketch);
-                partials.push(Partial { name: name.clone(), sql, merge, is_sketch });
-                name
-            }
-        };
-        finish = finish.replace(&format!("{{{position}}}"), &quote(&name));
-    }
-    finish
-}
-
-/// Hands out column names, each once.
-struct Names(HashSet<String>);
-
-impl Names {
-    fn new<const N: usize>(taken: [&str; N]) -> Self {
-        Self(taken.into_iter().map(String::from).collect())
-    }
-
-    fn claim(&mut self, wanted: &str) -> String {
-        let mut name = ident::fit(wanted, "");
-        let mut number = 1;
-        while !self.0.insert(name.clone()) {
-            number += 1;
-            name = ident::fit(wanted, &format!("_{number}"));
-        }
-        name
-    }
-}
-
 /// Why a query cannot define a rollup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     Unsupported(Unsupported),
-    Source { name: String, reason: SourceRefusal },
-    Unstable { function: UnstableFunction, place: String },
-    NondeterministicKey { sql: String },
-    KeyWithoutOrder { sql: String, type_name: String },
-    UngroupedColumn { column: String },
-    DuplicateColumn { name: String },
-    Aggregate { sql: String, refusal: Refusal },
+    Source {
+        name: String,
+        reason: SourceRefusal,
+    },
+    Unstable {
+        function: UnstableFunction,
+        place: String,
+    },
+    NondeterministicKey {
+        sql: String,
+    },
+    KeyWithoutOrder {
+        sql: String,
+        type_name: String,
+    },
+    UngroupedColumn {
+        column: String,
+    },
+    /// A rollup over a rollup uses it where its own rows are looked at one by one.
+    AggregatedColumn {
+        column: String,
+        place: &'static str,
+    },
+    DuplicateColumn {
+        name: String,
+    },
+    Aggregate {
+        sql: String,
+        refusal: Refusal,
+    },
 }
 
 /// What is wrong with the table of FROM.
@@ -208,7 +422,6 @@ pub enum SourceRefusal {
     Only,
     Partition,
     Inherited,
-    Rollup,
     NotATable,
     Temporary,
     Unlogged,
@@ -223,7 +436,6 @@ impl fmt::Display for Error {
                     SourceRefusal::Only => "FROM ONLY",
                     SourceRefusal::Partition => "a single partition",
                     SourceRefusal::Inherited => "a table with inheritance children",
-                    SourceRefusal::Rollup => "another rollup",
                     SourceRefusal::NotATable => "anything but a table",
                     SourceRefusal::Temporary => "a temporary table",
                     SourceRefusal::Unlogged => "an unlogged table",
@@ -241,6 +453,9 @@ impl fmt::Display for Error {
             Self::UngroupedColumn { column } => {
                 write!(f, "column {} must appear in GROUP BY or in an aggregate", quote(column))
             }
+            Self::AggregatedColumn { column, place } => {
+                write!(f, "column {} is an aggregate of the rollup below and cannot be used in {place}", quote(column))
+            }
             Self::DuplicateColumn { name } => write!(f, "column name {} is used twice", quote(name)),
             Self::Aggregate { sql, refusal } => match refusal {
                 Refusal::Unknown => write!(f, "a rollup cannot keep the aggregate {sql}"),
@@ -251,6 +466,14 @@ impl fmt::Display for Error {
                 Refusal::Variadic => write!(f, "a rollup cannot keep a call with VARIADIC: {sql}"),
                 Refusal::Type { type_name } => write!(f, "a rollup cannot keep {sql} of type {type_name}"),
                 Refusal::VaryingPrecision => write!(f, "the precision of a sketch must be a literal: {sql}"),
+                Refusal::GatheredBy { column, function } => {
+                    let function = function.trim_start_matches("pg_catalog.");
+                    write!(f, "a rollup over a rollup cannot keep {sql}: {column} is gathered by {function}")
+                }
+                Refusal::NotGathered { column } => {
+                    write!(f, "a rollup over a rollup cannot keep {sql}: {} is not one aggregate alone", quote(column))
+                }
+                Refusal::CountsGroups => write!(f, "a rollup over a rollup cannot keep {sql}: it would count groups"),
                 Refusal::NondeterministicCollation => {
                     write!(f, "a sketch cannot count values of a nondeterministic collation: {sql}")
                 }
@@ -287,13 +510,16 @@ impl Explain for Error {
     }
 
     fn hint(&self) -> Option<String> {
+        if let Self::Aggregate { refusal: Refusal::GatheredBy { column, function }, .. } = self {
+            let function = function.trim_start_matches("pg_catalog.");
+            return Some(format!("Use {function}({column}), or define the rollup on the table."));
+        }
         let hint = match self {
             Self::Unsupported(part) => described(*part).1,
             Self::Source { reason, .. } => match reason {
                 SourceRefusal::Only => "Leave out ONLY.",
                 SourceRefusal::Partition => "Name the partitioned table; its rollup covers every partition.",
                 SourceRefusal::Inherited => "Use declarative partitions: CREATE TABLE .. PARTITION BY RANGE.",
-                SourceRefusal::Rollup => "Define the rollup on the source table for now.",
                 SourceRefusal::NotATable => "Name an ordinary or partitioned table of this database.",
                 SourceRefusal::Temporary => "Use a permanent table: workers cannot see the tables of a session.",
                 SourceRefusal::Unlogged => {
@@ -312,6 +538,9 @@ impl Explain for Error {
                 "Cast it to a type with a default btree and hash operator class, such as text or jsonb."
             }
             Self::UngroupedColumn { .. } => "Add it to GROUP BY.",
+            Self::AggregatedColumn { .. } => {
+                "Group and filter by keys of the rollup below, or define the rollup on the table."
+            }
             Self::DuplicateColumn { .. } => "Give each column a name of its own with AS.",
             Self::Aggregate { refusal, .. } => match refusal {
                 Refusal::CountDistinct => {
@@ -323,7 +552,14 @@ impl Explain for Error {
                 Refusal::Type { .. } => "Cast the argument, for example to bigint, numeric or text.",
                 Refusal::VaryingPrecision => "Write a number between 0 and 17, or leave it out.",
                 Refusal::NondeterministicCollation => "Add COLLATE \"C\" to the argument.",
-                Refusal::Unknown | Refusal::WithinGroup => {
+                Refusal::NotGathered { .. } => {
+                    "Keep its parts as columns of the rollup below, such as sum(x) and count(x) of an average, and use \
+                     sum(sum_x) / sum(count_x)."
+                }
+                Refusal::CountsGroups => {
+                    "Keep count(*) or sum(x) as a column of the rollup below and use its sum, or define the rollup on the table."
+                }
+                Refusal::Unknown | Refusal::WithinGroup | Refusal::GatheredBy { .. } => {
                     "Leave this column out of the rollup and compute it from the source, or ask for counts and sums."
                 }
             },

@@ -1,4 +1,4 @@
-//! What is in an expression: aggregates, columns outside of them, functions that are not immutable, system columns.
+//! What is in an expression: aggregates, columns, functions that are not immutable or not PostgreSQL's own, system columns.
 
 use super::text;
 use pgrx::is_a;
@@ -101,4 +101,68 @@ unsafe extern "C-unwind" fn visit_system_columns(node: *mut Node, context: *mut 
         }
         pg_sys::expression_tree_walker(node, Some(visit_system_columns), context)
     }
+}
+
+/// Columns of the one relation that an expression reads, by number, each once.
+pub(super) unsafe fn columns_of(node: *mut Node) -> Vec<i16> {
+    let mut columns: Vec<i16> = vec![];
+    // SAFETY: the context is the list above.
+    unsafe { visit_columns(node, (&raw mut columns).cast()) };
+    columns
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn visit_columns(node: *mut Node, context: *mut c_void) -> bool {
+    // SAFETY: as in `columns_of`.
+    unsafe {
+        if node.is_null() {
+            return false;
+        }
+        if is_a(node, NodeTag::T_Var) {
+            let columns = &mut *context.cast::<Vec<i16>>();
+            let number = (*node.cast::<pg_sys::Var>()).varattno;
+            if !columns.contains(&number) {
+                columns.push(number);
+            }
+            return false;
+        }
+        pg_sys::expression_tree_walker(node, Some(visit_columns), context)
+    }
+}
+
+/// Does the expression name nothing but columns and what PostgreSQL itself brings along?
+pub(super) unsafe fn is_built_in(node: *mut Node) -> bool {
+    // SAFETY: a callback without context.
+    unsafe { !visit_foreign(node, std::ptr::null_mut()) }
+}
+
+/// A callback of `expression_tree_walker` that stops at what somebody has made in this database.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn visit_foreign(node: *mut Node, context: *mut c_void) -> bool {
+    // SAFETY: each cast follows a check of the node's tag.
+    unsafe {
+        if node.is_null() {
+            return false;
+        }
+        let named = match (*node).type_ {
+            NodeTag::T_Const => (*node.cast::<pg_sys::Const>()).consttype,
+            NodeTag::T_RelabelType => (*node.cast::<pg_sys::RelabelType>()).resulttype,
+            NodeTag::T_CoerceViaIO => (*node.cast::<pg_sys::CoerceViaIO>()).resulttype,
+            NodeTag::T_ArrayCoerceExpr => (*node.cast::<pg_sys::ArrayCoerceExpr>()).resulttype,
+            NodeTag::T_ArrayExpr => (*node.cast::<pg_sys::ArrayExpr>()).array_typeid,
+            NodeTag::T_CollateExpr => (*node.cast::<pg_sys::CollateExpr>()).collOid,
+            NodeTag::T_CoerceToDomain | NodeTag::T_FieldSelect | NodeTag::T_RowExpr | NodeTag::T_ConvertRowtypeExpr => {
+                return true;
+            }
+            _ => Oid::INVALID,
+        };
+        named.to_u32() >= pg_sys::FirstGenbkiObjectId
+            || pg_sys::check_functions_in_node(node, Some(is_foreign_function), context)
+            || pg_sys::expression_tree_walker(node, Some(visit_foreign), context)
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn is_foreign_function(function: Oid, _context: *mut c_void) -> bool {
+    function.to_u32() >= pg_sys::FirstGenbkiObjectId
 }

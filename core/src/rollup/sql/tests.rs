@@ -1,8 +1,9 @@
-use super::super::definition::{BucketRange, Column, Partial};
+use super::super::definition::{BucketRange, Call, Column, Partial, Target, Value};
 use super::*;
 
 fn key(name: &str, never_null: bool, is_time: bool, type_name: &str) -> Key {
-    Key { name: name.into(), sql: format!("e.{name}"), never_null, is_time, type_name: type_name.into(), bucket: None }
+    let (name, sql, type_name) = (name.into(), format!("e.{name}"), type_name.into());
+    Key { name, sql, never_null, is_time, type_name, bucket: None, groups: None }
 }
 
 fn definition() -> Definition {
@@ -17,11 +18,24 @@ fn definition() -> Definition {
         partials: vec![Partial {
             name: "revenue".into(),
             sql: "pg_catalog.sum(\"argument_1\")".into(),
+            call: Call {
+                function: "pg_catalog.sum".into(),
+                arguments: vec!["argument_1".into()],
+                form: "{x}".into(),
+                filter: None,
+            },
             merge: "COALESCE({a} + {b}, {a}, {b})".into(),
+            gather: "pg_catalog.sum({x}){filter}".into(),
+            from_below: None,
             is_sketch: false,
         }],
         finishes: vec!["\"revenue\"".into()],
-        targets: vec![],
+        targets: vec![Target {
+            name: "bucket".into(),
+            sql: "merged.bucket".into(),
+            value: Value::Keys { never_null: true, bucket: None, is_built_in: true },
+        }],
+        level: None,
     }
 }
 
@@ -37,12 +51,17 @@ fn relations() -> Relations {
     }
 }
 
+fn merged_alone(state: &Counted, now: &Counted, changes: bool) -> String {
+    let (definition, relations) = (definition(), relations());
+    merge_delta(&[Member { definition: &definition, relations: &relations, below: None }], state, now, changes)
+}
+
 #[test]
 fn the_rows_view_carries_the_tag() {
     assert_eq!(
-        create_rows_view(&definition(), &relations(), "e", Some("(e.amount > 0)")),
+        create_rows_view(&definition(), &relations(), &Origin::source(&relations(), "e"), Some("(e.amount > 0)")),
         "CREATE VIEW \"public\".\"r_rows\" AS\nSELECT e.bucket AS \"bucket\",\n    e.customer_id AS \"customer_id\",\n    \
-         e.country AS \"country\",\n    e.amount AS \"argument_1\",\n    \"e\".tally_tag\n FROM \"public\".\"events\" AS \"e\"\n \
+         e.country AS \"country\",\n    e.amount AS \"argument_1\",\n    \"e\".tally_tag AS tally_tag\n FROM \"public\".\"events\" AS \"e\"\n \
          WHERE (e.amount > 0)"
     );
 }
@@ -61,9 +80,9 @@ fn the_index_puts_the_tenant_before_the_bucket() {
 fn a_tick_merges_what_is_new_to_the_state_and_counted_by_the_snapshot() {
     let state = Counted { next: 100, open: vec![90] };
     let now = Counted { next: 200, open: vec![150] };
-    let sql = merge_delta(&definition(), &relations(), &state, &now, false);
+    let sql = merged_alone(&state, &now, false);
     assert!(sql.contains(&state.is_new("r.tally_tag")) && sql.contains(&now.is_counted("r.tally_tag")), "{sql}");
-    assert!(sql.contains("FROM delta AS s ORDER BY \"bucket\", \"customer_id\", \"country\""), "{sql}");
+    assert!(sql.contains("FROM delta_0 AS s ORDER BY \"bucket\", \"customer_id\", \"country\""), "{sql}");
     assert!(sql.contains("ON CONFLICT (\"customer_id\", \"bucket\", \"country\") DO UPDATE SET"), "{sql}");
     assert!(
         sql.contains(
@@ -92,17 +111,16 @@ fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
 
 #[test]
 fn groups_with_a_null_key_have_an_arm_of_their_own() {
-    let targets = [("bucket".to_string(), "merged.bucket".to_string())];
-    let view = create_public_view(&definition(), &relations(), &targets);
+    let view = create_public_view(&definition(), &relations());
     assert_eq!(view.matches("UNION ALL").count(), 4);
     let mut without = definition();
     without.keys.pop();
-    assert_eq!(create_public_view(&without, &relations(), &targets).matches("UNION ALL").count(), 3);
+    assert_eq!(create_public_view(&without, &relations()).matches("UNION ALL").count(), 3);
 }
 
 #[test]
 fn a_constant_key_is_not_taken_for_a_position() {
-    let query = definition_query(&relations(), "e", &[("n".into(), "count(*)".into())], None, &["1".into()]);
+    let query = definition_query(&relations().source, "e", &[("n".into(), "count(*)".into())], None, &["1".into()]);
     assert!(query.ends_with("GROUP BY (1)"), "{query}");
 }
 
@@ -117,9 +135,9 @@ fn a_stand_in_keeps_the_type_and_drops_its_modifier() {
 fn a_recount_looks_where_the_changed_buckets_are() {
     let (state, now) = (Counted { next: 100, open: vec![90] }, Counted { next: 200, open: vec![] });
     let mut definition = definition();
-    assert!(!recount(&definition, &relations(), &state, &now).contains("min(d.\"bucket\")"));
-    definition.keys[0].bucket = Some(BucketRange { column: "argument_2".into(), width: "01:00:00".into() });
-    let sql = recount(&definition, &relations(), &state, &now);
+    assert!(!recount(&definition, &relations(), &state, &now, None).contains("min(d.\"bucket\")"));
+    definition.keys[0].bucket = Some(BucketRange { column: "argument_2".into(), widths: vec!["01:00:00".into()] });
+    let sql = recount(&definition, &relations(), &state, &now, None);
     for bound in [
         "r.\"argument_2\" OPERATOR(pg_catalog.>=) (SELECT pg_catalog.min(d.\"bucket\") FROM dirty AS d)",
         "r.\"argument_2\" OPERATOR(pg_catalog.>=) d.\"bucket\"",
@@ -136,8 +154,6 @@ fn a_recount_looks_where_the_changed_buckets_are() {
 #[test]
 fn groups_that_changes_concern_are_not_merged_into() {
     let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
-    assert!(!merge_delta(&definition(), &relations(), &state, &now, false).contains("dirty"));
-    assert!(
-        merge_delta(&definition(), &relations(), &state, &now, true).contains("NOT EXISTS (SELECT FROM dirty AS p")
-    );
+    assert!(!merged_alone(&state, &now, false).contains("dirty"));
+    assert!(merged_alone(&state, &now, true).contains("NOT EXISTS (SELECT FROM dirty_0 AS p"));
 }

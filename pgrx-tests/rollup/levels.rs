@@ -1,0 +1,185 @@
+//! Rollups over rollups: each equals its query over the view below, under every kind of write, and is fed by the level below.
+
+use postgres::Client;
+use tally_server_tests::cluster::{self, Database};
+
+use super::{create, insert, session};
+use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
+
+/// From the bottom to the top: (name, query).
+const LEVELS: [(&str, &str); 6] = [
+    (
+        "hourly",
+        "SELECT date_bin('1 hour', event_time, '2000-01-01Z') AS hour, tenant, note, count(*) AS n, \
+           count(*) FILTER (WHERE amount > 20) AS large, sum(amount) AS total, min(amount) AS least, max(note) AS latest, \
+           bool_or(amount > 30) AS huge, avg(amount) AS average, tally.hll_agg(amount) AS amounts \
+         FROM events WHERE amount IS DISTINCT FROM 13 GROUP BY 1, 2, 3",
+    ),
+    (
+        "daily",
+        "SELECT date_trunc('day', hour, 'Europe/Berlin') AS day, tenant, sum(n) AS n, sum(large) AS large, sum(total) AS total, \
+           sum(n) FILTER (WHERE note = 'x') AS n_of_x, sum(large) FILTER (WHERE note = 'y') AS large_of_y, \
+           sum(total) / sum(n) AS average, min(least) AS least, max(latest) AS latest, bool_or(huge) AS huge, \
+           max(hour) AS last_hour, tally.hll_union_agg(amounts) AS amounts, tally.distinct_count(tenant) AS tenants \
+         FROM hourly AS h WHERE note IS NOT NULL GROUP BY 1, tenant",
+    ),
+    (
+        "weekly",
+        "SELECT date_trunc('week', day, 'Europe/Berlin') AS week, tenant % 2 = 0 AS even, sum(n) AS n, sum(n_of_x) AS n_of_x, \
+           sum(large_of_y) AS large_of_y, min(least) FILTER (WHERE tenant > 0) AS least, \
+           tally.distinct_count(amounts) AS amounts FROM daily GROUP BY 1, 2",
+    ),
+    (
+        "in_all",
+        "SELECT 'all' AS what, sum(n) AS n, sum(n_of_x) AS n_of_x, sum(large_of_y) AS large_of_y FROM weekly GROUP BY 1",
+    ),
+    // Beside the others, over the same level.
+    ("of_tenant", "SELECT tenant, sum(total) AS total, tally.sum(amounts) AS amounts FROM hourly GROUP BY tenant"),
+    ("of_hour", "SELECT hour, sum(n) AS n FROM hourly WHERE tenant = 1 GROUP BY hour"),
+];
+
+fn leveled_session(database: &Database) -> Client {
+    let mut session = session(database);
+    for (name, query) in LEVELS {
+        create(&mut session, name, query);
+    }
+    session
+}
+
+#[track_caller]
+fn assert_all_equal(session: &mut Client) {
+    for (name, query) in LEVELS {
+        assert_equal(session, name, query);
+    }
+}
+
+#[track_caller]
+fn assert_all_equal_and_refreshed(session: &mut Client) {
+    assert_all_equal(session);
+    for (name, query) in LEVELS {
+        assert_equal_now_and_refreshed(session, name, "events", query);
+    }
+}
+
+#[test]
+fn a_level_equals_its_query_over_the_level_below_under_every_write() {
+    let database = cluster::database();
+    let mut session = leveled_session(&database);
+    assert_all_equal_and_refreshed(&mut session);
+    for statement in [
+        "INSERT INTO events SELECT event_time, tenant, amount + 1, CASE WHEN amount % 2 = 0 THEN 'y' END FROM events",
+        "UPDATE events SET amount = amount + 1 WHERE tenant = 1",
+        "UPDATE events SET note = 'y', tenant = NULL WHERE amount % 5 = 0",
+        "UPDATE events SET event_time = '2024-01-02 05:00Z' WHERE event_time < '2024-01-01 05:00Z'",
+        "DELETE FROM events WHERE tenant IS NULL",
+        "INSERT INTO events SELECT * FROM events",
+        "DELETE FROM events WHERE note = 'x'",
+        "TRUNCATE day_1",
+        "DELETE FROM events",
+        "INSERT INTO events (event_time, tenant) VALUES ('2024-01-01Z', 7)",
+        "TRUNCATE events",
+    ] {
+        // Some rows are counted, some are not.
+        insert(&mut session);
+        session.batch_execute(statement).unwrap();
+        assert_all_equal_and_refreshed(&mut session);
+    }
+}
+
+#[test]
+fn a_level_is_right_inside_of_an_open_transaction() {
+    let database = cluster::database();
+    let (mut session, mut reader) = (leveled_session(&database), database.connect());
+    session.batch_execute("BEGIN; DELETE FROM events WHERE amount < 9").unwrap();
+    insert(&mut session);
+    assert_all_equal(&mut session);
+    assert_all_equal(&mut reader);
+    reader.batch_execute("CALL tally.refresh('of_hour')").unwrap();
+    session.batch_execute("COMMIT").unwrap();
+    assert_all_equal_and_refreshed(&mut reader);
+}
+
+/// The stored groups of a level come from those below it: with rows that only the level below has counted, they show.
+#[test]
+fn a_level_is_built_and_fed_from_the_stored_groups_below() {
+    let database = cluster::database();
+    let mut session = leveled_session(&database);
+    session
+        .batch_execute("UPDATE hourly_stored SET n = n + 1000, _rows = _rows + 1000 WHERE hour = '2024-01-01 01:00Z'")
+        .unwrap();
+    create(&mut session, "again", "SELECT tenant, sum(n) AS n FROM hourly GROUP BY tenant");
+    let sum = |session: &mut Client, table: &str| -> i64 {
+        session.query_one(&format!("SELECT sum(n)::bigint FROM {table}"), &[]).unwrap().get(0)
+    };
+    assert_eq!(sum(&mut session, "again_stored"), sum(&mut session, "hourly_stored"));
+    // The group of one changed row is made anew from the level below.
+    let before = sum(&mut session, "daily_stored");
+    session.batch_execute("UPDATE events SET amount = 50 WHERE event_time = '2024-01-01 04:00Z'").unwrap();
+    session.batch_execute("CALL tally.refresh('daily')").unwrap();
+    assert_eq!(sum(&mut session, "daily_stored"), before + 1000);
+}
+
+#[test]
+fn renamed_columns_and_views_go_on_feeding_the_levels_above() {
+    let database = cluster::database();
+    let mut session = leveled_session(&database);
+    session
+        .batch_execute(
+            "ALTER VIEW hourly RENAME COLUMN n TO events; ALTER VIEW hourly RENAME COLUMN hour TO begins; \
+             ALTER VIEW hourly RENAME TO per_hour; ALTER TABLE events RENAME COLUMN amount TO price",
+        )
+        .unwrap();
+    let query = "SELECT begins, tenant, sum(events) AS n FROM per_hour GROUP BY 1, 2";
+    create(&mut session, "later", query);
+    session.batch_execute("INSERT INTO events SELECT * FROM events; DELETE FROM events WHERE price = 5").unwrap();
+    assert_equal_now_and_refreshed(&mut session, "later", "events", query);
+    let daily = "SELECT date_trunc('day', begins, 'Europe/Berlin') AS day, tenant, sum(events) AS n FROM per_hour \
+                 WHERE note IS NOT NULL GROUP BY 1, 2";
+    assert_equal(&mut session, "(SELECT day, tenant, n FROM daily)", daily);
+}
+
+#[test]
+fn what_does_not_gather_is_refused_with_the_way_out() {
+    let database = cluster::database();
+    let mut session = leveled_session(&database);
+    for (query, state, message, hint) in [
+        (
+            "SELECT tenant, sum(average) FROM hourly GROUP BY 1",
+            "0A000",
+            "\"average\" is not one aggregate alone",
+            "sum(x) and count(x)",
+        ),
+        ("SELECT tenant, avg(n) FROM hourly GROUP BY 1", "0A000", "cannot keep avg(hourly.n)", "Use sum(hourly.n)"),
+        ("SELECT tenant, sum(least) FROM hourly GROUP BY 1", "0A000", "is gathered by min", "Use min(hourly"),
+        ("SELECT tenant, sum(n + 1) FROM hourly GROUP BY 1", "0A000", "\"n\" is not one aggregate alone", "sum(x)"),
+        ("SELECT tenant, count(*) FROM hourly GROUP BY 1", "0A000", "it would count groups", "Keep count(*)"),
+        ("SELECT tenant, sum(tenant) FROM hourly GROUP BY 1", "0A000", "it would count groups", "Keep count(*)"),
+        (
+            "SELECT n, sum(total) FROM hourly GROUP BY 1",
+            "0A000",
+            "\"n\" is an aggregate of the rollup below and cannot be used in GROUP BY",
+            "keys",
+        ),
+        ("SELECT tenant, sum(n) FROM hourly WHERE total > 1 GROUP BY 1", "0A000", "cannot be used in WHERE", "keys"),
+        (
+            "SELECT tenant, sum(n) FILTER (WHERE n > 1) FROM hourly GROUP BY 1",
+            "0A000",
+            "cannot be used in FILTER",
+            "keys",
+        ),
+        ("SELECT tenant, sum(n) FROM hourly JOIN events USING (tenant) GROUP BY 1", "0A000", "a join", "event table"),
+    ] {
+        assert_refused(&mut session, &format!("SELECT tally.create_rollup('x', $q${query}$q$)"), state, message, hint);
+    }
+    assert_refused(
+        &mut session,
+        "SELECT tally.drop_rollup('hourly')",
+        "2BP01",
+        "\"daily\" is defined on",
+        "Drop it first",
+    );
+    assert_refused(&mut session, "DROP VIEW hourly", "2BP01", "\"daily\" is defined on", "Drop it first");
+    for (name, _) in LEVELS.iter().rev() {
+        session.execute(&format!("SELECT tally.drop_rollup('{name}')"), &[]).unwrap();
+    }
+}
