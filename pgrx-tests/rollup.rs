@@ -2,6 +2,7 @@
 
 mod changes;
 mod definition;
+mod departures;
 mod guards;
 mod levels;
 mod lifecycle;

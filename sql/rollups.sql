@@ -72,6 +72,7 @@ CREATE TABLE tally.rollups (
   rows_view pg_catalog.regclass NOT NULL UNIQUE,
   changes_view pg_catalog.regclass NOT NULL UNIQUE,
   stored pg_catalog.regclass NOT NULL UNIQUE,
+  retained pg_catalog.regclass NOT NULL UNIQUE,
   refresh_interval interval NOT NULL,
   definition text NOT NULL,
   columns jsonb NOT NULL,
@@ -85,12 +86,35 @@ COMMENT ON COLUMN tally.rollups.level IS 'how many rollups lie between it and th
 COMMENT ON COLUMN tally.rollups.rows_view IS 'the view that turns a source row into keys and arguments';
 COMMENT ON COLUMN tally.rollups.changes_view IS 'the view that says which groups the logged changes concern';
 COMMENT ON COLUMN tally.rollups.stored IS 'the table of the groups, as of the last refresh';
+COMMENT ON COLUMN tally.rollups.retained IS 'the table of what stays counted of rows that have left the table with their partition';
 COMMENT ON COLUMN tally.rollups.refresh_interval IS 'how often a worker refreshes it';
 COMMENT ON COLUMN tally.rollups.definition IS 'the defining query as of its creation, with all names qualified; the rollup equals it in every snapshot';
 COMMENT ON COLUMN tally.rollups.columns IS 'keys, arguments and partial columns, as the refresh uses them';
 COMMENT ON COLUMN tally.rollups.created_at IS 'when the rollup was created';
 SELECT pg_catalog.pg_extension_config_dump('tally.rollups', '');
 GRANT SELECT ON tally.rollups TO PUBLIC;
+
+CREATE SEQUENCE tally.departures_departure_seq AS bigint;
+COMMENT ON SEQUENCE tally.departures_departure_seq IS 'numbers of departures, never used twice';
+CREATE TABLE tally.departures (
+  departure bigint PRIMARY KEY DEFAULT pg_catalog.nextval('tally.departures_departure_seq'),
+  source pg_catalog.regclass NOT NULL,
+  partition pg_catalog.regclass NOT NULL,
+  departed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  released_by bigint
+);
+ALTER SEQUENCE tally.departures_departure_seq OWNED BY tally.departures.departure;
+COMMENT ON TABLE tally.departures IS
+  'partitions that were detached from a table that feeds rollups: their rows stay counted until they come back';
+COMMENT ON COLUMN tally.departures.departure IS 'number in the column _departure of retained groups';
+COMMENT ON COLUMN tally.departures.source IS 'the table that it was a partition of';
+COMMENT ON COLUMN tally.departures.partition IS 'the detached partition';
+COMMENT ON COLUMN tally.departures.departed_at IS 'when it was detached';
+COMMENT ON COLUMN tally.departures.released_by IS
+  'tag of the transaction that has attached it again: the next refresh counts its rows as they are and forgets the departure';
+SELECT pg_catalog.pg_extension_config_dump('tally.departures', '');
+SELECT pg_catalog.pg_extension_config_dump('tally.departures_departure_seq', '');
+GRANT SELECT ON tally.departures TO PUBLIC;
 
 -- 3. What happens to the rows of a source besides INSERT. The conditions of the triggers let a transaction change its own rows
 --    at no price: no refresh has counted them.
@@ -107,9 +131,10 @@ CREATE FUNCTION tally._follow_attach(partition pg_catalog.regclass) RETURNS void
   LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_follow_attach_wrapper';
 COMMENT ON FUNCTION tally._follow_attach(pg_catalog.regclass) IS 'logs the rows that a partition brings to a source';
 
-CREATE FUNCTION tally._refuse_detach() RETURNS event_trigger
-  LANGUAGE C AS 'MODULE_PATHNAME', 'tally_refuse_detach';
-COMMENT ON FUNCTION tally._refuse_detach() IS 'refuses DETACH of a partition of a source before it begins';
+CREATE FUNCTION tally._before_ddl() RETURNS event_trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'tally_before_ddl';
+COMMENT ON FUNCTION tally._before_ddl() IS
+  'keeps what the rows of a partition count for before it is detached from a source or dropped, and refuses what rollups cannot follow';
 
 CREATE FUNCTION tally._follow_ddl() RETURNS event_trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'tally_follow_ddl';
@@ -178,40 +203,43 @@ BEGIN
   IF NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('tally.sources')) THEN
     RETURN;  -- the extension itself is going
   END IF;
-  -- A dropped partition of a source shows by its trigger: the source still has its own.
+  -- A dropped partition of a source shows by its trigger: the source still has its own. DROP TABLE has retained its groups.
   FOR dropped IN
     SELECT o.address_names AS names
       FROM pg_event_trigger_dropped_objects() o
+      LEFT JOIN pg_event_trigger_dropped_objects() p
+             ON p.classid = 'pg_class'::regclass AND p.objsubid = 0 AND p.schema_name = o.address_names[1] AND p.object_name = o.address_names[2]
      WHERE o.object_type = 'trigger' AND o.address_names[3] = 'tally_truncate'
        AND NOT o.original
+       AND NOT EXISTS (SELECT FROM tally.departures d WHERE d.partition = p.objid)
        AND NOT EXISTS (SELECT FROM tally.sources s
                          JOIN pg_event_trigger_dropped_objects() t ON t.objid = s.source AND t.classid = 'pg_class'::regclass)
   LOOP
-    RAISE EXCEPTION 'dropping partition %.% is not supported yet: the table feeds rollups',
+    RAISE EXCEPTION 'cannot drop partition %.% along with something else: its table feeds rollups',
                     quote_ident(dropped.names[1]), quote_ident(dropped.names[2])
-      USING ERRCODE = '0A000',
-            DETAIL = 'The rollups would go on counting its rows.',
-            HINT = 'Keep the partition until retention exists, or drop the rollups with tally.drop_rollup first.';
+      USING ERRCODE = '2BP01',
+            DETAIL = 'The rollups would lose its rows, or go on counting them without a trace.',
+            HINT = format('Drop it by its name first: DROP TABLE %I.%I; the rollups keep its rows.', dropped.names[1], dropped.names[2]);
   END LOOP;
   PERFORM tally._forget_dropped();
 END
 $$;
-COMMENT ON FUNCTION tally._follow_drop() IS 'refuses to drop a partition of a source, and forgets rollups whose relations are gone';
+COMMENT ON FUNCTION tally._follow_drop() IS 'refuses to drop partitions of a source by the way, and forgets rollups whose relations are gone';
 
 CREATE FUNCTION tally._forget_dropped() RETURNS void
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_forget_dropped_wrapper';
 COMMENT ON FUNCTION tally._forget_dropped() IS 'deletes what tally knows about relations that no longer exist';
 
-CREATE EVENT TRIGGER tally_refuse_detach ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
-  EXECUTE FUNCTION tally._refuse_detach();
-COMMENT ON EVENT TRIGGER tally_refuse_detach IS 'refuses DETACH of a partition of a table that feeds rollups';
+CREATE EVENT TRIGGER tally_before_ddl ON ddl_command_start WHEN TAG IN ('ALTER TABLE', 'DROP TABLE')
+  EXECUTE FUNCTION tally._before_ddl();
+COMMENT ON EVENT TRIGGER tally_before_ddl IS 'keeps the counts of partitions that leave a table that feeds rollups';
 CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE SCHEMA')
   EXECUTE FUNCTION tally._follow_ddl();
 COMMENT ON EVENT TRIGGER tally_follow_ddl IS 'protects partitions that come to a table that feeds rollups';
 CREATE EVENT TRIGGER tally_follow_drop ON sql_drop EXECUTE FUNCTION tally._follow_drop();
-COMMENT ON EVENT TRIGGER tally_follow_drop IS 'refuses to drop counted rows, and forgets rollups that are gone';
+COMMENT ON EVENT TRIGGER tally_follow_drop IS 'refuses to drop counted rows by the way, and forgets rollups that are gone';
 -- Also when session_replication_role is replica, as the guards of the rows.
-ALTER EVENT TRIGGER tally_refuse_detach ENABLE ALWAYS;
+ALTER EVENT TRIGGER tally_before_ddl ENABLE ALWAYS;
 ALTER EVENT TRIGGER tally_follow_ddl ENABLE ALWAYS;
 ALTER EVENT TRIGGER tally_follow_drop ENABLE ALWAYS;
 
@@ -233,43 +261,31 @@ CREATE PROCEDURE tally.refresh(rollup pg_catalog.regclass)
 COMMENT ON PROCEDURE tally.refresh(pg_catalog.regclass) IS
   'counts the new rows of the rollup''s table now, for all its rollups; waits for nobody but another refresh of the same table';
 
+CREATE FUNCTION tally.recompute_query(rollup pg_catalog.regclass) RETURNS text
+  LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'tally_recompute_query_wrapper';
+COMMENT ON FUNCTION tally.recompute_query(pg_catalog.regclass) IS
+  'the defining query of a rollup over the rows of its table, and over what is retained of rows that have left it';
+
 CREATE FUNCTION tally.verify(rollup pg_catalog.regclass,
                              OUT problem text, OUT group_keys jsonb, OUT in_rollup jsonb, OUT in_source jsonb)
   RETURNS SETOF record
   LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  entry tally.rollups;
   keys text;
-  query text;
 BEGIN
-  SELECT r.* INTO entry FROM tally.rollups r WHERE r.rollup = verify.rollup;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION '% is not a rollup', verify.rollup
-      USING ERRCODE = '42704', HINT = 'SELECT rollup FROM tally.rollups lists them.';
-  END IF;
   -- Keys that the view shows; rows of equal visible keys are compared as a list.
   SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', ') INTO keys
-    FROM jsonb_array_elements(entry.columns -> 'keys') k
-    JOIN pg_attribute a ON a.attrelid = entry.rollup AND a.attname = k ->> 'name' AND NOT a.attisdropped;
-  -- The defining query through the view of the rows: that one follows renames of the table and of its columns.
-  SELECT format('SELECT %s FROM (SELECT %s FROM %s AS r GROUP BY %s) AS merged',
-                (SELECT string_agg(format('%s AS %I', t.value ->> 'sql', t.value ->> 'name'), ', ' ORDER BY t.ordinality)
-                   FROM jsonb_array_elements(entry.columns -> 'targets') WITH ORDINALITY t),
-                (SELECT string_agg(c.sql, ', ')
-                   FROM (SELECT quote_ident(k.value ->> 'name') FROM jsonb_array_elements(entry.columns -> 'keys') k
-                         UNION ALL
-                         SELECT format('%s AS %I', p.value ->> 'sql', p.value ->> 'name')
-                           FROM jsonb_array_elements(entry.columns -> 'partials') p) c (sql)),
-                entry.rows_view,
-                (SELECT string_agg(quote_ident(k.value ->> 'name'), ', ') FROM jsonb_array_elements(entry.columns -> 'keys') k))
-    INTO query;
+    FROM tally.rollups r
+    CROSS JOIN jsonb_array_elements(r.columns -> 'targets') WITH ORDINALITY AS t (target, number)
+    JOIN pg_attribute a ON a.attrelid = r.rollup AND a.attnum = t.number AND NOT a.attisdropped
+   WHERE r.rollup = verify.rollup AND t.target -> 'value' ? 'keys';
   RETURN QUERY EXECUTE format(
     'WITH stored AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM %2$s AS v GROUP BY 1),
           counted AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM (%3$s) AS v GROUP BY 1)
      SELECT CASE WHEN s.k IS NULL THEN ''missing from the rollup'' WHEN c.k IS NULL THEN ''not in the source'' ELSE ''different'' END,
             COALESCE(s.k, c.k), s.r, c.r
        FROM stored s FULL JOIN counted c ON s.k = c.k
-      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), entry.rollup, query);
+      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), verify.rollup, tally.recompute_query(verify.rollup));
 END
 $$;
 COMMENT ON FUNCTION tally.verify(pg_catalog.regclass) IS

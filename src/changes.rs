@@ -1,14 +1,14 @@
-//! Rows that come or go without a row trigger: TRUNCATE, and partitions that bring rows along.
+//! Rows that come or go without a row trigger: TRUNCATE, and partitions that bring rows along or take them away.
 
-use crate::catalog::{self, rollups, sources};
+use crate::catalog::{self, departures, rollups, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
-use crate::tags;
+use crate::{refresh, tags};
 use pgrx::prelude::*;
-use tally_core::ident::quote;
+use tally_core::ident::{QualifiedName, quote};
 use tally_core::rollup::definition::{SIGN, TAG, WRITER};
-use tally_core::rollup::sql;
-use tally_core::snapshot;
+use tally_core::rollup::sql::{self, Member};
+use tally_core::snapshot::{self, BEFORE_TRACKING};
 
 /// A table is about to be truncated. With a whole source its rollups become empty at once, as the table does; of a partition
 /// every row is logged.
@@ -16,14 +16,21 @@ pub(crate) fn follow_truncate(table: Oid) -> Result<()> {
     let _settings = pg::pin_settings();
     let now = Snapshot::latest();
     if now.read(|| sources::is_source(table))? {
-        let stored = now.read(|| rollups::of_source(table))?.into_iter().map(|rollup| rollup.stored);
+        let rollups = now.read(|| rollups::of_source(table))?;
+        let stored = rollups.iter().map(|rollup| rollup.stored);
         let log = now.read(|| sources::log_of(table))?;
         let emptied: Vec<String> = stored
             .chain(log)
             .map(|relation| catalog::name_of(relation).map(|name| name.to_string()))
             .collect::<Result<_>>()?;
         let owner = pg::owner_of(table).ok_or_else(|| Error::new("42P01", "the table does not exist"))?;
-        return pg::as_user(owner, || Spi::run(&format!("TRUNCATE {}", emptied.join(", ")))).map_err(spi);
+        return pg::as_user(owner, || {
+            Spi::run(&format!("TRUNCATE {}", emptied.join(", "))).map_err(spi)?;
+            for rollup in &rollups {
+                Spi::run(&sql::restore_retained(&rollup.definition, &rollup.relations()?)).map_err(spi)?;
+            }
+            Ok(())
+        });
     }
     if is_any_stored(table, &now)? { log_rows(table, -1, &now) } else { Ok(()) }
 }
@@ -51,19 +58,106 @@ fn follow_attach(partition: Oid) -> Result<()> {
     if now.is_there(&sql::has_row_from_the_future(&name, next))? {
         return Err(snapshot::Error::CopiedFromTheFuture { source: name.to_string() }.into());
     }
+    if let Some(source) = now.read(|| sources::source_of(partition))? {
+        departures::release(source, partition)?;
+    }
     log_rows(partition, 1, &now)
+}
+
+/// Partitions are about to leave their source, each with its own partitions: their rows stay counted. Whoever may not do that
+/// to them will be told so by the command.
+pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
+    let _settings = pg::pin_settings();
+    let parent_and_source = || -> Result<_> { Ok((tags::parent(partition)?, sources::source_of(partition)?)) };
+    let (Some(parent), Some(source)) = parent_and_source()? else { return Ok(()) };
+    if !(pg::owns(source) || is_drop && pg::owns(partition)) {
+        return Ok(());
+    }
+    // In the order of a refresh, and then in that of the command.
+    pg::lock_refresh(sources::table()?, source, true);
+    pg::lock_access_exclusive(parent);
+    for table in tags::partition_tree(partition)? {
+        pg::lock_access_exclusive(table);
+    }
+    let now = Snapshot::latest();
+    if now.read(parent_and_source)? != (Some(parent), Some(source)) {
+        return Ok(());
+    }
+    let Some(state) = now.read(|| sources::state(source))? else { return Ok(()) };
+    let Some(log) = now.read(|| sources::log_of(source))? else { return Ok(()) };
+    let rollups = now.read(|| rollups::of_source(source))?;
+    let relations = now.read(|| rollups.iter().map(rollups::Rollup::relations).collect::<Result<Vec<_>>>())?;
+    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
+    let time = tags::time_column(source)?;
+    let leaves = tags::leaves(partition)?;
+    for table in tags::partition_tree(partition)? {
+        let name = catalog::name_of(table)?;
+        let departure = departures::insert(source, table)?;
+        if leaves.contains(&table) {
+            let times = match &time {
+                Some(time) => pg::as_user(owner, || times_of(&name, time))?,
+                None => None,
+            };
+            retain(table, times.as_ref(), departure, &refresh::families(&rollups, &relations), owner)?;
+            // The stored groups lack these rows, and the next refresh will not find them any more.
+            let condition = format!(" WHERE NOT {}", state.is_counted(&format!("r.{TAG}")));
+            log_each(table, log, &BEFORE_TRACKING.to_string(), 0, &condition, &now)?;
+        }
+        if !is_drop {
+            let drop = format!("DROP TRIGGER tally_truncate ON {name}");
+            pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the groups of the rows of one table, for every rollup.
+fn retain(
+    table: Oid,
+    times: Option<&(String, String)>,
+    departure: i64,
+    families: &[Vec<Member>],
+    owner: Oid,
+) -> Result<()> {
+    for family in families {
+        for member in family {
+            let Member { definition, relations, below } = *member;
+            let below = below.and_then(|below| family.get(below)).map(|below| (below.definition, below.relations));
+            let gathered = below.and_then(|below| sql::retain_from_below(definition, relations, below, departure));
+            let statement =
+                gathered.unwrap_or_else(|| sql::retain_table(definition, relations, table.to_u32(), times, departure));
+            pg::as_user(owner, || Snapshot::latest().execute::<0>(&statement))?;
+        }
+    }
+    Ok(())
+}
+
+/// The first and the last time in a table, unless it is empty or has rows without a time.
+fn times_of(table: &QualifiedName, time: &str) -> Result<Option<(String, String)>> {
+    let time = quote(time);
+    let query = format!(
+        "SELECT CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) pg_catalog.count({time}) THEN pg_catalog.min({time}) END::text, \
+         pg_catalog.max({time})::text FROM ONLY {table}"
+    );
+    let (first, last) = Spi::get_two::<String, String>(&query).map_err(spi)?;
+    Ok(first.zip(last))
 }
 
 /// Logs every row of a partition itself, without its own partitions. The caller's statement holds a lock that keeps writers out.
 fn log_rows(partition: Oid, sign: i16, now: &Snapshot) -> Result<()> {
     let Some(log) = now.read(|| sources::log_of(partition))? else { return Ok(()) };
-    let (name, log_name) = (catalog::name_of(partition)?, catalog::name_of(log)?);
+    log_each(partition, log, &format!("r.{TAG}"), sign, "", now)
+}
+
+/// Logs the rows `r` of a table itself that meet a condition, with the given tag.
+fn log_each(table: Oid, log: Oid, tag: &str, sign: i16, condition: &str, now: &Snapshot) -> Result<()> {
+    let (name, log_name) = (catalog::name_of(table)?, catalog::name_of(log)?);
     let owner = pg::owner_of(log).ok_or_else(|| Error::new("42P01", format!("{log_name} does not exist")))?;
     let columns: Vec<String> = now.read(|| tags::log_columns(log))?.iter().map(|column| quote(column)).collect();
     let list = |alias: &str| columns.iter().map(|column| format!(", {alias}{column}")).collect::<String>();
     let statement = format!(
         "INSERT INTO {log_name} ({WRITER}, {TAG}, {SIGN}{}) \
-         SELECT tally.row_tag(), r.{TAG}, {sign}{} FROM ONLY {name} AS r",
+         SELECT tally.row_tag(), {tag}, {sign}{} FROM ONLY {name} AS r{condition}",
         list(""),
         list("r.")
     );

@@ -22,7 +22,7 @@ pub(crate) mod varlena;
 
 pub(crate) use analyze::analyze;
 pub(crate) use descriptor::{Bounds, range_partitions};
-pub(crate) use lock::{lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
+pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};

@@ -11,7 +11,7 @@
 //! them by their tag.
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, sources};
+use crate::catalog::{self, departures, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
 use crate::tags;
@@ -95,7 +95,8 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let is_there = |statement: &str| pg::as_user(owner, || now.is_there(statement));
     let log = relations.first().map(|relations| &relations.log);
     let has_new_row = is_there(&sql::has_new_row(&name, state))?;
-    let has_change = log.map_or(Ok(false), |log| is_there(&sql::has_change(log, state, &counted)))?;
+    let has_release = is_there(&sql::has_release(&name, &counted))?;
+    let has_change = has_release || log.map_or(Ok(false), |log| is_there(&sql::has_change(log, state, &counted)))?;
     if !has_new_row && !has_change {
         return Ok(None);
     }
@@ -125,6 +126,12 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     if let Some(log) = log {
         pg::as_user(owner, || now.execute::<0>(&sql::forget_changes(log, &counted)))?;
     }
+    if has_release {
+        for relations in &relations {
+            pg::as_user(owner, || now.execute::<0>(&sql::forget_released(relations, &counted)))?;
+        }
+        departures::delete_released(source, &counted.is_counted("d.released_by"))?;
+    }
     Ok(Some((counted, report)))
 }
 
@@ -147,11 +154,11 @@ fn recount(
 }
 
 /// The rollups that are fed together: one that reads rows, and behind it those that gather its groups or theirs.
-fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) -> Vec<Vec<Member<'a>>> {
+pub(crate) fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) -> Vec<Vec<Member<'a>>> {
     let mut families: Vec<Vec<Member>> = vec![];
     let mut homes: Vec<(Oid, usize, usize)> = vec![];
     for (rollup, relations) in rollups.iter().zip(relations) {
-        let gathers = rollup.definition.level.as_ref().and(rollup.below);
+        let gathers = rollup.below.filter(|_| rollup.definition.level.as_ref().is_some_and(|level| level.is_lasting));
         let home = gathers.and_then(|below| homes.iter().find(|(known, ..)| *known == below).copied());
         let family = home.map_or(families.len(), |(_, family, _)| family);
         if home.is_none() {
@@ -166,7 +173,7 @@ fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) -> Vec<Vec<Me
 
 /// A tick reads and writes as the owner of the source. Whoever gives the table to another role gives its rollups as well.
 fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Result<()> {
-    if [rollup.rows, rollup.changes, rollup.stored, rollup.log]
+    if [rollup.rows, rollup.changes, rollup.stored, rollup.retained, rollup.log]
         .iter()
         .all(|relation| pg::owner_of(*relation) == Some(owner))
     {
@@ -178,10 +185,10 @@ fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Resu
     )
     .map_err(spi)?
     .unwrap_or_default();
-    let Relations { source, public, rows, changes, stored, log } = relations;
+    let Relations { source, public, rows, changes, stored, retained, log } = relations;
     Err(Error::new("42501", format!("rollup {public} and table {source} belong to different roles")).hint(format!(
         "ALTER VIEW {public} OWNER TO {owner}; ALTER VIEW {rows} OWNER TO {owner}; ALTER VIEW {changes} OWNER TO {owner}; \
-         ALTER TABLE {stored} OWNER TO {owner}; ALTER TABLE {log} OWNER TO {owner};"
+         ALTER TABLE {stored} OWNER TO {owner}; ALTER TABLE {retained} OWNER TO {owner}; ALTER TABLE {log} OWNER TO {owner};"
     )))
 }
 

@@ -1,7 +1,7 @@
 //! The SQL verbs for rollups: create, drop, and what follows when their relations are dropped by hand.
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, sources};
+use crate::catalog::{self, departures, sources};
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
-use tally_core::rollup::analysis::SourceKind;
+use tally_core::rollup::analysis::{Analysis, SourceKind};
 use tally_core::rollup::definition::{Target, Value};
 use tally_core::rollup::level::Below;
 use tally_core::rollup::sql::{self, Origin, Relations};
@@ -77,21 +77,35 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         changes: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_changes")),
         log: catalog::name_of(log)?,
         stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
+        retained: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_retained")),
         public,
     };
     let below_relations = base.as_ref().map(|base| base.rollup.relations()).transpose()?;
     let origin = match (&below, &below_relations) {
-        (Some(below), Some(relations)) => Origin::below(below, relations),
-        _ => Origin::source(&relations, &found.alias),
+        (Some(below), Some(relations)) => {
+            columns.has_time = below.has_time();
+            Origin::below(below, relations)
+        }
+        _ => {
+            let time = tags::time_column(source)?.or_else(|| bucket_column(&analysed.analysis));
+            columns.has_time = time.is_some();
+            Origin::source(&relations, &found.alias, time.as_deref())
+        }
     };
     let run = |statement: &str| Spi::run(statement).map_err(spi);
     let condition = analysed.analysis.condition.as_ref().map(|condition| condition.sql.as_str());
     run(&sql::create_rows_view(&columns, &relations, &origin, condition))?;
     let rows = catalog::oid_of(&relations.rows)?;
-    tags::widen_log(log, &relations.source, &rollups::columns_read(source, rows)?)?;
-    run(&sql::create_changes_view(&columns, &relations, &origin, condition))?;
+    if base.is_none() {
+        let read = rollups::column_declarations(source, &analysed.analysis.columns())?;
+        tags::widen_log(log, &relations.source, &read)?;
+    }
     run(&sql::create_stored_table(&columns, &relations))?;
     run(&sql::constrain_stored_table(&columns, &relations))?;
+    for statement in sql::create_retained_table(&columns, &relations) {
+        run(&statement)?;
+    }
+    run(&sql::create_changes_view(&columns, &relations, &origin, condition))?;
     let stored = catalog::oid_of(&relations.stored)?;
     let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
     let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
@@ -105,6 +119,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         rows,
         changes: catalog::oid_of(&relations.changes)?,
         stored,
+        retained: catalog::oid_of(&relations.retained)?,
         log,
         below: base.as_ref().map(|base| base.rollup.rollup),
         level: base.as_ref().map_or(0, |base| base.rollup.level + 1),
@@ -136,9 +151,11 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         (Some(base), Some(relations)) => Some((&base.rollup.definition, relations)),
         _ => None,
     };
-    let build = sql::build(&rollup.definition, &relations, &counted, below);
-    // The rollup below has got its groups from this transaction.
-    pg::as_user(owner, || now.with_own_writes().execute::<0>(&build))?;
+    let retained = below.and_then(|below| sql::build_retained(&rollup.definition, &relations, below));
+    for statement in [sql::build(&rollup.definition, &relations, &counted, below)].iter().chain(&retained) {
+        // The rollup below may have got groups from this transaction.
+        pg::as_user(owner, || now.with_own_writes().execute::<0>(statement))?;
+    }
     for index in sql::create_stored_indexes(&rollup.definition, &relations) {
         run(&index)?;
     }
@@ -149,6 +166,12 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     rollups::insert(&rollup, &query, refresh_interval)?;
     schedule(source)?;
     Ok(rollup.rollup)
+}
+
+/// The column that the first bucket of time is over.
+fn bucket_column(analysis: &Analysis) -> Option<String> {
+    let times = analysis.keys.iter().filter(|key| key.never_null).filter_map(|key| key.bucket.as_ref());
+    times.filter_map(|bucket| bucket.time.column()).next().map(String::from)
 }
 
 /// The rollup that a new one is defined on.
@@ -234,6 +257,14 @@ fn describe(relations: &Relations) -> Result<()> {
                 relations.public, relations.source
             ),
         ),
+        (
+            "TABLE",
+            &relations.retained,
+            format!(
+                "what the rollup {} goes on counting of rows that have left {}",
+                relations.public, relations.source
+            ),
+        ),
     ];
     for (kind, relation, comment) in comments {
         Spi::run(&format!("COMMENT ON {kind} {relation} IS {}", literal(&comment))).map_err(spi)?;
@@ -257,6 +288,7 @@ fn give_to_owner(source: Oid, relations: &Relations) -> Result<()> {
         ("VIEW", &relations.changes),
         ("VIEW", &relations.public),
         ("TABLE", &relations.stored),
+        ("TABLE", &relations.retained),
         ("TABLE", &relations.log),
     ] {
         Spi::run(&format!("ALTER {kind} {relation} OWNER TO {owner}")).map_err(spi)?;
@@ -301,7 +333,7 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     run(&format!("DROP VIEW {}", relations.public))?;
     run(&format!("DROP VIEW {}", relations.changes))?;
     run(&format!("DROP VIEW {}", relations.rows))?;
-    run(&format!("DROP TABLE {}", relations.stored))?;
+    run(&format!("DROP TABLE {}, {}", relations.stored, relations.retained))?;
     if is_last {
         tags::untrack(source, &relations.source, entry.log)?;
     }
@@ -328,15 +360,20 @@ fn forget_dropped() -> Result<()> {
         if let Some(above) = rollups::above(orphan.rollup)? {
             return Err(feeds("the rollup that is being dropped", above)?);
         }
-        for (kind, relation) in
-            [("VIEW", orphan.rollup), ("VIEW", orphan.changes), ("VIEW", orphan.rows), ("TABLE", orphan.stored)]
-        {
+        for (kind, relation) in [
+            ("VIEW", orphan.rollup),
+            ("VIEW", orphan.changes),
+            ("VIEW", orphan.rows),
+            ("TABLE", orphan.stored),
+            ("TABLE", orphan.retained),
+        ] {
             if let Some(owner) = pg::owner_of(relation) {
                 let drop = format!("DROP {kind} {}", catalog::name_of(relation)?);
                 pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
             }
         }
     }
+    departures::delete_orphans()?;
     for (source, log) in sources::orphans()? {
         sources::delete(source)?;
         jobs::unschedule(jobs::Kind::Refresh, source)?;
@@ -349,4 +386,22 @@ fn forget_dropped() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[pg_extern(sql = false)]
+fn tally_recompute_query(rollup: Oid) -> std::result::Result<String, ErrorReport> {
+    Ok(recompute_query(rollup)?)
+}
+
+/// The defining query, with the present names of the visible columns.
+fn recompute_query(rollup: Oid) -> Result<String> {
+    let source = rollups::source_of(rollup)?;
+    let mut entry = rollups::of_source(source)?
+        .into_iter()
+        .find(|entry| entry.rollup == rollup)
+        .ok_or_else(|| Error::new("42704", "the rollup does not exist"))?;
+    for (target, name) in entry.definition.targets.iter_mut().zip(rollups::visible_columns(rollup)?) {
+        target.name = name;
+    }
+    Ok(sql::recomputed(&entry.definition, &entry.relations()?))
 }

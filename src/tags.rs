@@ -170,6 +170,12 @@ pub(crate) fn log_columns(log: Oid) -> Result<Vec<String>> {
     .map_err(spi)
 }
 
+/// Does a rollup of this table read the column?
+pub(crate) fn is_logged(source: Oid, column: &str) -> Result<bool> {
+    let log = crate::catalog::sources::log_of(source)?;
+    log.map_or(Ok(false), |log| has_column(log, column))
+}
+
 /// A column of the source has got another name: its change log follows.
 pub(crate) fn follow_rename(source: Oid, old: &str, new: &str) -> Result<()> {
     let Some(log) = crate::catalog::sources::log_of(source)? else { return Ok(()) };
@@ -223,6 +229,42 @@ fn busy(name: &QualifiedName) -> Error {
         .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
 }
 
+/// The column of time by which a table is partitioned.
+pub(crate) fn time_column(source: Oid) -> Result<Option<String>> {
+    no_row_is_none(Spi::connect(|client| {
+        let query = "SELECT a.attname::text FROM pg_catalog.pg_partitioned_table AS p \
+             JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) p.partrelid \
+                  AND a.attnum OPERATOR(pg_catalog.=) p.partattrs[0] \
+            WHERE p.partrelid OPERATOR(pg_catalog.=) $1 AND p.partstrat OPERATOR(pg_catalog.=) 'r' \
+              AND p.partnatts OPERATOR(pg_catalog.=) 1 AND a.atttypid OPERATOR(pg_catalog.=) ANY \
+                  (ARRAY['date', 'timestamp', 'timestamptz']::pg_catalog.regtype[]::pg_catalog.oid[])";
+        client.select(query, Some(1), &[source.into()])?.first().get_one::<String>()
+    }))
+}
+
+/// The table that a partition belongs to.
+pub(crate) fn parent(partition: Oid) -> Result<Option<Oid>> {
+    no_row_is_none(Spi::connect(|client| {
+        let query = "SELECT i.inhparent FROM pg_catalog.pg_inherits AS i \
+             JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid AND c.relispartition \
+            WHERE i.inhrelid OPERATOR(pg_catalog.=) $1";
+        client.select(query, Some(1), &[partition.into()])?.first().get_one::<Oid>()
+    }))
+}
+
+/// The tables below a table that hold rows, or the table itself.
+pub(crate) fn leaves(table: Oid) -> Result<Vec<Oid>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT l.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf",
+            None,
+            &[table.into()],
+        )?;
+        rows.map(|row| row.get::<Oid>(1).map(|oid| oid.unwrap_or(Oid::INVALID))).collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map_err(spi)
+}
+
 /// Row triggers do not reach the children of a table that has them by INHERITS.
 pub(crate) fn has_inheritance_children(source: Oid) -> Result<bool> {
     Spi::get_one_with_args(
@@ -244,7 +286,7 @@ fn has_column(table: Oid, column: &str) -> Result<bool> {
 }
 
 /// The table and its partitions of every level, parents first.
-fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
+pub(crate) fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT $1::pg_catalog.oid UNION ALL SELECT p.relid::pg_catalog.oid \

@@ -18,6 +18,7 @@ pub const SCHEMA: &str = "
     CREATE TABLE day_1_odd PARTITION OF day_1 FOR VALUES IN (1, 3);
     CREATE TABLE day_1_even PARTITION OF day_1 FOR VALUES IN (2);
     CREATE TABLE day_2 PARTITION OF events FOR VALUES FROM ('2024-04-01Z') TO ('2024-04-02Z');
+    CREATE TABLE later PARTITION OF events FOR VALUES FROM ('2031-01-01Z') TO ('2031-02-01Z');
     CREATE TABLE clicks (LIKE events INCLUDING DEFAULTS, UNIQUE (id));
     INSERT INTO events (event_time, tenant, country, quantity)
       SELECT '2024-03-30 22:00Z'::timestamptz + make_interval(mins => 7 * i), 1 + i % 3, 'de', i FROM generate_series(1, 100) AS i;

@@ -15,6 +15,7 @@ pub(crate) struct Rollup {
     pub rows: Oid,
     pub changes: Oid,
     pub stored: Oid,
+    pub retained: Oid,
     /// The change log of the source.
     pub log: Oid,
     /// The rollup that it is defined on, if it is not the source itself.
@@ -33,6 +34,7 @@ impl Rollup {
             rows: name_of(self.rows)?,
             changes: name_of(self.changes)?,
             stored: name_of(self.stored)?,
+            retained: name_of(self.retained)?,
             log: name_of(self.log)?,
         })
     }
@@ -43,7 +45,8 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
-                    r.stored::pg_catalog.oid, s.changes::pg_catalog.oid, r.below::pg_catalog.oid, r.level, r.columns \
+                    r.stored::pg_catalog.oid, r.retained::pg_catalog.oid, s.changes::pg_catalog.oid, \
+                    r.below::pg_catalog.oid, r.level, r.columns \
              FROM tally.rollups AS r JOIN tally.sources AS s ON s.source OPERATOR(pg_catalog.=) r.source \
              WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.level, r.rollup::pg_catalog.oid",
             None,
@@ -51,20 +54,21 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            let level = row.get::<i16>(7)?.unwrap_or(0);
-            Ok(([oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?], row.get::<Oid>(6)?, level, row.get::<JsonB>(8)?))
+            let level = row.get::<i16>(8)?.unwrap_or(0);
+            let relations = [oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?, oid(6)?];
+            Ok((relations, row.get::<Oid>(7)?, level, row.get::<JsonB>(9)?))
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)?
     .into_iter()
-    .map(|([rollup, rows, changes, stored, log], below, level, columns)| {
+    .map(|([rollup, rows, changes, stored, retained, log], below, level, columns)| {
         let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
         let definition = serde_json::from_value(columns).map_err(|error| {
             Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
                 .hint("Drop the rollup with tally.drop_rollup and create it anew.")
         })?;
-        Ok(Rollup { rollup, source, rows, changes, stored, log, below, level, definition })
+        Ok(Rollup { rollup, source, rows, changes, stored, retained, log, below, level, definition })
     })
     .collect()
 }
@@ -111,8 +115,8 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
     pg::as_extension_owner(|| {
         Spi::run_with_args(
             "INSERT INTO tally.rollups \
-                    (rollup, source, rows_view, changes_view, stored, refresh_interval, definition, columns, below, level) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                    (rollup, source, rows_view, changes_view, stored, refresh_interval, definition, columns, below, level, retained) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             &[
                 rollup.rollup.into(),
                 rollup.source.into(),
@@ -124,6 +128,7 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
                 JsonB(columns).into(),
                 rollup.below.into(),
                 rollup.level.into(),
+                rollup.retained.into(),
             ],
         )
     })
@@ -146,45 +151,26 @@ pub(crate) fn above(rollup: Oid) -> Result<Option<Oid>> {
     }))
 }
 
-/// The columns of the source that the rows of a rollup read, as `name type` for the change log.
-pub(crate) fn columns_read(source: Oid, rows_view: Oid) -> Result<Vec<(String, String)>> {
+/// These columns of the source as `name type`, for the change log.
+pub(crate) fn column_declarations(source: Oid, names: &[String]) -> Result<Vec<(String, String)>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT DISTINCT a.attname::text, pg_catalog.format('%I %s%s', a.attname, \
+            "SELECT a.attname::text, pg_catalog.format('%I %s%s', a.attname, \
                     pg_catalog.format_type(a.atttypid, a.atttypmod), \
                     (SELECT pg_catalog.format(' COLLATE %I.%I', n.nspname, l.collname) \
                        FROM pg_catalog.pg_collation AS l \
                        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) l.collnamespace \
                       WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation)) \
-               FROM pg_catalog.pg_rewrite AS w \
-               JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
-                    AND d.objid OPERATOR(pg_catalog.=) w.oid AND d.refobjid OPERATOR(pg_catalog.=) $1 \
-               JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) $1 \
-                    AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
-              WHERE w.ev_class OPERATOR(pg_catalog.=) $2 AND a.attname OPERATOR(pg_catalog.<>) 'tally_tag' ORDER BY 1",
+               FROM pg_catalog.pg_attribute AS a \
+              WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.name[]) \
+                AND a.attname OPERATOR(pg_catalog.<>) 'tally_tag' ORDER BY 1",
             None,
-            &[source.into(), rows_view.into()],
+            &[source.into(), names.to_vec().into()],
         )?;
         rows.map(|row| Ok((row.get::<String>(1)?.unwrap_or_default(), row.get::<String>(2)?.unwrap_or_default())))
             .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)
-}
-
-/// Does a rollup of this table read the column?
-pub(crate) fn reads_column(source: Oid, column: &str) -> Result<bool> {
-    Spi::get_one_with_args(
-        "SELECT EXISTS (SELECT FROM tally.rollups AS r \
-           JOIN pg_catalog.pg_rewrite AS w ON w.ev_class OPERATOR(pg_catalog.=) r.rows_view \
-           JOIN pg_catalog.pg_depend AS d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
-                AND d.objid OPERATOR(pg_catalog.=) w.oid AND d.refobjid OPERATOR(pg_catalog.=) r.source \
-           JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) r.source \
-                AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
-          WHERE r.source OPERATOR(pg_catalog.=) $1 AND a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name)",
-        &[source.into(), column.into()],
-    )
-    .map_err(spi)
-    .map(|found| found.unwrap_or(false))
 }
 
 /// A rollup that has lost one of its relations to a DROP by hand; [`orphans`] gives those above first.
@@ -194,14 +180,15 @@ pub(crate) struct Orphan {
     pub rows: Oid,
     pub changes: Oid,
     pub stored: Oid,
+    pub retained: Oid,
 }
 
 pub(crate) fn orphans() -> Result<Vec<Orphan>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
-                    r.stored::pg_catalog.oid FROM tally.rollups AS r \
-             WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.changes_view), (r.stored)) \
+                    r.stored::pg_catalog.oid, r.retained::pg_catalog.oid FROM tally.rollups AS r \
+             WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.changes_view), (r.stored), (r.retained)) \
                              AS part (relation) \
              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation)) \
              ORDER BY r.level DESC",
@@ -210,7 +197,7 @@ pub(crate) fn orphans() -> Result<Vec<Orphan>> {
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, changes: oid(3)?, stored: oid(4)? })
+            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, changes: oid(3)?, stored: oid(4)?, retained: oid(5)? })
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })

@@ -8,35 +8,75 @@ use std::ffi::CStr;
 use tally_core::ident::quote;
 
 super::function::sql_functions! {
-    tally_refuse_detach => refuse_detach,
+    tally_before_ddl => before_ddl,
     tally_follow_ddl => follow_ddl,
 }
 
-/// Event trigger on `ddl_command_start`: refuses DETACH PARTITION from a source (later would be too late, because DETACH
-/// CONCURRENTLY commits before it ends) and DROP NOT NULL of a column that a rollup of it reads (its keys may rely on that).
-fn refuse_detach(call: Call<'_>) -> Result<Datum> {
+/// Event trigger on `ddl_command_start`: before a partition is detached or dropped its rows are counted for good; DETACH
+/// CONCURRENTLY is refused, because it commits before it ends, and so is DROP NOT NULL of a column that a rollup reads (its keys
+/// may rely on that).
+fn before_ddl(call: Call<'_>) -> Result<Datum> {
     let tree = parse_tree(call)?;
-    // SAFETY: a tree is checked for its tag before it is cast.
+    // SAFETY: a tree is checked for its tag before it is cast; names are NUL-terminated.
     unsafe {
-        let detaches = alters_by(tree, AlterTableType::AT_DetachPartition).next().is_some();
-        let nullable = alters_by(tree, AlterTableType::AT_DropNotNull);
-        let nullable: Vec<String> =
-            nullable.map(|command| CStr::from_ptr((*command).name).to_string_lossy().into_owned()).collect();
-        if detaches || !nullable.is_empty() {
-            let table = pg_sys::RangeVarGetRelidExtended(
-                (*tree.cast::<pg_sys::AlterTableStmt>()).relation,
-                pg_sys::NoLock as i32,
-                pg_sys::RVROption::RVR_MISSING_OK,
-                None,
-                std::ptr::null_mut(),
-            );
-            // Without a table of that name the command itself will say so.
-            if table != Oid::INVALID {
-                refuse_for_source(table, detaches, nullable)?;
+        if !tree.is_null() && is_a(tree, NodeTag::T_DropStmt) {
+            for partition in dropped_tables(tree) {
+                crate::changes::follow_departure(partition, true)?;
             }
+            return Ok(Datum::from(0));
+        }
+        for command in alters_by(tree, AlterTableType::AT_DetachPartition) {
+            let command = (*command).def.cast::<pg_sys::PartitionCmd>();
+            if let Some(partition) = find((*command).name) {
+                if (*command).concurrent && crate::catalog::sources::is_part_of_source(partition)? {
+                    return Err(Error::new(
+                        "0A000",
+                        "DETACH CONCURRENTLY of a partition of a table that feeds rollups is not supported yet",
+                    )
+                    .detail("It commits before it ends, and the rollups would lose rows that come in between.")
+                    .hint("Use DETACH without CONCURRENTLY at a quiet moment; the rollups keep the rows."));
+                }
+                crate::changes::follow_departure(partition, false)?;
+            }
+        }
+        let nullable: Vec<String> = alters_by(tree, AlterTableType::AT_DropNotNull)
+            .map(|command| CStr::from_ptr((*command).name).to_string_lossy().into_owned())
+            .collect();
+        if !nullable.is_empty()
+            && let Some(table) = find((*tree.cast::<pg_sys::AlterTableStmt>()).relation)
+        {
+            refuse_nullable(table, nullable)?;
         }
     }
     Ok(Datum::from(0))
+}
+
+/// The tables that a DROP names and that exist.
+unsafe fn dropped_tables(tree: *mut Node) -> Vec<Oid> {
+    // SAFETY: the caller has checked the tag; the objects of a DROP TABLE are lists of names.
+    unsafe {
+        let drop = &*tree.cast::<pg_sys::DropStmt>();
+        if drop.removeType != pg_sys::ObjectType::OBJECT_TABLE {
+            return vec![];
+        }
+        let names = PgList::<pg_sys::List>::from_pg(drop.objects);
+        names.iter_ptr().filter_map(|name| find(pg_sys::makeRangeVarFromNameList(name))).collect()
+    }
+}
+
+/// The table of this name. Where there is none the command itself will say so.
+unsafe fn find(name: *mut pg_sys::RangeVar) -> Option<Oid> {
+    // SAFETY: a name from the parser.
+    let table = unsafe {
+        pg_sys::RangeVarGetRelidExtended(
+            name,
+            pg_sys::NoLock as i32,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        )
+    };
+    (table != Oid::INVALID).then_some(table)
 }
 
 /// Event trigger on `ddl_command_end`: looks after what has become of sources, and whether partitions came to them. An ALTER
@@ -68,15 +108,9 @@ unsafe fn renamed_column(tree: *mut Node) -> Option<(Oid, String, String)> {
         if rename.renameType != pg_sys::ObjectType::OBJECT_COLUMN || rename.relation.is_null() {
             return None;
         }
-        let table = pg_sys::RangeVarGetRelidExtended(
-            rename.relation,
-            pg_sys::NoLock as i32,
-            pg_sys::RVROption::RVR_MISSING_OK,
-            None,
-            std::ptr::null_mut(),
-        );
+        let table = find(rename.relation)?;
         let name = |name| CStr::from_ptr(name).to_string_lossy().into_owned();
-        (table != Oid::INVALID).then(|| (table, name(rename.subname), name(rename.newname)))
+        Some((table, name(rename.subname), name(rename.newname)))
     }
 }
 
@@ -103,15 +137,9 @@ unsafe fn alters_by(tree: *mut Node, kind: AlterTableType::Type) -> impl Iterato
     }
 }
 
-fn refuse_for_source(table: Oid, detaches: bool, nullable: Vec<String>) -> Result<()> {
-    use crate::catalog::{rollups, sources};
-    if detaches && sources::is_part_of_source(table)? {
-        return Err(Error::new("0A000", "detaching a partition of a table that feeds rollups is not supported yet")
-            .detail("The rollups would go on counting its rows.")
-            .hint("Keep the partition until retention exists, or drop the rollups with tally.drop_rollup first."));
-    }
-    for column in nullable {
-        if rollups::reads_column(table, &column)? {
+fn refuse_nullable(table: Oid, columns: Vec<String>) -> Result<()> {
+    for column in columns {
+        if crate::tags::is_logged(table, &column)? {
             return Err(Error::new("0A000", format!("column {} feeds rollups and must stay NOT NULL", quote(&column)))
                 .hint("Drop the rollups of the table with tally.drop_rollup, change it, and create them again."));
         }

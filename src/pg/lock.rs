@@ -41,6 +41,12 @@ fn lock_object(class: Oid, object: u32, wait: bool) -> pg_sys::LockAcquireResult
     }
 }
 
+/// Locks a table against everybody, waiting in the queue as ALTER TABLE does.
+pub(crate) fn lock_access_exclusive(relation: Oid) {
+    // SAFETY: a plain call of the lock manager; an ERROR (lock timeout, deadlock, cancel) passes through.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessExclusiveLock as i32) }
+}
+
 /// Tries to lock all of `relations` in ACCESS EXCLUSIVE mode, for `tries` times with a pause between. It never stands in the
 /// queue, so nobody queues behind it. Returns false, holding nothing, when the last try has failed.
 pub(crate) fn try_access_exclusive(relations: &[Oid], tries: u32, pause: Duration) -> bool {

@@ -18,6 +18,21 @@ pub struct Analysis {
     pub aggregates: Vec<AggregateCall>,
 }
 
+impl Analysis {
+    /// The columns of the source that it reads, each once.
+    pub fn columns(&self) -> Vec<String> {
+        let keys = self.keys.iter().map(|key| &key.expression);
+        let calls = self.aggregates.iter();
+        let inputs =
+            calls.flat_map(|call| call.arguments.iter().map(|argument| &argument.expression).chain(&call.filter));
+        let all = keys.chain(inputs).chain(&self.condition).flat_map(|expression| &expression.columns);
+        let mut columns: Vec<String> = all.cloned().collect();
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
+}
+
 /// The one table of FROM.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {

@@ -14,8 +14,10 @@ pub struct Definition {
     pub finishes: Vec<String>,
     /// The visible columns, in their order.
     pub targets: Vec<Target>,
-    /// How the groups come from those of the rollup below, if there is one and its text says the same for ever.
+    /// How the groups come from those of the rollup below, if there is one.
     pub level: Option<Level>,
+    /// Has the rows view the column [`TIME`]?
+    pub has_time: bool,
 }
 
 /// What the keys and the partial columns of a rollup over a rollup are written for.
@@ -27,6 +29,8 @@ pub struct Level {
     pub columns: Vec<String>,
     /// The condition of WHERE.
     pub condition: Option<String>,
+    /// Will these texts say the same for ever? Functions and types of users may get other names.
+    pub is_lasting: bool,
 }
 
 /// A visible column.
@@ -139,6 +143,12 @@ pub fn filter_clause(condition: &str) -> String {
 
 /// The hidden column of the stored table: how many source rows the group has.
 pub const ROWS: &str = "_rows";
+/// The hidden column of the table of retained groups: the number of the departure that they come from.
+pub const DEPARTURE: &str = "_departure";
+/// The column of a rows view that says which table the row lies in.
+pub const TABLE: &str = "tally_table";
+/// The column of a rows view that holds the time by which the source is partitioned, or else the time of the first bucket.
+pub const TIME: &str = "tally_time";
 /// The column of a source that holds the row tag; in its change log, the tag of the row that was changed.
 pub const TAG: &str = "tally_tag";
 /// The column of a change log that holds the tag of the transaction that changed the row.

@@ -7,7 +7,9 @@
 
 use super::aggregate::COUNT_ROWS;
 use super::analysis::{AggregateCall, Expression};
-use super::definition::{BucketRange, Definition, Partial, ROWS, SIGN, TAG, Target, Value, WRITER};
+use super::definition::{
+    BucketRange, DEPARTURE, Definition, Partial, ROWS, SIGN, TABLE, TAG, TIME, Target, Value, WRITER,
+};
 use super::names::Names;
 use crate::ident::{QualifiedName, quote};
 use std::collections::HashMap;
@@ -39,7 +41,7 @@ impl<'a> Below<'a> {
         let columns = definition.arguments.iter().chain(&definition.filters).map(|column| column.name.as_str());
         let columns = columns.chain(definition.partials.iter().map(|partial| partial.name.as_str()));
         let mut hidden = HashMap::new();
-        for column in columns.chain([TAG, WRITER, SIGN, ROWS]) {
+        for column in columns.chain([TABLE, TIME, TAG, WRITER, SIGN, ROWS, DEPARTURE]) {
             hidden.entry(column).or_insert_with(|| free.claim(column));
         }
         Self { definition, names, alias: quote(alias), hidden }
@@ -116,7 +118,8 @@ impl<'a> Below<'a> {
 
     /// The FROM of the rows view above: the rows view below.
     pub fn rows(&self, rows: &QualifiedName) -> String {
-        self.relation(rows, &[TAG], true)
+        let times = self.definition.has_time.then_some(TIME);
+        self.relation(rows, &[TABLE, TAG].into_iter().chain(times).collect::<Vec<_>>(), true)
     }
 
     /// The FROM of the changes view above: the changes view below.
@@ -124,9 +127,14 @@ impl<'a> Below<'a> {
         self.relation(changes, &[TAG, WRITER, SIGN], true)
     }
 
-    /// The FROM of what is gathered from groups of the rollup below: `groups` has the columns of its stored table.
-    pub fn groups(&self, groups: &str) -> String {
-        self.relation(groups, &[ROWS], false)
+    /// The FROM of what is gathered from groups of the rollup below: `groups` has the columns of its stored table, and `besides`.
+    pub fn groups(&self, groups: &str, besides: Option<&str>) -> String {
+        self.relation(groups, &[ROWS].into_iter().chain(besides).collect::<Vec<_>>(), false)
+    }
+
+    /// Do the rows below have the column [`TIME`]?
+    pub fn has_time(&self) -> bool {
+        self.definition.has_time
     }
 
     fn relation(&self, relation: impl std::fmt::Display, besides: &[&str], of_rows: bool) -> String {

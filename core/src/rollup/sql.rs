@@ -3,7 +3,7 @@
 //! Every name is qualified and every operator named with its schema, because some of these texts run with the search path of
 //! whoever calls, and others are read by people who look at a view.
 
-use super::definition::{Definition, Key, ROWS, SIGN, TAG, WRITER};
+use super::definition::{DEPARTURE, Definition, Key, ROWS, SIGN, TABLE, TAG, TIME, WRITER};
 use super::level::Below;
 use crate::ident::{QualifiedName, literal, quote};
 use crate::snapshot::Counted;
@@ -19,6 +19,8 @@ pub struct Relations {
     pub rows: QualifiedName,
     pub changes: QualifiedName,
     pub stored: QualifiedName,
+    /// Groups of rows that have left the source and stay counted.
+    pub retained: QualifiedName,
     /// The change log of the source.
     pub log: QualifiedName,
 }
@@ -30,30 +32,39 @@ pub struct Origin {
     rows: String,
     /// The FROM of the changes view.
     changes: String,
-    /// The columns of both that hold tag, writer and sign.
+    /// Columns of the first: see [`TABLE`] and [`TIME`].
+    table: String,
+    time: Option<String>,
+    /// Columns of both, or of the second alone.
     tag: String,
     writer: String,
     sign: String,
 }
 
 impl Origin {
-    /// `alias` is what the defining query calls the source.
-    pub fn source(relations: &Relations, alias: &str) -> Self {
+    /// `alias` is what the defining query calls the source; `time` is the column by which it is partitioned, or else the time of
+    /// the first bucket.
+    pub fn source(relations: &Relations, alias: &str, time: Option<&str>) -> Self {
         let alias = quote(alias);
         let column = |name: &str| format!("{alias}.{name}");
         Self {
             rows: format!("{} AS {alias}", relations.source),
             changes: format!("{} AS {alias}", relations.log),
+            table: column("tableoid"),
+            time: time.map(|time| column(&quote(time))),
             tag: column(TAG),
             writer: column(WRITER),
             sign: column(SIGN),
         }
     }
 
+    /// Of the rollup below with these relations.
     pub fn below(below: &Below, relations: &Relations) -> Self {
         Self {
             rows: below.rows(&relations.rows),
             changes: below.changes(&relations.changes),
+            table: below.hidden(TABLE),
+            time: below.has_time().then(|| below.hidden(TIME)),
             tag: below.hidden(TAG),
             writer: below.hidden(WRITER),
             sign: below.hidden(SIGN),
@@ -68,12 +79,16 @@ pub fn create_rows_view(
     origin: &Origin,
     condition: Option<&str>,
 ) -> String {
-    let tag = format!("{} AS {TAG}", origin.tag);
-    create_input_view(definition, &relations.rows, &origin.rows, &[tag], condition)
+    let mut besides = vec![format!("{} AS {TABLE}", origin.table)];
+    besides.extend(origin.time.iter().map(|time| format!("{time} AS {TIME}")));
+    besides.push(format!("{} AS {TAG}", origin.tag));
+    let select = select_inputs(definition, &origin.rows, &besides, condition);
+    format!("CREATE VIEW {} AS\n{select}", relations.rows)
 }
 
 /// The same view over logged changes. The log has the columns that the rollups of its source read, under the same names, so the
-/// expressions are those of the rows view.
+/// expressions are those of the rows view. Retained groups that are released, because their rows have come back, count as
+/// changed.
 pub fn create_changes_view(
     definition: &Definition,
     relations: &Relations,
@@ -85,22 +100,41 @@ pub fn create_changes_view(
         format!("{} AS {WRITER}", origin.writer),
         format!("{} AS {SIGN}", origin.sign),
     ];
-    create_input_view(definition, &relations.changes, &origin.changes, &besides, condition)
+    let select = select_inputs(definition, &origin.changes, &besides, condition);
+    let keys = definition.keys.iter().map(|key| format!("t.{}", quote(&key.name)));
+    let inputs = definition.arguments.iter().chain(&definition.filters).map(|_| "NULL".to_string());
+    let released: Vec<String> = keys.chain(inputs).chain(["0", "d.released_by", "0"].map(String::from)).collect();
+    format!(
+        "CREATE VIEW {} AS\n{select}\nUNION ALL\nSELECT {}\n FROM {} AS t JOIN tally.departures AS d ON {} \
+         WHERE d.released_by IS NOT NULL",
+        relations.changes,
+        released.join(", "),
+        relations.retained,
+        of_departure("t")
+    )
 }
 
-fn create_input_view(
-    definition: &Definition,
-    name: &QualifiedName,
-    from: &str,
-    besides: &[String],
-    condition: Option<&str>,
-) -> String {
+/// The departure `d` that the retained groups `alias` come from.
+fn of_departure(alias: &str) -> String {
+    format!("d.departure OPERATOR(pg_catalog.=) {alias}.{DEPARTURE}")
+}
+
+/// Do the retained groups `alias` still stand for rows that are gone?
+fn is_retained(alias: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM tally.departures AS d WHERE {} AND d.released_by IS NOT NULL)",
+        of_departure(alias)
+    )
+}
+
+/// Keys, arguments and filters.
+fn select_inputs(definition: &Definition, from: &str, besides: &[String], condition: Option<&str>) -> String {
     let columns = definition.keys.iter().map(|key| (&key.name, &key.sql));
     let columns = columns.chain(definition.arguments.iter().chain(&definition.filters).map(|c| (&c.name, &c.sql)));
     let mut list: Vec<String> = columns.map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
     list.extend_from_slice(besides);
     let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
-    format!("CREATE VIEW {name} AS\nSELECT {}\n FROM {from}{condition}", list.join(",\n    "))
+    format!("SELECT {}\n FROM {from}{condition}", list.join(",\n    "))
 }
 
 /// The table of the groups, empty. Its column types are those that PostgreSQL gives the expressions.
@@ -112,6 +146,18 @@ pub fn create_stored_table(definition: &Definition, relations: &Relations) -> St
         relations.stored,
         groups(definition, relations, "")
     )
+}
+
+/// The table of the retained groups, empty, and its index.
+pub fn create_retained_table(definition: &Definition, relations: &Relations) -> [String; 2] {
+    let keys = names(&index_order(definition)).join(", ");
+    [
+        format!(
+            "CREATE TABLE {} AS SELECT s.*, 0::bigint AS {DEPARTURE} FROM {} AS s WITH NO DATA",
+            relations.retained, relations.stored
+        ),
+        format!("CREATE INDEX ON {} ({keys})", relations.retained),
+    ]
 }
 
 /// What the stored table needs besides its columns and before its first row.
@@ -184,7 +230,7 @@ pub fn build(
     below: Option<(&Definition, &Relations)>,
 ) -> String {
     let groups = match below {
-        Some((below, names)) => gathered(definition, below, &names.stored.to_string(), &[]),
+        Some((below, names)) => gathered(definition, below, &names.stored.to_string(), &[], None),
         None => None,
     };
     let groups = groups.unwrap_or_else(|| {
@@ -199,9 +245,26 @@ pub fn build(
     )
 }
 
-/// The groups of a rollup over a rollup, made of `groups` of the rollup below: its stored table, or a part of what it becomes.
-/// None if they can only be made of rows.
-fn gathered(definition: &Definition, below: &Definition, groups: &str, bounds: &[String]) -> Option<String> {
+/// Fills an empty table of retained groups from that of the rollup below.
+pub fn build_retained(
+    definition: &Definition,
+    relations: &Relations,
+    below: (&Definition, &Relations),
+) -> Option<String> {
+    let groups = gathered(definition, below.0, &below.1.retained.to_string(), &[], Some(DEPARTURE))?;
+    let columns = stored_columns(definition).join(", ");
+    Some(format!("INSERT INTO {} ({columns}, {DEPARTURE})\n{groups}", relations.retained))
+}
+
+/// The groups of a rollup over a rollup, made of `groups` of the rollup below: its stored table, or a part of what it becomes,
+/// apart for each value of `besides`. None if they can only be made of rows.
+fn gathered(
+    definition: &Definition,
+    below: &Definition,
+    groups: &str,
+    bounds: &[String],
+    besides: Option<&str>,
+) -> Option<String> {
     let level = definition.level.as_ref()?;
     let below = Below::new(below, &level.alias, level.columns.clone());
     let mut columns: Vec<String> =
@@ -210,14 +273,18 @@ fn gathered(definition: &Definition, below: &Definition, groups: &str, bounds: &
         columns.push(format!("{} AS {}", partial.from_below.as_ref()?, quote(&partial.name)));
     }
     columns.push(format!("pg_catalog.sum({})::bigint AS {ROWS}", below.hidden(ROWS)));
+    let mut positions: Vec<String> = (1..=definition.keys.len()).map(|position| position.to_string()).collect();
+    if let Some(besides) = besides {
+        columns.push(format!("{} AS {besides}", below.hidden(besides)));
+        positions.push(columns.len().to_string());
+    }
     let conditions: Vec<&str> = level.condition.iter().chain(bounds).map(String::as_str).collect();
     let condition =
         if conditions.is_empty() { String::new() } else { format!("\n WHERE {}", conditions.join(" AND ")) };
-    let positions: Vec<String> = (1..=definition.keys.len()).map(|position| position.to_string()).collect();
     Some(format!(
         "SELECT {}\n FROM {}{condition}\n GROUP BY {}",
         columns.join(", "),
-        below.groups(groups),
+        below.groups(groups, besides),
         positions.join(", ")
     ))
 }
@@ -290,7 +357,7 @@ pub fn recount(
 ) -> String {
     let columns = stored_columns(definition).join(", ");
     let gathered = below.and_then(|(below, names)| {
-        gathered(definition, below, &names.stored.to_string(), &bounds_of_groups(definition))
+        gathered(definition, below, &names.stored.to_string(), &bounds_of_groups(definition), None)
     });
     let groups = match gathered {
         Some(gathered) => format!(
@@ -299,7 +366,8 @@ pub fn recount(
         ),
         None => {
             let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
-            groups(definition, relations, &format!("\n WHERE {condition}"))
+            let rows = groups(definition, relations, &format!("\n WHERE {condition}"));
+            regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat())
         }
     };
     format!(
@@ -307,6 +375,124 @@ pub fn recount(
         dirty(definition, relations, &changed(state, now)),
         relations.stored,
         write_order(definition)
+    )
+}
+
+/// One of each group that `parts` have, which are queries with the columns of the stored table.
+fn regrouped(definition: &Definition, parts: &[String]) -> String {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    let partials: String = definition
+        .partials
+        .iter()
+        .map(|partial| {
+            let name = quote(&partial.name);
+            let gather = partial.gather.replace("{x}", &format!("s.{name}")).replace("{filter}", "");
+            format!("{gather} AS {name}, ")
+        })
+        .collect();
+    format!(
+        "SELECT {keys}, {partials}pg_catalog.sum({ROWS})::bigint AS {ROWS}\n FROM (\n{}\n) AS s\n GROUP BY {keys}",
+        parts.join("\nUNION ALL\n")
+    )
+}
+
+/// The retained groups among those in `dirty`, as queries with the columns of the stored table.
+fn retained_of_changed(definition: &Definition, relations: &Relations) -> Vec<String> {
+    let columns: Vec<String> = stored_columns(definition).iter().map(|column| format!("s.{column}")).collect();
+    by_null_keys(definition, |condition, filter| {
+        format!(
+            "SELECT {} FROM dirty AS p JOIN {} AS s ON {condition} WHERE {}{filter}",
+            columns.join(", "),
+            relations.retained,
+            is_retained("s")
+        )
+    })
+}
+
+/// All retained groups, as a query with the columns of the stored table.
+fn retained(definition: &Definition, relations: &Relations) -> String {
+    format!(
+        "SELECT {} FROM {} AS t WHERE {}",
+        stored_columns(definition).join(", "),
+        relations.retained,
+        is_retained("t")
+    )
+}
+
+/// Fills an empty stored table with the retained groups: what is left when all rows are gone at once.
+pub fn restore_retained(definition: &Definition, relations: &Relations) -> String {
+    let groups = regrouped(definition, &[retained(definition, relations)]);
+    format!("INSERT INTO {} ({})\n{groups}", relations.stored, stored_columns(definition).join(", "))
+}
+
+/// The defining query over what the reader sees: the rows of the source, and the retained groups.
+pub fn recomputed(definition: &Definition, relations: &Relations) -> String {
+    let groups = regrouped(definition, &[groups(definition, relations, ""), retained(definition, relations)]);
+    format!("SELECT {}\n FROM (\n{groups}\n) AS merged", targets(definition))
+}
+
+/// The visible columns over the alias `merged`.
+fn targets(definition: &Definition) -> String {
+    let columns: Vec<String> =
+        definition.targets.iter().map(|target| format!("{} AS {}", target.sql, quote(&target.name))).collect();
+    columns.join(",\n    ")
+}
+
+/// Keeps the groups of a table that is about to leave the source. `times` are bounds of its rows in [`TIME`], as text.
+pub fn retain_table(
+    definition: &Definition,
+    relations: &Relations,
+    table: u32,
+    times: Option<&(String, String)>,
+    departure: i64,
+) -> String {
+    let times = times.filter(|_| definition.has_time).map_or_else(String::new, |(first, last)| {
+        format!(
+            " AND r.{TIME} OPERATOR(pg_catalog.>=) {} AND r.{TIME} OPERATOR(pg_catalog.<=) {}",
+            literal(first),
+            literal(last)
+        )
+    });
+    let condition = format!("\n WHERE r.{TABLE} OPERATOR(pg_catalog.=) {table}::pg_catalog.oid{times}");
+    retain(definition, relations, &groups(definition, relations, &condition), departure)
+}
+
+/// Does the same for a rollup over a rollup that has kept its groups already. None if they can only be made of rows.
+pub fn retain_from_below(
+    definition: &Definition,
+    relations: &Relations,
+    below: (&Definition, &Relations),
+    departure: i64,
+) -> Option<String> {
+    let groups =
+        format!("(SELECT * FROM {} AS t WHERE t.{DEPARTURE} OPERATOR(pg_catalog.=) {departure})", below.1.retained);
+    Some(retain(definition, relations, &gathered(definition, below.0, &groups, &[], None)?, departure))
+}
+
+fn retain(definition: &Definition, relations: &Relations, groups: &str, departure: i64) -> String {
+    let columns = stored_columns(definition).join(", ");
+    format!(
+        "INSERT INTO {} ({columns}, {DEPARTURE})\nSELECT {columns}, {departure} FROM (\n{groups}\n) AS g",
+        relations.retained
+    )
+}
+
+/// Has a table come back whose groups were retained?
+pub fn has_release(source: &QualifiedName, now: &Counted) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM tally.departures AS d WHERE d.source OPERATOR(pg_catalog.=) {}::pg_catalog.regclass AND {})",
+        literal(&source.to_string()),
+        now.is_counted("d.released_by")
+    )
+}
+
+/// Deletes retained groups whose rows have come back.
+pub fn forget_released(relations: &Relations, now: &Counted) -> String {
+    format!(
+        "DELETE FROM {} AS t USING tally.departures AS d WHERE {} AND {}",
+        relations.retained,
+        of_departure("t"),
+        now.is_counted("d.released_by")
     )
 }
 
@@ -370,7 +556,7 @@ pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: b
     for (position, member) in family.iter().enumerate() {
         let Member { definition, relations, below } = *member;
         let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
-        let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[]));
+        let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
         let delta = delta.unwrap_or_else(|| groups(definition, relations, &condition));
         parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
         let mut untouched = String::new();
@@ -474,8 +660,6 @@ pub fn create_public_view(definition: &Definition, relations: &Relations) -> Str
         let name = quote(&partial.name);
         format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
     }));
-    let columns: Vec<String> =
-        definition.targets.iter().map(|target| format!("{} AS {}", target.sql, quote(&target.name))).collect();
     let no_dirty =
         |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));
     let mut arms = vec![format!(
@@ -493,18 +677,16 @@ pub fn create_public_view(definition: &Definition, relations: &Relations) -> Str
             no_dirty("p")
         )
     }));
-    let again = groups(
-        definition,
-        relations,
-        &format!("\n WHERE EXISTS (SELECT FROM dirty) AND {}", of_changed_group(definition)),
-    );
+    let changed = format!("\n WHERE EXISTS (SELECT FROM dirty) AND {}", of_changed_group(definition));
+    let rows = groups(definition, relations, &changed);
+    let again = regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat());
     arms.push(format!("SELECT {} FROM (\n{again}\n) AS a", columns_of("a").join(", ")));
     format!(
         "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n), {dirty}, \
          touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty\n)\n\
          SELECT {}\n FROM (\n{}\n) AS merged",
         relations.public,
-        columns.join(",\n    "),
+        targets(definition),
         arms.join("\nUNION ALL\n")
     )
 }

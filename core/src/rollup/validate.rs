@@ -5,8 +5,8 @@ use super::analysis::{
     self, AggregateCall, Analysis, Expression, Source, SourceKind, Target, UnstableFunction, Unsupported,
 };
 use super::definition::{
-    self, BucketRange, Call, Column, Definition, GroupRange, Key, Partial, ROWS, SIGN, TAG, Value, WRITER,
-    filter_clause,
+    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME,
+    Value, WRITER, filter_clause,
 };
 use super::level::{self, Below};
 use super::names::Names;
@@ -14,6 +14,9 @@ use crate::error::Explain;
 use crate::ident::{self, quote};
 use std::collections::HashSet;
 use std::fmt;
+
+/// Names of hidden columns, which keys and arguments cannot have.
+const RESERVED: [&str; 7] = [ROWS, DEPARTURE, TABLE, TIME, TAG, WRITER, SIGN];
 
 /// Functions that are marked stable only because a time zone's rules can change: the zone is in the definition.
 const ZONE_IS_NAMED: [&str; 1] = ["date_trunc(text,timestamp with time zone,text)"];
@@ -106,7 +109,7 @@ fn level(analysis: &Analysis, below: Option<&Below>) -> Option<definition::Level
     let below = below?;
     let is_lasting = below.is_lasting(keys.chain(inputs).chain(&analysis.condition));
     let condition = analysis.condition.as_ref().map(|condition| condition.sql.clone());
-    is_lasting.then(|| definition::Level { alias, columns: below.names().to_vec(), condition })
+    Some(definition::Level { alias, columns: below.names().to_vec(), condition, is_lasting })
 }
 
 /// The columns of a rollup while they are laid out.
@@ -118,7 +121,7 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(below: Option<&'a Below<'a>>) -> Self {
-        let names = Names::new([ROWS, TAG, WRITER, SIGN].map(String::from));
+        let names = Names::new(RESERVED.map(String::from));
         Self { definition: Definition::default(), names, below }
     }
 

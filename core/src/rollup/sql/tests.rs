@@ -36,6 +36,7 @@ fn definition() -> Definition {
             value: Value::Keys { never_null: true, bucket: None, is_built_in: true },
         }],
         level: None,
+        has_time: true,
     }
 }
 
@@ -47,6 +48,7 @@ fn relations() -> Relations {
         rows: name("r_rows"),
         changes: name("r_changes"),
         stored: name("r_stored"),
+        retained: name("r_retained"),
         log: name("events_changes"),
     }
 }
@@ -59,9 +61,14 @@ fn merged_alone(state: &Counted, now: &Counted, changes: bool) -> String {
 #[test]
 fn the_rows_view_carries_the_tag() {
     assert_eq!(
-        create_rows_view(&definition(), &relations(), &Origin::source(&relations(), "e"), Some("(e.amount > 0)")),
+        create_rows_view(
+            &definition(),
+            &relations(),
+            &Origin::source(&relations(), "e", Some("at")),
+            Some("(e.amount > 0)")
+        ),
         "CREATE VIEW \"public\".\"r_rows\" AS\nSELECT e.bucket AS \"bucket\",\n    e.customer_id AS \"customer_id\",\n    \
-         e.country AS \"country\",\n    e.amount AS \"argument_1\",\n    \"e\".tally_tag AS tally_tag\n FROM \"public\".\"events\" AS \"e\"\n \
+         e.country AS \"country\",\n    e.amount AS \"argument_1\",\n    \"e\".tableoid AS tally_table,\n    \"e\".\"at\" AS tally_time,\n    \"e\".tally_tag AS tally_tag\n FROM \"public\".\"events\" AS \"e\"\n \
          WHERE (e.amount > 0)"
     );
 }
@@ -112,10 +119,10 @@ fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
 #[test]
 fn groups_with_a_null_key_have_an_arm_of_their_own() {
     let view = create_public_view(&definition(), &relations());
-    assert_eq!(view.matches("UNION ALL").count(), 4);
+    assert_eq!(view.matches("UNION ALL").count(), 6);
     let mut without = definition();
     without.keys.pop();
-    assert_eq!(create_public_view(&without, &relations()).matches("UNION ALL").count(), 3);
+    assert_eq!(create_public_view(&without, &relations()).matches("UNION ALL").count(), 4);
 }
 
 #[test]
@@ -149,6 +156,27 @@ fn a_recount_looks_where_the_changed_buckets_are() {
     ] {
         assert!(sql.contains(bound), "{bound} is missing in {sql}");
     }
+}
+
+#[test]
+fn a_recount_adds_what_is_retained() {
+    let state = Counted { next: 100, open: vec![] };
+    let sql = recount(&definition(), &relations(), &state, &state, None);
+    assert!(sql.contains("FROM dirty AS p JOIN \"public\".\"r_retained\" AS s ON"), "{sql}");
+    assert!(sql.contains("pg_catalog.sum(s.\"revenue\") AS \"revenue\""), "{sql}");
+    assert!(sql.contains("d.released_by IS NOT NULL"), "{sql}");
+}
+
+#[test]
+fn what_a_table_counts_for_is_looked_up_by_its_times() {
+    let times = ("2024-01-01".to_string(), "2024-01-02".to_string());
+    let sql = |definition: &Definition| retain_table(definition, &relations(), 77, Some(&times), 5);
+    let with_time = sql(&definition());
+    assert!(
+        with_time.contains("r.tally_table OPERATOR(pg_catalog.=) 77::pg_catalog.oid AND r.tally_time"),
+        "{with_time}"
+    );
+    assert!(!sql(&Definition { has_time: false, ..definition() }).contains("tally_time"));
 }
 
 #[test]

@@ -318,8 +318,8 @@ fn what_does_not_gather_a_column_is_refused() {
 /// A user's function in the text could be renamed; the rows are read through a view, which follows.
 #[test]
 fn only_lasting_text_gathers_groups() {
-    assert!(validate_above(call("sum", "b.n", "bigint")).unwrap().level.is_some());
+    assert!(validate_above(call("sum", "b.n", "bigint")).unwrap().level.unwrap().is_lasting);
     let mut own = call("sum", "b.n", "bigint");
     own.filter = Some(Expression { is_built_in: false, ..expression("b.customer") });
-    assert!(validate_above(own).unwrap().level.is_none());
+    assert!(!validate_above(own).unwrap().level.unwrap().is_lasting);
 }

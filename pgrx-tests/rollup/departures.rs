@@ -1,0 +1,232 @@
+//! Partitions that leave a source: the rollups go on counting their rows, exactly, and no row is counted twice when one comes back.
+
+use postgres::Client;
+use tally_server_tests::cluster::{self, Database};
+
+use super::{create, insert, session};
+use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
+
+/// Queries over the rows: buckets that straddle partitions, aggregates that nothing can be subtracted from, no bucket at all.
+const ROLLUPS: [(&str, &str); 4] = [
+    ("totals", super::QUERY),
+    (
+        "weekly",
+        "SELECT date_trunc('week', event_time, 'UTC') AS week, note, min(amount) AS least, avg(amount) AS average, \
+           tally.distinct_count(amount) AS amounts, count(*) FILTER (WHERE tenant = 1) AS ones FROM events GROUP BY 1, 2",
+    ),
+    (
+        "hourly",
+        "SELECT date_bin('1 hour', event_time, '2000-01-01Z') AS hour, tenant, count(*) AS n, max(amount) AS most \
+         FROM events WHERE amount <> 13 GROUP BY 1, 2",
+    ),
+    // A level above, as its query over the rows.
+    (
+        "daily",
+        "SELECT date_trunc('day', event_time, 'Europe/Berlin') AS day, count(*)::numeric AS n, max(amount) AS most \
+         FROM events WHERE amount <> 13 GROUP BY 1",
+    ),
+];
+
+fn rolled_session(database: &Database) -> Client {
+    let mut session = session(database);
+    session.batch_execute("CREATE TABLE gone (event_time timestamptz, tenant int, amount int, note text)").unwrap();
+    create(&mut session, ROLLUPS[1].0, ROLLUPS[1].1);
+    create(&mut session, ROLLUPS[2].0, ROLLUPS[2].1);
+    let daily =
+        "SELECT date_trunc('day', hour, 'Europe/Berlin') AS day, sum(n) AS n, max(most) AS most FROM hourly GROUP BY 1";
+    create(&mut session, "daily", daily);
+    session
+}
+
+/// Every rollup equals its query over the table and `gone`, the rows that have left it.
+#[track_caller]
+fn assert_kept(session: &mut Client) {
+    for (name, query) in ROLLUPS {
+        let all = "FROM (SELECT event_time, tenant, amount, note FROM events UNION ALL SELECT * FROM gone) AS events";
+        assert_equal(session, name, &query.replace("FROM events", all));
+        let differences = session.query(&format!("SELECT * FROM tally.verify('{name}')"), &[]).unwrap();
+        assert!(differences.is_empty(), "tally.verify({name}): {differences:?}");
+    }
+}
+
+#[track_caller]
+fn assert_kept_and_refreshed(session: &mut Client) {
+    assert_kept(session);
+    session.batch_execute("CALL tally.refresh('totals')").unwrap();
+    assert_kept(session);
+}
+
+fn run(session: &mut Client, statement: &str) {
+    session.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+}
+
+const TO_GONE: &str = "INSERT INTO gone SELECT event_time, tenant, amount, note FROM day_1;";
+
+#[test]
+fn rows_of_a_detached_partition_stay_counted() {
+    let database = cluster::database();
+    let (mut session, mut other) = (rolled_session(&database), database.connect());
+    // Some rows are not counted, and some counted ones are changed.
+    insert(&mut session);
+    run(&mut session, "UPDATE events SET amount = amount + 1 WHERE tenant = 1; DELETE FROM events WHERE amount = 5");
+    run(&mut session, &format!("BEGIN; {TO_GONE} ALTER TABLE events DETACH PARTITION day_1"));
+    assert_kept(&mut session);
+    run(&mut session, "COMMIT");
+    assert_kept(&mut other);
+    assert_kept_and_refreshed(&mut session);
+    // Groups with rows on both sides are made anew from what is there and what is retained.
+    run(&mut session, "UPDATE events SET amount = -amount; INSERT INTO events SELECT * FROM events LIMIT 5");
+    assert_kept_and_refreshed(&mut session);
+    // The table is an ordinary one now.
+    run(&mut session, "UPDATE day_1 SET amount = 0; TRUNCATE day_1; DROP TABLE day_1");
+    assert_kept_and_refreshed(&mut session);
+    run(&mut session, "DELETE FROM events");
+    assert_kept_and_refreshed(&mut session);
+}
+
+#[test]
+fn a_dropped_partition_stays_counted() {
+    for counted in [true, false] {
+        let database = cluster::database();
+        let mut session = rolled_session(&database);
+        insert(&mut session);
+        if counted {
+            run(&mut session, "CALL tally.refresh('totals')");
+        }
+        run(&mut session, &format!("{TO_GONE} DROP TABLE day_1"));
+        assert_kept_and_refreshed(&mut session);
+        run(&mut session, "CREATE TABLE day_1 PARTITION OF events FOR VALUES FROM ('2024-01-01Z') TO ('2024-01-02Z')");
+        insert(&mut session);
+        assert_kept_and_refreshed(&mut session);
+        run(&mut session, "UPDATE events SET tenant = 1, note = 'x'");
+        assert_kept_and_refreshed(&mut session);
+        run(&mut session, &format!("{TO_GONE} DROP TABLE day_1; TRUNCATE day_2"));
+        assert_kept_and_refreshed(&mut session);
+        // The whole table is emptied: what is retained is left.
+        insert_into_day_2(&mut session);
+        run(&mut session, "TRUNCATE events");
+        assert_kept_and_refreshed(&mut session);
+        insert_into_day_2(&mut session);
+        assert_kept_and_refreshed(&mut session);
+    }
+}
+
+fn insert_into_day_2(session: &mut Client) {
+    run(session, "INSERT INTO events VALUES ('2024-01-02 01:00Z', 1, 3, 'x'), ('2024-01-02 02:00Z', NULL, 4, NULL)");
+}
+
+#[test]
+fn a_partition_that_comes_back_is_counted_as_it_is_then() {
+    let database = cluster::database();
+    let mut session = rolled_session(&database);
+    insert(&mut session);
+    let attach = "ALTER TABLE events ATTACH PARTITION day_1 FOR VALUES FROM ('2024-01-01Z') TO ('2024-01-02Z')";
+    for meanwhile in [
+        "SELECT",
+        "CALL tally.refresh('totals')",
+        "UPDATE day_1 SET amount = 77 WHERE tenant = 2",
+        "DELETE FROM day_1 WHERE tenant = 1",
+        "INSERT INTO day_1 (event_time, tenant, amount) VALUES ('2024-01-01 07:00Z', 9, 9)",
+        "TRUNCATE day_1",
+    ] {
+        run(&mut session, "ALTER TABLE events DETACH PARTITION day_1");
+        run(&mut session, meanwhile);
+        // Back, and gone again, and back.
+        run(&mut session, attach);
+        run(&mut session, "ALTER TABLE events DETACH PARTITION day_1");
+        run(&mut session, &format!("BEGIN; {attach}"));
+        assert_kept(&mut session);
+        run(&mut session, "COMMIT");
+        assert_kept_and_refreshed(&mut session);
+        let left: i64 = session
+            .query_one("SELECT (SELECT count(*) FROM tally.departures) + (SELECT count(*) FROM weekly_retained) + (SELECT count(*) FROM events_changes)", &[])
+            .unwrap()
+            .get(0);
+        assert_eq!(left, 0, "a refresh has left something of a partition that is back");
+        run(&mut session, "UPDATE events SET amount = amount + 1");
+        assert_kept_and_refreshed(&mut session);
+    }
+}
+
+#[test]
+fn a_departure_that_is_rolled_back_never_happened() {
+    let database = cluster::database();
+    let (mut session, mut writer) = (rolled_session(&database), database.connect());
+    insert(&mut session);
+    run(
+        &mut session,
+        "BEGIN; SAVEPOINT s; DROP TABLE day_1; ROLLBACK TO s; ALTER TABLE events DETACH PARTITION day_1; ROLLBACK",
+    );
+    assert_kept_and_refreshed(&mut session);
+    insert(&mut writer);
+    run(&mut writer, "DELETE FROM events WHERE tenant = 1");
+    assert_kept_and_refreshed(&mut session);
+}
+
+#[test]
+fn partitions_of_partitions_leave_with_theirs() {
+    let database = cluster::database();
+    let mut session = rolled_session(&database);
+    run(
+        &mut session,
+        "CREATE TABLE day_3 PARTITION OF events FOR VALUES FROM ('2024-01-03Z') TO ('2024-01-04Z') PARTITION BY LIST (tenant); \
+         CREATE TABLE day_3_a PARTITION OF day_3 FOR VALUES IN (1); CREATE TABLE day_3_b PARTITION OF day_3 DEFAULT; \
+         INSERT INTO events SELECT '2024-01-03Z'::timestamptz + make_interval(mins => i), i % 4, i, 'z' FROM generate_series(1, 40) AS i",
+    );
+    run(&mut session, "INSERT INTO gone SELECT event_time, tenant, amount, note FROM day_3_a; DROP TABLE day_3_a");
+    assert_kept_and_refreshed(&mut session);
+    run(
+        &mut session,
+        "INSERT INTO gone SELECT event_time, tenant, amount, note FROM day_3; ALTER TABLE events DETACH PARTITION day_3",
+    );
+    assert_kept_and_refreshed(&mut session);
+    run(
+        &mut session,
+        "ALTER TABLE day_3 DETACH PARTITION day_3_b; INSERT INTO day_3_b (event_time, tenant) VALUES ('2024-01-03 05:00Z', 8)",
+    );
+    // One of the leaves comes back alone.
+    run(
+        &mut session,
+        "DELETE FROM gone WHERE event_time >= '2024-01-03Z' AND tenant IS DISTINCT FROM 1; \
+         ALTER TABLE events ATTACH PARTITION day_3_b FOR VALUES FROM ('2024-01-03Z') TO ('2024-01-04Z')",
+    );
+    assert_kept_and_refreshed(&mut session);
+    run(&mut session, "DROP TABLE day_3");
+    assert_kept_and_refreshed(&mut session);
+}
+
+#[test]
+fn what_would_lose_rows_is_refused() {
+    let database = cluster::database();
+    let mut session = rolled_session(&database);
+    run(&mut session, "CREATE SCHEMA far; ALTER TABLE day_1 SET SCHEMA far");
+    assert_refused(
+        &mut session,
+        "DROP SCHEMA far CASCADE",
+        "2BP01",
+        "cannot drop partition far.day_1",
+        "DROP TABLE far.day_1",
+    );
+    assert_refused(
+        &mut session,
+        "ALTER TABLE events DETACH PARTITION far.day_1 CONCURRENTLY",
+        "0A000",
+        "DETACH CONCURRENTLY",
+        "without CONCURRENTLY",
+    );
+    assert_kept_and_refreshed(&mut session);
+    run(
+        &mut session,
+        "INSERT INTO gone SELECT event_time, tenant, amount, note FROM far.day_1; DROP TABLE far.day_1; DROP SCHEMA far CASCADE",
+    );
+    assert_kept_and_refreshed(&mut session);
+    // A new level has what the level below has retained.
+    create(&mut session, "again", "SELECT tenant, sum(n) AS n FROM hourly GROUP BY tenant");
+    run(&mut session, "UPDATE events SET amount = amount + 1");
+    assert_equal_now_and_refreshed(
+        &mut session,
+        "again",
+        "events",
+        "SELECT tenant, sum(n) AS n FROM hourly GROUP BY tenant",
+    );
+}
