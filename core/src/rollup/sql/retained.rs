@@ -1,0 +1,109 @@
+//! Groups of rows that have left the source and stay counted.
+
+use super::*;
+
+/// The departure `d` that the retained groups `alias` come from.
+pub(super) fn of_departure(alias: &str) -> String {
+    format!("d.departure OPERATOR(pg_catalog.=) {alias}.{DEPARTURE}")
+}
+
+/// Do the retained groups `alias` still stand for rows that are gone?
+pub(super) fn is_retained(alias: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM tally.departures AS d WHERE {} AND d.released_by IS NOT NULL)",
+        of_departure(alias)
+    )
+}
+
+/// The retained groups among those in `dirty`, as queries with the columns of the stored table.
+pub(super) fn retained_of_changed(definition: &Definition, relations: &Relations) -> Vec<String> {
+    let columns: Vec<String> = stored_columns(definition).iter().map(|column| format!("s.{column}")).collect();
+    by_null_keys(definition, |condition, filter| {
+        format!(
+            "SELECT {} FROM dirty AS p JOIN {} AS s ON {condition} WHERE {}{filter}",
+            columns.join(", "),
+            relations.retained,
+            is_retained("s")
+        )
+    })
+}
+
+/// All retained groups, as a query with the columns of the stored table.
+fn retained(definition: &Definition, relations: &Relations) -> String {
+    format!(
+        "SELECT {} FROM {} AS t WHERE {}",
+        stored_columns(definition).join(", "),
+        relations.retained,
+        is_retained("t")
+    )
+}
+
+/// Fills an empty stored table with the retained groups: what is left when all rows are gone at once.
+pub fn restore_retained(definition: &Definition, relations: &Relations) -> String {
+    let groups = regrouped(definition, &[retained(definition, relations)]);
+    format!("INSERT INTO {} ({})\n{groups}", relations.stored, stored_columns(definition).join(", "))
+}
+
+/// The defining query over what the reader sees: the rows of the source, and the retained groups.
+pub fn recomputed(definition: &Definition, relations: &Relations) -> String {
+    let groups = regrouped(definition, &[groups(definition, relations, ""), retained(definition, relations)]);
+    format!("SELECT {}\n FROM (\n{groups}\n) AS merged", targets(definition))
+}
+
+/// Keeps the groups of a table that is about to leave the source. `times` are bounds of its rows in [`TIME`], as text.
+pub fn retain_table(
+    definition: &Definition,
+    relations: &Relations,
+    table: u32,
+    times: Option<&(String, String)>,
+    departure: i64,
+) -> String {
+    let times = times.filter(|_| definition.has_time).map_or_else(String::new, |(first, last)| {
+        format!(
+            " AND r.{TIME} OPERATOR(pg_catalog.>=) {} AND r.{TIME} OPERATOR(pg_catalog.<=) {}",
+            literal(first),
+            literal(last)
+        )
+    });
+    let condition = format!("\n WHERE r.{TABLE} OPERATOR(pg_catalog.=) {table}::pg_catalog.oid{times}");
+    retain(definition, relations, &groups(definition, relations, &condition), departure)
+}
+
+/// Does the same for a rollup over a rollup that has kept its groups already. None if they can only be made of rows.
+pub fn retain_from_below(
+    definition: &Definition,
+    relations: &Relations,
+    below: (&Definition, &Relations),
+    departure: i64,
+) -> Option<String> {
+    let groups =
+        format!("(SELECT * FROM {} AS t WHERE t.{DEPARTURE} OPERATOR(pg_catalog.=) {departure})", below.1.retained);
+    Some(retain(definition, relations, &gathered(definition, below.0, &groups, &[], None)?, departure))
+}
+
+fn retain(definition: &Definition, relations: &Relations, groups: &str, departure: i64) -> String {
+    let columns = stored_columns(definition).join(", ");
+    format!(
+        "INSERT INTO {} ({columns}, {DEPARTURE})\nSELECT {columns}, {departure} FROM (\n{groups}\n) AS g",
+        relations.retained
+    )
+}
+
+/// Has a table come back whose groups were retained?
+pub fn has_release(source: &QualifiedName, now: &Counted) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM tally.departures AS d WHERE d.source OPERATOR(pg_catalog.=) {}::pg_catalog.regclass AND {})",
+        literal(&source.to_string()),
+        now.is_counted("d.released_by")
+    )
+}
+
+/// Deletes retained groups whose rows have come back.
+pub fn forget_released(relations: &Relations, now: &Counted) -> String {
+    format!(
+        "DELETE FROM {} AS t USING tally.departures AS d WHERE {} AND {}",
+        relations.retained,
+        of_departure("t"),
+        now.is_counted("d.released_by")
+    )
+}

@@ -1,0 +1,189 @@
+//! What a tick reads and writes.
+
+use super::*;
+
+/// Is there a row that a tick would count?
+pub fn has_new_row(source: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT EXISTS (SELECT FROM {source} AS r WHERE {})", state.is_new(&format!("r.{TAG}")))
+}
+
+/// Is there a row that no transaction so far can have written? `not_yet_assigned` is the tag of the next transaction id.
+pub fn has_row_from_the_future(source: &QualifiedName, not_yet_assigned: i64) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint)"
+    )
+}
+
+/// How many rows of the source no tick has counted.
+pub fn count_pending(source: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT pg_catalog.count(*) FROM {source} AS r WHERE {}", state.is_new(&format!("r.{TAG}")))
+}
+
+/// Has a row that `state` counts been changed since, by a transaction that `now` counts?
+pub fn has_change(log: &QualifiedName, state: &Counted, now: &Counted) -> String {
+    format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {})", changed(state, now))
+}
+
+/// How many changes no tick has followed.
+pub fn count_changes(log: &QualifiedName, state: &Counted) -> String {
+    format!("SELECT pg_catalog.count(*) FROM {log} AS c WHERE {}", changed_since(state))
+}
+
+/// Deletes what no later tick needs: changes by transactions that `now` counts.
+pub fn forget_changes(log: &QualifiedName, now: &Counted) -> String {
+    format!("DELETE FROM {log} AS c WHERE {}", now.is_counted(&format!("c.{WRITER}")))
+}
+
+/// A change counts if its writer is new and its row was counted: an uncounted row is read as it is now.
+fn changed_since(state: &Counted) -> String {
+    format!("{} AND {}", state.is_new(&format!("c.{WRITER}")), state.is_counted(&format!("c.{TAG}")))
+}
+
+pub(super) fn changed(state: &Counted, now: &Counted) -> String {
+    format!("{} AND {}", changed_since(state), now.is_counted(&format!("c.{WRITER}")))
+}
+
+/// The groups that changes concern, as a common table expression `dirty`.
+pub(super) fn dirty(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    format!("dirty AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {condition}\n)", relations.changes)
+}
+
+/// Deletes the stored groups that changes concern: [`recount`] makes them anew. Two statements, because groups without a NULL
+/// key are found through the unique index.
+pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> Vec<String> {
+    let dirty = dirty(definition, relations, &changed(state, now));
+    let statement = |condition: &str| {
+        format!("WITH {dirty}\nDELETE FROM {} AS s USING dirty AS p WHERE {condition}", relations.stored)
+    };
+    by_null_keys(definition, |condition, filter| statement(&format!("{condition}{filter}")))
+}
+
+/// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot; or, if `below` is
+/// given, from the stored groups of the rollup below, which have followed already.
+pub fn recount(
+    definition: &Definition,
+    relations: &Relations,
+    state: &Counted,
+    now: &Counted,
+    below: Option<(&Definition, &Relations)>,
+) -> String {
+    let columns = stored_columns(definition).join(", ");
+    let gathered = below.and_then(|(below, names)| {
+        gathered(definition, below, &names.stored.to_string(), &bounds_of_groups(definition), None)
+    });
+    let groups = match gathered {
+        Some(gathered) => format!(
+            "SELECT {columns} FROM (\n{gathered}\n) AS s WHERE EXISTS (SELECT FROM dirty AS p WHERE {})",
+            same_group(definition, "s", "p")
+        ),
+        None => {
+            let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
+            let rows = groups(definition, relations, &format!("\n WHERE {condition}"));
+            regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat())
+        }
+    };
+    format!(
+        "WITH {}\nINSERT INTO {} ({columns})\n{groups}\n ORDER BY {}",
+        dirty(definition, relations, &changed(state, now)),
+        relations.stored,
+        write_order(definition)
+    )
+}
+
+/// Where the groups of the rollup below are that make the buckets in `dirty`.
+fn bounds_of_groups(definition: &Definition) -> Vec<String> {
+    let mut bounds = vec![];
+    for key in &definition.keys {
+        let Some(range) = &key.groups else { continue };
+        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{}) FROM dirty AS d)", quote(&key.name));
+        bounds.push(format!("{} OPERATOR(pg_catalog.>=) {}", range.sql, of_all("min")));
+        bounds.push(format!("{} OPERATOR(pg_catalog.<=) {}", range.sql, end_of(key, &of_all("max"), &range.widths)));
+    }
+    bounds
+}
+
+/// The end of a bucket. Near the end of time there is none.
+fn end_of(key: &Key, bucket: &str, widths: &[String]) -> String {
+    let kind = &key.type_name;
+    let widths = widths.iter().map(|width| format!(" OPERATOR(pg_catalog.+) {}::interval", literal(width)));
+    format!(
+        "CASE WHEN {bucket} OPERATOR(pg_catalog.<) '200000-01-01'::{kind} \
+         THEN {bucket}{} ELSE 'infinity'::{kind} END",
+        widths.collect::<String>()
+    )
+}
+
+/// Is the row `r` of a group in `dirty`? For buckets of time, that bounds where its rows have to be looked for.
+pub(super) fn of_changed_group(definition: &Definition) -> String {
+    let mut same = vec![same_group(definition, "r", "d")];
+    let mut bounds = vec![];
+    for key in &definition.keys {
+        let Some(range) = &key.bucket else { continue };
+        let (bucket, column) = (quote(&key.name), quote(&range.column));
+        same.push(format!("r.{column} OPERATOR(pg_catalog.>=) d.{bucket}"));
+        same.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &format!("d.{bucket}"), &range.widths)));
+        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{bucket}) FROM dirty AS d)");
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.>=) {}", of_all("min")));
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &of_all("max"), &range.widths)));
+    }
+    bounds.push(format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND ")));
+    bounds.join(" AND ")
+}
+
+/// Merges the rows that are new to `state` and counted by `now` into the stored tables of a rollup and of those that gather its
+/// groups, all in one snapshot and one scan. With `changes`, groups that changes concern are left to [`recount`]. Answers one
+/// row: groups touched, source rows counted.
+pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: bool) -> String {
+    let tag = format!("r.{TAG}");
+    let condition = format!("\n WHERE {} AND {}", state.is_new(&tag), now.is_counted(&tag));
+    let mut parts = vec![];
+    let mut counts = vec![];
+    for (position, member) in family.iter().enumerate() {
+        let Member { definition, relations, below } = *member;
+        let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
+        let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
+        let delta = delta.unwrap_or_else(|| groups(definition, relations, &condition));
+        parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
+        let mut untouched = String::new();
+        if changes {
+            let dirty = dirty(definition, relations, &changed(state, now));
+            // Named apart, each with its own rollup's keys.
+            parts.push(dirty.replacen("dirty AS", &format!("dirty_{position} AS"), 1));
+            untouched = format!(
+                " WHERE NOT EXISTS (SELECT FROM dirty_{position} AS p WHERE {})",
+                same_group(definition, "s", "p")
+            );
+        }
+        parts.push(format!(
+            "merged_{position} AS (\n{}\n)",
+            merge(definition, relations, &format!("delta_{position}"), &untouched)
+        ));
+        counts.push(format!("(SELECT pg_catalog.count(*) FROM delta_{position})"));
+    }
+    format!(
+        "WITH {}\nSELECT {}, (SELECT COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta_0)",
+        parts.join(", "),
+        counts.join(" OPERATOR(pg_catalog.+) ")
+    )
+}
+
+/// Merges groups into the stored table.
+pub(super) fn merge(definition: &Definition, relations: &Relations, delta: &str, condition: &str) -> String {
+    // `_rows` first: like this each assignment stands beside its rule of merging.
+    let mut assignments = vec![format!("{ROWS} = s.{ROWS} OPERATOR(pg_catalog.+) excluded.{ROWS}")];
+    for partial in &definition.partials {
+        let name = quote(&partial.name);
+        assignments
+            .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
+    }
+    format!(
+        "INSERT INTO {} AS s ({columns})\nSELECT {columns} FROM {delta} AS s{condition} ORDER BY {write_order}\n\
+         ON CONFLICT ({}) DO UPDATE SET {}",
+        relations.stored,
+        names(&index_order(definition)).join(", "),
+        assignments.join(", "),
+        columns = stored_columns(definition).join(", "),
+        write_order = write_order(definition),
+    )
+}

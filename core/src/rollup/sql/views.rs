@@ -1,0 +1,257 @@
+//! The relations of a rollup, as they are created.
+
+use super::*;
+
+/// What the views of a rollup read: the source and its change log, or those views of the rollup below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The FROM of the rows view.
+    rows: String,
+    /// The FROM of the changes view.
+    changes: String,
+    /// Columns of the first: see [`TABLE`] and [`TIME`].
+    table: String,
+    time: Option<String>,
+    /// Columns of both, or of the second alone.
+    tag: String,
+    writer: String,
+    sign: String,
+}
+
+impl Origin {
+    /// `alias` is what the defining query calls the source; `time` is the column by which it is partitioned, or else the time of
+    /// the first bucket.
+    pub fn source(relations: &Relations, alias: &str, time: Option<&str>) -> Self {
+        let alias = quote(alias);
+        let column = |name: &str| format!("{alias}.{name}");
+        Self {
+            rows: format!("{} AS {alias}", relations.source),
+            changes: format!("{} AS {alias}", relations.log),
+            table: column("tableoid"),
+            time: time.map(|time| column(&quote(time))),
+            tag: column(TAG),
+            writer: column(WRITER),
+            sign: column(SIGN),
+        }
+    }
+
+    /// Of the rollup below with these relations.
+    pub fn below(below: &Below, relations: &Relations) -> Self {
+        Self {
+            rows: below.rows(&relations.rows),
+            changes: below.changes(&relations.changes),
+            table: below.hidden(TABLE),
+            time: below.has_time().then(|| below.hidden(TIME)),
+            tag: below.hidden(TAG),
+            writer: below.hidden(WRITER),
+            sign: below.hidden(SIGN),
+        }
+    }
+}
+
+/// The view that turns each source row into keys, arguments and filters.
+pub fn create_rows_view(
+    definition: &Definition,
+    relations: &Relations,
+    origin: &Origin,
+    condition: Option<&str>,
+) -> String {
+    let mut besides = vec![format!("{} AS {TABLE}", origin.table)];
+    besides.extend(origin.time.iter().map(|time| format!("{time} AS {TIME}")));
+    besides.push(format!("{} AS {TAG}", origin.tag));
+    let select = select_inputs(definition, &origin.rows, &besides, condition);
+    format!("CREATE VIEW {} AS\n{select}", relations.rows)
+}
+
+/// The same view over logged changes. The log has the columns that the rollups of its source read, under the same names, so the
+/// expressions are those of the rows view. Retained groups that are released, because their rows have come back, count as
+/// changed.
+pub fn create_changes_view(
+    definition: &Definition,
+    relations: &Relations,
+    origin: &Origin,
+    condition: Option<&str>,
+) -> String {
+    let besides = [
+        format!("{} AS {TAG}", origin.tag),
+        format!("{} AS {WRITER}", origin.writer),
+        format!("{} AS {SIGN}", origin.sign),
+    ];
+    let select = select_inputs(definition, &origin.changes, &besides, condition);
+    let keys = definition.keys.iter().map(|key| format!("t.{}", quote(&key.name)));
+    let inputs = definition.arguments.iter().chain(&definition.filters).map(|_| "NULL".to_string());
+    let released: Vec<String> = keys.chain(inputs).chain(["0", "d.released_by", "0"].map(String::from)).collect();
+    format!(
+        "CREATE VIEW {} AS\n{select}\nUNION ALL\nSELECT {}\n FROM {} AS t JOIN tally.departures AS d ON {} \
+         WHERE d.released_by IS NOT NULL",
+        relations.changes,
+        released.join(", "),
+        relations.retained,
+        of_departure("t")
+    )
+}
+
+/// Keys, arguments and filters.
+fn select_inputs(definition: &Definition, from: &str, besides: &[String], condition: Option<&str>) -> String {
+    let columns = definition.keys.iter().map(|key| (&key.name, &key.sql));
+    let columns = columns.chain(definition.arguments.iter().chain(&definition.filters).map(|c| (&c.name, &c.sql)));
+    let mut list: Vec<String> = columns.map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    list.extend_from_slice(besides);
+    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+    format!("SELECT {}\n FROM {from}{condition}", list.join(",\n    "))
+}
+
+/// The table of the groups, empty. Its column types are those that PostgreSQL gives the expressions.
+pub fn create_stored_table(definition: &Definition, relations: &Relations) -> String {
+    // Groups of the current buckets are updated at every tick: room on the page keeps the updates off the indexes.
+    let fillfactor = if definition.partials.iter().any(|partial| partial.is_sketch) { 70 } else { 90 };
+    format!(
+        "CREATE TABLE {} WITH (fillfactor = {fillfactor}) AS\n{}\n WITH NO DATA",
+        relations.stored,
+        groups(definition, relations, "")
+    )
+}
+
+/// The table of the retained groups, empty, and its index.
+pub fn create_retained_table(definition: &Definition, relations: &Relations) -> [String; 2] {
+    let keys = names(&index_order(definition)).join(", ");
+    [
+        format!(
+            "CREATE TABLE {} AS SELECT s.*, 0::bigint AS {DEPARTURE} FROM {} AS s WITH NO DATA",
+            relations.retained, relations.stored
+        ),
+        format!("CREATE INDEX ON {} ({keys})", relations.retained),
+    ]
+}
+
+/// What the stored table needs besides its columns and before its first row.
+pub fn constrain_stored_table(definition: &Definition, relations: &Relations) -> String {
+    let never_null = definition.keys.iter().filter(|key| key.never_null).map(|key| key.name.as_str());
+    let actions: Vec<String> =
+        never_null.chain([ROWS]).map(|column| format!("ALTER COLUMN {} SET NOT NULL", quote(column))).collect();
+    format!("ALTER TABLE {} {}", relations.stored, actions.join(", "))
+}
+
+/// The indexes of the stored table: the groups themselves, tenant before bucket, and the buckets for readers who name no
+/// tenant. To be made after the first build.
+pub fn create_stored_indexes(definition: &Definition, relations: &Relations) -> Vec<String> {
+    let mut indexes = vec![format!(
+        "CREATE UNIQUE INDEX ON {} ({}) NULLS NOT DISTINCT",
+        relations.stored,
+        names(&index_order(definition)).join(", ")
+    )];
+    if let Some(time) = definition.keys.iter().find(|key| key.is_time) {
+        indexes.push(format!(
+            "CREATE INDEX ON {} USING brin ({}) WITH (pages_per_range = {PAGES_PER_RANGE})",
+            relations.stored,
+            quote(&time.name)
+        ));
+    }
+    indexes
+}
+
+/// The public view: stored groups, merged with those of the rows that the reader can see and no tick has counted.
+///
+/// Stored groups that nothing is pending for pass through one hash join; the pending ones look their stored part up.
+/// Both halves can be pushed down conditions on keys. Keys that may be NULL are compared by what NULL is replaced with *and*
+/// by whether they are NULL, since `IS NOT DISTINCT FROM` can neither hash nor use an index.
+pub fn create_public_view(definition: &Definition, relations: &Relations) -> String {
+    // A snapshot older than the rollup sees no state, and neither does a reader of a dump of some tables only: to them every
+    // row is pending and no group is stored.
+    let known = format!(
+        "SELECT s.next_tag, s.open_tags FROM tally.sources AS s \
+         JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
+         WHERE u.stored OPERATOR(pg_catalog.=) {}::pg_catalog.regclass",
+        literal(&relations.stored.to_string())
+    );
+    let state = |column: &str| format!("(SELECT k.{column} FROM known AS k)");
+    let is_known = format!("{} IS NOT NULL", state("next_tag"));
+    // The planner cannot know the state. Bounds on both sides let it expect half a percent of the table for each half of the
+    // condition, where it would otherwise expect a third of it, or all of it when few transactions wrote it.
+    let pending = groups(
+        definition,
+        relations,
+        &format!(
+            "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) COALESCE({next}, 0) AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
+             \x20   OR (r.{TAG} OPERATOR(pg_catalog.=) ANY ({open}::bigint[])\n\
+             \x20       AND r.{TAG} OPERATOR(pg_catalog.>=) {first_open} AND r.{TAG} OPERATOR(pg_catalog.<=) {last_open})",
+            next = state("next_tag"),
+            last = i64::MAX,
+            open = state("open_tags"),
+            first_open = state("open_tags[1]"),
+            last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
+        ),
+    );
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    // Changes count only where the state is known: a snapshot that knows none reads every row as it is.
+    let is_new = |column: &str| {
+        format!(
+            "({column} OPERATOR(pg_catalog.>=) {} OR {column} OPERATOR(pg_catalog.=) ANY ({}::bigint[]))",
+            state("next_tag"),
+            state("open_tags")
+        )
+    };
+    let dirty = dirty(
+        definition,
+        relations,
+        &format!("{} AND NOT {}", is_new(&format!("c.{WRITER}")), is_new(&format!("c.{TAG}"))),
+    );
+    let columns_of = |alias: &str| -> Vec<String> {
+        stored_columns(definition).iter().filter(|c| *c != ROWS).map(|column| format!("{alias}.{column}")).collect()
+    };
+    let mut both: Vec<String> = definition.keys.iter().map(|key| format!("p.{}", quote(&key.name))).collect();
+    both.extend(definition.partials.iter().map(|partial| {
+        let name = quote(&partial.name);
+        format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
+    }));
+    let no_dirty =
+        |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));
+    let mut arms = vec![format!(
+        "SELECT {} FROM {} AS s WHERE {is_known} AND NOT EXISTS (SELECT FROM touched AS p WHERE {})",
+        columns_of("s").join(", "),
+        relations.stored,
+        same_group(definition, "s", "p")
+    )];
+    // Groups without a NULL key find their stored part through the unique index.
+    arms.extend(by_null_keys(definition, |condition, filter| {
+        format!(
+            "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition} AND {is_known} WHERE {}{filter}",
+            both.join(", "),
+            relations.stored,
+            no_dirty("p")
+        )
+    }));
+    let changed = format!("\n WHERE EXISTS (SELECT FROM dirty) AND {}", of_changed_group(definition));
+    let rows = groups(definition, relations, &changed);
+    let again = regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat());
+    arms.push(format!("SELECT {} FROM (\n{again}\n) AS a", columns_of("a").join(", ")));
+    format!(
+        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n), {dirty}, \
+         touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty\n)\n\
+         SELECT {}\n FROM (\n{}\n) AS merged",
+        relations.public,
+        targets(definition),
+        arms.join("\nUNION ALL\n")
+    )
+}
+
+/// The defining query as it is kept: names qualified, aggregates as written. `from` is the table or rollup that it reads.
+pub fn definition_query(
+    from: &QualifiedName,
+    alias: &str,
+    targets: &[(String, String)],
+    condition: Option<&str>,
+    keys: &[String],
+) -> String {
+    let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
+    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+    // A bare integer in GROUP BY would be a position of the select list.
+    let keys: Vec<String> = keys.iter().map(|key| format!("({key})")).collect();
+    format!(
+        "SELECT {}\n FROM {} AS {}{condition}\n GROUP BY {}",
+        columns.join(",\n    "),
+        from,
+        quote(alias),
+        keys.join(", ")
+    )
+}
