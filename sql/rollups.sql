@@ -94,6 +94,42 @@ COMMENT ON COLUMN tally.rollups.created_at IS 'when the rollup was created';
 SELECT pg_catalog.pg_extension_config_dump('tally.rollups', '');
 GRANT SELECT ON tally.rollups TO PUBLIC;
 
+CREATE TABLE tally.builds (
+  stored pg_catalog.regclass PRIMARY KEY,
+  unbuilt_before text NOT NULL,
+  remaining text[] NOT NULL,
+  ranges_done integer NOT NULL DEFAULT 0,
+  ranges_total integer NOT NULL,
+  rows_done bigint NOT NULL DEFAULT 0,
+  rows_expected bigint NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tally.builds IS
+  'new rollups of large tables, whose stored groups are built in slices of time, the newest rows first; the view reads the rest row by row';
+COMMENT ON COLUMN tally.builds.stored IS 'the table of the stored groups';
+COMMENT ON COLUMN tally.builds.unbuilt_before IS 'rows of the source before this time are not in the stored groups; -infinity: all are, and the view is about to be simplified';
+COMMENT ON COLUMN tally.builds.remaining IS 'first times of the slices to come; the oldest slice has none';
+COMMENT ON COLUMN tally.builds.ranges_done IS 'slices that are built';
+COMMENT ON COLUMN tally.builds.ranges_total IS 'slices in all';
+COMMENT ON COLUMN tally.builds.rows_done IS 'rows that are built';
+COMMENT ON COLUMN tally.builds.rows_expected IS 'rows of the table when the build began, as PostgreSQL estimated them';
+COMMENT ON COLUMN tally.builds.started_at IS 'when the rollup was created';
+SELECT pg_catalog.pg_extension_config_dump('tally.builds', '');
+GRANT SELECT ON tally.builds TO PUBLIC;
+
+CREATE FUNCTION tally.refuse_old_snapshot(unbuilt_before text) RETURNS boolean
+  LANGUAGE plpgsql STABLE STRICT COST 100000 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF unbuilt_before = '-infinity' THEN
+    RETURN false;
+  END IF;
+  RAISE EXCEPTION 'the rollup has been built since this transaction took its snapshot'
+    USING ERRCODE = '40001', HINT = 'Begin a new transaction and try again; this happens once in the life of a rollup.';
+END
+$$;
+COMMENT ON FUNCTION tally.refuse_old_snapshot(text) IS
+  'part of the views of rollups: an error in a transaction whose snapshot is older than the end of the build';
+
 CREATE SEQUENCE tally.departures_departure_seq AS bigint;
 COMMENT ON SEQUENCE tally.departures_departure_seq IS 'numbers of departures, never used twice';
 CREATE TABLE tally.departures (
@@ -261,32 +297,109 @@ CREATE PROCEDURE tally.refresh(rollup pg_catalog.regclass)
 COMMENT ON PROCEDURE tally.refresh(pg_catalog.regclass) IS
   'counts the new rows of the rollup''s table now, for all its rollups; waits for nobody but another refresh of the same table';
 
-CREATE FUNCTION tally.recompute_query(rollup pg_catalog.regclass) RETURNS text
-  LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'tally_recompute_query_wrapper';
-COMMENT ON FUNCTION tally.recompute_query(pg_catalog.regclass) IS
-  'the defining query of a rollup over the rows of its table, and over what is retained of rows that have left it';
+CREATE FUNCTION tally.recompute_query(rollup pg_catalog.regclass, from_time timestamptz DEFAULT NULL, to_time timestamptz DEFAULT NULL)
+  RETURNS text LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'tally_recompute_query_wrapper';
+COMMENT ON FUNCTION tally.recompute_query(pg_catalog.regclass, timestamptz, timestamptz) IS
+  'the defining query of a rollup over the rows of its table, and over what is retained of rows that have left it; for all buckets or those from from_time on and before to_time';
 
-CREATE FUNCTION tally.verify(rollup pg_catalog.regclass,
+CREATE FUNCTION tally.verify(rollup pg_catalog.regclass, from_time timestamptz DEFAULT NULL, to_time timestamptz DEFAULT NULL,
                              OUT problem text, OUT group_keys jsonb, OUT in_rollup jsonb, OUT in_source jsonb)
   RETURNS SETOF record
-  LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+  LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   keys text;
+  bucket text;
+  counted text := tally.recompute_query(verify.rollup, verify.from_time, verify.to_time);
 BEGIN
   -- Keys that the view shows; rows of equal visible keys are compared as a list.
-  SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', ') INTO keys
+  SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', '),
+         (array_agg(a.attname ORDER BY t.number) FILTER (WHERE t.target ->> 'sql' = format('merged.%I', k.name)))[1]
+    INTO keys, bucket
     FROM tally.rollups r
     CROSS JOIN jsonb_array_elements(r.columns -> 'targets') WITH ORDINALITY AS t (target, number)
     JOIN pg_attribute a ON a.attrelid = r.rollup AND a.attnum = t.number AND NOT a.attisdropped
+    LEFT JOIN LATERAL (SELECT e.key ->> 'name' AS name
+                         FROM jsonb_array_elements(r.columns -> 'keys') WITH ORDINALITY AS e (key, number)
+                        WHERE (e.key ->> 'is_time')::boolean ORDER BY e.number LIMIT 1) k ON true
    WHERE r.rollup = verify.rollup AND t.target -> 'value' ? 'keys';
+  IF bucket IS NULL AND COALESCE(from_time, to_time) IS NOT NULL THEN
+    RAISE EXCEPTION 'rollup % does not show its bucket of time', verify.rollup
+      USING ERRCODE = '22023', HINT = 'Leave from_time and to_time out.';
+  END IF;
   RETURN QUERY EXECUTE format(
-    'WITH stored AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM %2$s AS v GROUP BY 1),
+    'WITH stored AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM %2$s AS v%4$s GROUP BY 1),
           counted AS (SELECT jsonb_build_object(%1$s) AS k, jsonb_agg(to_jsonb(v) ORDER BY to_jsonb(v)) AS r FROM (%3$s) AS v GROUP BY 1)
      SELECT CASE WHEN s.k IS NULL THEN ''missing from the rollup'' WHEN c.k IS NULL THEN ''not in the source'' ELSE ''different'' END,
             COALESCE(s.k, c.k), s.r, c.r
        FROM stored s FULL JOIN counted c ON s.k = c.k
-      WHERE s.r IS DISTINCT FROM c.r', COALESCE(keys, ''), verify.rollup, tally.recompute_query(verify.rollup));
+      WHERE s.r IS DISTINCT FROM c.r',
+    COALESCE(keys, ''), verify.rollup, counted,
+    CASE WHEN COALESCE(from_time, to_time) IS NOT NULL
+         THEN format(' WHERE v.%1$I >= %2$L::timestamptz AND v.%1$I < %3$L::timestamptz', bucket,
+                     COALESCE(from_time, '-infinity'), COALESCE(to_time, 'infinity')) END);
 END
 $$;
-COMMENT ON FUNCTION tally.verify(pg_catalog.regclass) IS
-  'compares a rollup with its defining query over the source, group by group; no row means that they are equal. Reads the whole source';
+COMMENT ON FUNCTION tally.verify(pg_catalog.regclass, timestamptz, timestamptz) IS
+  'compares a rollup with its defining query over the source, group by group; no row means that they are equal. Reads the whole source, or the rows of the buckets from from_time on and before to_time';
+
+-- The steps of build and rebuild, which commit between them. They check that the caller owns the table, so anybody may call them.
+CREATE FUNCTION tally.build_slice(rollup pg_catalog.regclass) RETURNS boolean
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_build_slice_wrapper';
+COMMENT ON FUNCTION tally.build_slice(pg_catalog.regclass) IS
+  'part of tally.build: refreshes, then builds the next slice of the rollups of the same table; true if there is more to build';
+
+CREATE PROCEDURE tally.build(rollup pg_catalog.regclass) LANGUAGE plpgsql AS $$
+DECLARE
+  more boolean := true;
+BEGIN
+  COMMIT;
+  WHILE more LOOP
+    more := tally.build_slice(rollup);
+    COMMIT;
+  END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE tally.build(pg_catalog.regclass) IS
+  'builds now what background jobs would build of the new rollups of the same table, slice by slice, each in a transaction of its own';
+
+CREATE FUNCTION tally.rebuild_range(rollup pg_catalog.regclass, from_time timestamptz, to_time timestamptz) RETURNS bigint
+  LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_rebuild_range_wrapper';
+COMMENT ON FUNCTION tally.rebuild_range(pg_catalog.regclass, timestamptz, timestamptz) IS
+  'part of tally.rebuild: refreshes, then makes the stored groups of a range of buckets anew; returns their number';
+
+CREATE PROCEDURE tally.rebuild(rollup pg_catalog.regclass, from_time timestamptz DEFAULT NULL, to_time timestamptz DEFAULT NULL)
+  LANGUAGE plpgsql AS $$
+DECLARE
+  entry record;
+  bounds timestamptz[];
+BEGIN
+  COMMIT;
+  SELECT r.stored, (SELECT e.key ->> 'name' FROM pg_catalog.jsonb_array_elements(r.columns -> 'keys') WITH ORDINALITY AS e (key, number)
+                     WHERE (e.key ->> 'is_time')::boolean ORDER BY e.number LIMIT 1) AS bucket
+    INTO entry FROM tally.rollups AS r WHERE r.rollup OPERATOR(pg_catalog.=) rebuild.rollup;
+  IF entry.bucket IS NOT NULL THEN
+    -- About 100,000 stored groups at a time.
+    EXECUTE pg_catalog.format(
+      'SELECT pg_catalog.array_agg(b.bucket ORDER BY b.bucket) FROM (
+         SELECT s.bucket, s.part OPERATOR(pg_catalog.<>) pg_catalog.lag(s.part) OVER (ORDER BY s.bucket) AS is_first
+           FROM (SELECT g.%1$I::timestamptz AS bucket,
+                        pg_catalog.floor(pg_catalog.sum(pg_catalog.count(*)) OVER (ORDER BY g.%1$I) OPERATOR(pg_catalog./) 100000) AS part
+                   FROM %2$s AS g GROUP BY g.%1$I) AS s) AS b WHERE b.is_first', entry.bucket, entry.stored) INTO bounds;
+    SELECT pg_catalog.array_agg(b.bound ORDER BY b.bound) INTO bounds
+      FROM (SELECT COALESCE(from_time, '-infinity') AS bound UNION SELECT COALESCE(to_time, 'infinity')
+            UNION SELECT u.bound FROM pg_catalog.unnest(bounds) AS u (bound)
+                   WHERE u.bound OPERATOR(pg_catalog.>) COALESCE(from_time, '-infinity')
+                     AND u.bound OPERATOR(pg_catalog.<) COALESCE(to_time, 'infinity')) AS b;
+    COMMIT;
+    FOR number IN 1 .. pg_catalog.array_length(bounds, 1) OPERATOR(pg_catalog.-) 1 LOOP
+      PERFORM tally.rebuild_range(rollup, bounds[number], bounds[number OPERATOR(pg_catalog.+) 1]);
+      COMMIT;
+    END LOOP;
+  ELSE
+    PERFORM tally.rebuild_range(rollup, from_time, to_time);
+    COMMIT;
+  END IF;
+END
+$$;
+COMMENT ON PROCEDURE tally.rebuild(pg_catalog.regclass, timestamptz, timestamptz) IS
+  'makes the stored groups of a rollup anew from the rows of its table, range by range, each in a transaction of its own; for a repair after damage, of all buckets or of those from from_time on and before to_time';

@@ -30,7 +30,12 @@ SELECT r.rollup,
        CASE WHEN g.stored_groups > 0 AND g.source_rows > 0
             THEN pg_catalog.round((g.source_rows / g.stored_groups)::numeric, 1) END AS rows_per_group,
        j.last_message AS last_error,
-       j.last_hint
+       j.last_hint,
+       NULLIF(b.unbuilt_before, '-infinity') AS unbuilt_before,
+       b.rows_done AS build_rows_done,
+       b.rows_expected AS build_rows_expected,
+       b.ranges_done AS build_ranges_done,
+       b.ranges_total AS build_ranges_total
   FROM tally.rollups r
   JOIN tally.sources s ON s.source = r.source
   JOIN pg_catalog.pg_class c ON c.oid = r.source
@@ -39,6 +44,7 @@ SELECT r.rollup,
               (SELECT pg_catalog.sum(t.reltuples) FROM pg_catalog.pg_class t
                 WHERE t.reltuples > 0 AND t.relkind = 'r'
                   AND (t.oid = r.source OR t.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.source) p))) AS source_rows) g
+  LEFT JOIN tally.builds b ON b.stored = r.stored
   LEFT JOIN tally.jobs o ON o.object = r.source AND o.kind = 'refresh'
   LEFT JOIN tally.job_states j ON j.job_id = o.job_id AND j.last_sqlstate IS NOT NULL
  WHERE pg_catalog.pg_has_role(c.relowner, 'MEMBER') OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER');
@@ -58,4 +64,10 @@ COMMENT ON COLUMN tally.rollup_status.rows_per_group IS
   'source rows per stored group, as ANALYZE last estimated both; near 1 the rollup brings freshness and distinct counts but no compression';
 COMMENT ON COLUMN tally.rollup_status.last_error IS 'error of the last refresh by a job, if it failed';
 COMMENT ON COLUMN tally.rollup_status.last_hint IS 'hint of that error';
+COMMENT ON COLUMN tally.rollup_status.unbuilt_before IS
+  'while the rollup is being built: rows of the source before this time are not in its stored groups yet, and the view reads them one by one';
+COMMENT ON COLUMN tally.rollup_status.build_rows_done IS 'rows of the source that are built';
+COMMENT ON COLUMN tally.rollup_status.build_rows_expected IS 'rows of the source when the build began, as PostgreSQL estimated them';
+COMMENT ON COLUMN tally.rollup_status.build_ranges_done IS 'slices of time that are built';
+COMMENT ON COLUMN tally.rollup_status.build_ranges_total IS 'slices of time in all';
 GRANT SELECT ON tally.rollup_status TO PUBLIC;

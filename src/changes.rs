@@ -1,6 +1,6 @@
 //! Rows that come or go without a row trigger: TRUNCATE, and partitions that bring rows along or take them away.
 
-use crate::catalog::{self, departures, rollups, sources};
+use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
 use crate::{refresh, tags};
@@ -88,20 +88,22 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
     let rollups = now.read(|| rollups::of_source(source))?;
     let relations = now.read(|| rollups.iter().map(rollups::Rollup::relations).collect::<Result<Vec<_>>>())?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
-    let time = tags::time_column(source)?;
+    let time = tags::time_column(source, None)?;
+    let is_building = now.read(|| builds::is_any(source))?;
     let leaves = tags::leaves(partition)?;
     for table in tags::partition_tree(partition)? {
         let name = catalog::name_of(table)?;
         let departure = departures::insert(source, table)?;
         if leaves.contains(&table) {
             let times = match &time {
-                Some(time) => pg::as_user(owner, || times_of(&name, time))?,
+                Some(time) => pg::as_user(owner, || times_of(&name, &time.name))?,
                 None => None,
             };
             retain(table, times.as_ref(), departure, &refresh::families(&rollups, &relations), owner)?;
             // The stored groups lack these rows, and the next refresh will not find them any more.
-            let condition = format!(" WHERE NOT {}", state.is_counted(&format!("r.{TAG}")));
-            log_each(table, log, &BEFORE_TRACKING.to_string(), 0, &condition, &now)?;
+            let uncounted = format!(" WHERE NOT {}", state.is_counted(&format!("r.{TAG}")));
+            let condition = if is_building { "" } else { &uncounted };
+            log_each(table, log, &BEFORE_TRACKING.to_string(), 0, condition, &now)?;
         }
         if !is_drop {
             let drop = format!("DROP TRIGGER tally_truncate ON {name}");
@@ -121,7 +123,7 @@ fn retain(
 ) -> Result<()> {
     for family in families {
         for member in family {
-            let Member { definition, relations, below } = *member;
+            let Member { definition, relations, below, .. } = *member;
             let below = below.and_then(|below| family.get(below)).map(|below| (below.definition, below.relations));
             let gathered = below.and_then(|below| sql::retain_from_below(definition, relations, below, departure));
             let statement =

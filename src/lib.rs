@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod build;
 mod catalog;
 mod changes;
 mod error;

@@ -36,16 +36,36 @@ pub(crate) struct Report {
 pub(crate) fn tick(source: Oid) -> Result<Report> {
     require_fresh_transaction()?;
     pg::lock_refresh(sources::table()?, source, true);
-    tick_locked(source)
+    tick_locked(source, &mut |_| Ok(0))
+}
+
+/// The same, and goes on in the same transaction with what is left to do at the state that is reached: `and_then` gets it and answers
+/// how many rows it has counted.
+pub(crate) fn tick_and(source: Oid, and_then: &mut dyn FnMut(&Reached) -> Result<i64>) -> Result<Report> {
+    require_fresh_transaction()?;
+    pg::lock_refresh(sources::table()?, source, true);
+    tick_locked(source, and_then)
 }
 
 /// The same, but gives up at once when another session refreshes the source; then the answer is None.
-pub(crate) fn tick_unless_busy(source: Oid) -> Result<Option<Report>> {
+pub(crate) fn tick_unless_busy(
+    source: Oid,
+    and_then: &mut dyn FnMut(&Reached) -> Result<i64>,
+) -> Result<Option<Report>> {
     require_fresh_transaction()?;
     if !pg::lock_refresh(sources::table()?, source, false) {
         return Ok(None);
     }
-    tick_locked(source).map(Some)
+    tick_locked(source, and_then).map(Some)
+}
+
+/// Where a tick has brought a source.
+pub(crate) struct Reached<'a> {
+    pub source: Oid,
+    pub owner: Oid,
+    pub now: &'a Snapshot,
+    /// What every stored group has counted.
+    pub counted: Counted,
 }
 
 fn require_fresh_transaction() -> Result<()> {
@@ -58,23 +78,29 @@ fn require_fresh_transaction() -> Result<()> {
     Ok(())
 }
 
-fn tick_locked(source: Oid) -> Result<Report> {
+fn tick_locked(source: Oid, and_then: &mut dyn FnMut(&Reached) -> Result<i64>) -> Result<Report> {
     let started = Instant::now();
     // The lock came before the snapshot: S1 sees the state that the last holder of the lock has stored.
     let now = Snapshot::take();
     let Some(state) = now.read(|| sources::state(source))? else {
         return Ok(Report::default());
     };
-    match advance(source, &state, &now)? {
-        None => Ok(Report::default()),
-        Some((counted, report)) => {
-            sources::advance(source, &counted, &report, started.elapsed())?;
-            let tables = block_range_indexes(source)?;
-            note_new_pages(tables.iter().filter(|entry| entry.is_stored))?;
-            make_first_statistics(&tables)?;
-            Ok(report)
-        }
+    let advanced = advance(source, &state, &now)?;
+    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
+    let counted = advanced.as_ref().map_or(state, |(counted, _)| counted.clone());
+    let more = and_then(&Reached { source, owner, now: &now, counted })?;
+    let mut report = Report { rows: more, groups: 0 };
+    if let Some((counted, delta)) = advanced {
+        sources::advance(source, &counted, &delta, started.elapsed())?;
+        report.rows += delta.rows;
+        report.groups += delta.groups;
     }
+    if pg::own_xid().is_some() {
+        let tables = block_range_indexes(source)?;
+        note_new_pages(tables.iter().filter(|entry| entry.is_stored))?;
+        make_first_statistics(&tables)?;
+    }
+    Ok(report)
 }
 
 /// Merges into every rollup of the source what is new to `state` and counted by the snapshot. The caller holds the refresh
@@ -119,7 +145,7 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         // A rollup over a rollup is recounted from groups that are up to date by now.
         for member in &family[1..] {
             let below = member.below.and_then(|below| family.get(below));
-            recount(member, below, owner, with_changes, &now.with_own_writes())?;
+            recount(member, below, owner, with_changes, now)?;
         }
     }
     // Also changes of rows that were not counted yet: they have been read as they are.
@@ -146,7 +172,7 @@ fn recount(
     let Some((state, counted)) = changes else { return Ok(()) };
     let below = below.map(|below| (below.definition, below.relations));
     let mut statements = sql::delete_changed(member.definition, member.relations, state, counted);
-    statements.push(sql::recount(member.definition, member.relations, state, counted, below));
+    statements.push(sql::recount(member, state, counted, below));
     for statement in statements {
         pg::as_user(owner, || now.execute::<0>(&statement))?;
     }
@@ -158,15 +184,20 @@ pub(crate) fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) ->
     let mut families: Vec<Vec<Member>> = vec![];
     let mut homes: Vec<(Oid, usize, usize)> = vec![];
     for (rollup, relations) in rollups.iter().zip(relations) {
-        let gathers = rollup.below.filter(|_| rollup.definition.level.as_ref().is_some_and(|level| level.is_lasting));
+        let is_lasting = rollup.definition.level.as_ref().is_some_and(|level| level.is_lasting);
+        let gathers = rollup.below.filter(|_| is_lasting && rollup.unbuilt_before.is_none());
         let home = gathers.and_then(|below| homes.iter().find(|(known, ..)| *known == below).copied());
         let family = home.map_or(families.len(), |(_, family, _)| family);
         if home.is_none() {
             families.push(vec![]);
         }
-        homes.push((rollup.rollup, family, families[family].len()));
+        // Nothing is gathered from one that is being built.
+        if rollup.unbuilt_before.is_none() {
+            homes.push((rollup.rollup, family, families[family].len()));
+        }
         let below = home.map(|(.., position)| position);
-        families[family].push(Member { definition: &rollup.definition, relations, below });
+        let unbuilt_before = rollup.unbuilt_before.as_deref();
+        families[family].push(Member { definition: &rollup.definition, relations, below, unbuilt_before });
     }
     families
 }

@@ -1,13 +1,13 @@
 //! The SQL verbs for rollups: create, drop, and what follows when their relations are dropped by hand.
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, departures, sources};
+use crate::catalog::{self, builds, departures, sources};
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
-use crate::refresh;
-use crate::tags;
-use pgrx::datum::Interval;
+use crate::tags::{self, TimeColumn};
+use crate::{build, refresh};
+use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::ffi::CString;
@@ -16,7 +16,7 @@ use tally_core::ident::{self, QualifiedName, literal};
 use tally_core::rollup::analysis::{Analysis, SourceKind};
 use tally_core::rollup::definition::{Target, Value};
 use tally_core::rollup::level::Below;
-use tally_core::rollup::sql::{self, Origin, Relations};
+use tally_core::rollup::sql::{self, Build, Origin, Relations};
 use tally_core::rollup::validate::validate;
 use tally_core::snapshot;
 
@@ -80,16 +80,17 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         retained: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_retained")),
         public,
     };
+    let bucket = if base.is_none() { bucket_column(&analysed.analysis) } else { None };
+    let time = tags::time_column(source, bucket.as_deref())?;
     let below_relations = base.as_ref().map(|base| base.rollup.relations()).transpose()?;
     let origin = match (&below, &below_relations) {
         (Some(below), Some(relations)) => {
-            columns.has_time = below.has_time();
+            columns.time_type = below.time_type().map(String::from);
             Origin::below(below, relations)
         }
         _ => {
-            let time = tags::time_column(source)?.or_else(|| bucket_column(&analysed.analysis));
-            columns.has_time = time.is_some();
-            Origin::source(&relations, &found.alias, time.as_deref())
+            columns.time_type = time.as_ref().map(|time| time.type_name.clone());
+            Origin::source(&relations, &found.alias, time.as_ref().map(|time| time.name.as_str()))
         }
     };
     let run = |statement: &str| Spi::run(statement).map_err(spi);
@@ -112,7 +113,9 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     for (target, (_, sql)) in columns.targets.iter_mut().zip(targets) {
         target.sql = sql;
     }
-    run(&sql::create_public_view(&columns, &relations))?;
+    let slices = plan_slices(source, base.as_ref(), time.as_ref())?;
+    let build = if slices.is_some() { Build::Running } else { Build::AtOnce };
+    run(&sql::create_public_view(&columns, &relations, build))?;
     let rollup = Rollup {
         rollup: catalog::oid_of(&relations.public)?,
         source,
@@ -123,6 +126,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         log,
         below: base.as_ref().map(|base| base.rollup.rollup),
         level: base.as_ref().map_or(0, |base| base.rollup.level + 1),
+        unbuilt_before: None,
         definition: columns,
     };
     describe(&relations)?;
@@ -151,10 +155,12 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         (Some(base), Some(relations)) => Some((&base.rollup.definition, relations)),
         _ => None,
     };
-    let retained = below.and_then(|below| sql::build_retained(&rollup.definition, &relations, below));
-    for statement in [sql::build(&rollup.definition, &relations, &counted, below)].iter().chain(&retained) {
-        // The rollup below may have got groups from this transaction.
-        pg::as_user(owner, || now.with_own_writes().execute::<0>(statement))?;
+    if let Some(retained) = below.and_then(|below| sql::build_retained(&rollup.definition, &relations, below)) {
+        pg::as_user(owner, || now.execute::<0>(&retained))?;
+    }
+    if slices.is_none() {
+        // The groups below may have got theirs from this transaction, which sees that.
+        pg::as_user(owner, || now.execute::<0>(&sql::build(&rollup.definition, &relations, &counted, below)))?;
     }
     for index in sql::create_stored_indexes(&rollup.definition, &relations) {
         run(&index)?;
@@ -164,8 +170,25 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let keys: Vec<String> = rollup.definition.keys.iter().map(|key| key.sql.clone()).collect();
     let query = sql::definition_query(&found.name, &found.alias, &query_targets, condition, &keys);
     rollups::insert(&rollup, &query, refresh_interval)?;
+    if let Some(slices) = slices {
+        builds::insert(rollup.stored, slices.first_times, slices.rows)?;
+        notice!(
+            "{} is being built in slices, newest rows first; it is exact meanwhile (tally.rollup_status)",
+            relations.public
+        );
+    }
     schedule(source)?;
     Ok(rollup.rollup)
+}
+
+/// The slices in which a rollup is to be built, if it is.
+fn plan_slices(source: Oid, base: Option<&Base>, time: Option<&TimeColumn>) -> Result<Option<build::Slices>> {
+    match (base, time) {
+        // The stored groups below are few, unless they are not all there.
+        (Some(base), _) => build::slices_of(&base.rollup),
+        (None, Some(time)) if time.is_never_null => build::slices_of_table(source, &time.name),
+        _ => Ok(None),
+    }
 }
 
 /// The column that the first bucket of time is over.
@@ -326,6 +349,7 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     let is_last = all.len() == 1;
     // The catalog first: the event trigger on drops then has nothing to look after.
     rollups::delete(rollup)?;
+    builds::delete(entry.stored)?;
     if is_last {
         sources::delete(source)?;
     }
@@ -357,6 +381,7 @@ fn forget_dropped() -> Result<()> {
     let _settings = pg::pin_settings();
     for orphan in rollups::orphans()? {
         rollups::delete(orphan.rollup)?;
+        builds::delete(orphan.stored)?;
         if let Some(above) = rollups::above(orphan.rollup)? {
             return Err(feeds("the rollup that is being dropped", above)?);
         }
@@ -389,12 +414,21 @@ fn forget_dropped() -> Result<()> {
 }
 
 #[pg_extern(sql = false)]
-fn tally_recompute_query(rollup: Oid) -> std::result::Result<String, ErrorReport> {
-    Ok(recompute_query(rollup)?)
+fn tally_recompute_query(
+    rollup: Option<Oid>,
+    from_time: Option<TimestampWithTimeZone>,
+    to_time: Option<TimestampWithTimeZone>,
+) -> std::result::Result<String, ErrorReport> {
+    let rollup = rollup.ok_or_else(|| Error::new("22004", "the rollup must not be NULL"))?;
+    Ok(recompute_query(rollup, from_time, to_time)?)
 }
 
 /// The defining query, with the present names of the visible columns.
-fn recompute_query(rollup: Oid) -> Result<String> {
+fn recompute_query(
+    rollup: Oid,
+    from_time: Option<TimestampWithTimeZone>,
+    to_time: Option<TimestampWithTimeZone>,
+) -> Result<String> {
     let source = rollups::source_of(rollup)?;
     let mut entry = rollups::of_source(source)?
         .into_iter()
@@ -403,5 +437,29 @@ fn recompute_query(rollup: Oid) -> Result<String> {
     for (target, name) in entry.definition.targets.iter_mut().zip(rollups::visible_columns(rollup)?) {
         target.name = name;
     }
-    Ok(sql::recomputed(&entry.definition, &entry.relations()?))
+    let range = bucket_range(&entry, from_time, to_time)?;
+    let range = range.as_ref().map(|(first, before)| (first.as_str(), before.as_str()));
+    Ok(sql::recomputed(&entry.definition, &entry.relations()?, range))
+}
+
+/// A range of buckets as text, open where nothing is given; None for all groups.
+pub(crate) fn bucket_range(
+    rollup: &Rollup,
+    from_time: Option<TimestampWithTimeZone>,
+    to_time: Option<TimestampWithTimeZone>,
+) -> Result<Option<(String, String)>> {
+    if from_time.is_none() && to_time.is_none() {
+        return Ok(None);
+    }
+    if rollup.definition.time_key().is_none() {
+        return Err(Error::new("22023", format!("rollup {} has no bucket of time", catalog::name_of(rollup.rollup)?))
+            .hint("Leave from_time and to_time out."));
+    }
+    let _settings = pg::pin_settings();
+    let range = Spi::connect(|client| {
+        let query = "SELECT COALESCE($1::text, '-infinity'), COALESCE($2::text, 'infinity')";
+        client.select(query, Some(1), &[from_time.into(), to_time.into()])?.first().get_two::<String, String>()
+    });
+    let (first, before) = range.map_err(spi)?;
+    Ok(first.zip(before))
 }

@@ -21,6 +21,7 @@ static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static LOCK_TRY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
 static PREMAKE_OUTAGE: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static PREMAKE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static BUILD_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
 
 /// Called once, when the library is loaded.
 pub(crate) fn define() {
@@ -109,6 +110,16 @@ pub(crate) fn define() {
     ] {
         GucRegistry::define_int_guc(name, short, long, setting, 1, 10_000_000, GucContext::Sighup, GucFlags::default());
     }
+    GucRegistry::define_int_guc(
+        c"tally.build_rows",
+        c"Sets about how many rows of a table are counted in one transaction when a rollup is created.",
+        c"A larger table is counted step by step by background jobs; until then the rollup reads the rest of it row by row.",
+        &BUILD_ROWS,
+        1,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
     define_partition_settings();
     sketch::define();
     crate::pg::reserve_setting_prefix();
@@ -160,6 +171,11 @@ pub(crate) fn premake_outage() -> i64 {
 /// The most partitions that a set has ahead of the clock.
 pub(crate) fn premake_max() -> usize {
     PREMAKE_MAX.get().max(2) as usize
+}
+
+/// About how many rows one step of a build counts.
+pub(crate) fn build_rows() -> f64 {
+    BUILD_ROWS.get().max(1).into()
 }
 
 pub(crate) fn enabled() -> bool {

@@ -229,17 +229,41 @@ fn busy(name: &QualifiedName) -> Error {
         .hint("Find them in pg_stat_activity and pg_prepared_xacts, and try again when they have ended.")
 }
 
-/// The column of time by which a table is partitioned.
-pub(crate) fn time_column(source: Oid) -> Result<Option<String>> {
-    no_row_is_none(Spi::connect(|client| {
-        let query = "SELECT a.attname::text FROM pg_catalog.pg_partitioned_table AS p \
-             JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) p.partrelid \
-                  AND a.attnum OPERATOR(pg_catalog.=) p.partattrs[0] \
-            WHERE p.partrelid OPERATOR(pg_catalog.=) $1 AND p.partstrat OPERATOR(pg_catalog.=) 'r' \
-              AND p.partnatts OPERATOR(pg_catalog.=) 1 AND a.atttypid OPERATOR(pg_catalog.=) ANY \
-                  (ARRAY['date', 'timestamp', 'timestamptz']::pg_catalog.regtype[]::pg_catalog.oid[])";
-        client.select(query, Some(1), &[source.into()])?.first().get_one::<String>()
-    }))
+/// A column of time.
+#[derive(Clone, Debug)]
+pub(crate) struct TimeColumn {
+    pub name: String,
+    pub type_name: String,
+    pub is_never_null: bool,
+}
+
+/// The column of time by which a table is partitioned, or else the one of the given name.
+pub(crate) fn time_column(source: Oid, otherwise: Option<&str>) -> Result<Option<TimeColumn>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.attnotnull FROM pg_catalog.pg_attribute AS a \
+               LEFT JOIN pg_catalog.pg_partitioned_table AS p ON p.partrelid OPERATOR(pg_catalog.=) a.attrelid \
+                    AND p.partstrat OPERATOR(pg_catalog.=) 'r' AND p.partnatts OPERATOR(pg_catalog.=) 1 \
+                    AND p.partattrs[0] OPERATOR(pg_catalog.=) a.attnum \
+              WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
+                AND (p.partrelid IS NOT NULL OR a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name) \
+                AND a.atttypid OPERATOR(pg_catalog.=) ANY \
+                    (ARRAY['date', 'timestamp', 'timestamptz']::pg_catalog.regtype[]::pg_catalog.oid[]) \
+              ORDER BY p.partrelid NULLS LAST LIMIT 1",
+            None,
+            &[source.into(), otherwise.into()],
+        )?;
+        let found = rows.map(|row| {
+            Ok(TimeColumn {
+                name: row.get(1)?.unwrap_or_default(),
+                type_name: row.get(2)?.unwrap_or_default(),
+                is_never_null: row.get(3)?.unwrap_or(false),
+            })
+        });
+        found.collect::<pgrx::spi::Result<Vec<_>>>()
+    })
+    .map(|found| found.into_iter().next())
+    .map_err(spi)
 }
 
 /// The table that a partition belongs to.
@@ -256,7 +280,8 @@ pub(crate) fn parent(partition: Oid) -> Result<Option<Oid>> {
 pub(crate) fn leaves(table: Oid) -> Result<Vec<Oid>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT l.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf",
+            "SELECT l.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf UNION \
+             SELECT c.oid FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) $1 AND c.relkind OPERATOR(pg_catalog.=) 'r'",
             None,
             &[table.into()],
         )?;

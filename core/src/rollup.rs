@@ -13,6 +13,7 @@
 
 pub mod aggregate;
 pub mod analysis;
+pub mod build;
 pub mod definition;
 pub mod level;
 mod names;

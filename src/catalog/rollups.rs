@@ -22,6 +22,8 @@ pub(crate) struct Rollup {
     pub below: Option<Oid>,
     /// How many rollups lie between it and the source.
     pub level: i16,
+    /// Rows before this time are not in its stored groups yet.
+    pub unbuilt_before: Option<String>,
     pub definition: Definition,
 }
 
@@ -46,8 +48,9 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
                     r.stored::pg_catalog.oid, r.retained::pg_catalog.oid, s.changes::pg_catalog.oid, \
-                    r.below::pg_catalog.oid, r.level, r.columns \
+                    r.below::pg_catalog.oid, r.level, r.columns, NULLIF(b.unbuilt_before, '-infinity') \
              FROM tally.rollups AS r JOIN tally.sources AS s ON s.source OPERATOR(pg_catalog.=) r.source \
+             LEFT JOIN tally.builds AS b ON b.stored OPERATOR(pg_catalog.=) r.stored \
              WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.level, r.rollup::pg_catalog.oid",
             None,
             &[source.into()],
@@ -56,19 +59,19 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
             let level = row.get::<i16>(8)?.unwrap_or(0);
             let relations = [oid(1)?, oid(2)?, oid(3)?, oid(4)?, oid(5)?, oid(6)?];
-            Ok((relations, row.get::<Oid>(7)?, level, row.get::<JsonB>(9)?))
+            Ok((relations, row.get::<Oid>(7)?, level, row.get::<JsonB>(9)?, row.get::<String>(10)?))
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map_err(spi)?
     .into_iter()
-    .map(|([rollup, rows, changes, stored, retained, log], below, level, columns)| {
+    .map(|([rollup, rows, changes, stored, retained, log], below, level, columns, unbuilt_before)| {
         let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
         let definition = serde_json::from_value(columns).map_err(|error| {
             Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
                 .hint("Drop the rollup with tally.drop_rollup and create it anew.")
         })?;
-        Ok(Rollup { rollup, source, rows, changes, stored, retained, log, below, level, definition })
+        Ok(Rollup { rollup, source, rows, changes, stored, retained, log, below, level, unbuilt_before, definition })
     })
     .collect()
 }

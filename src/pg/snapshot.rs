@@ -34,19 +34,6 @@ impl Snapshot {
         }
     }
 
-    /// The same snapshot, and what this transaction has done since.
-    pub(crate) fn with_own_writes(&self) -> Self {
-        // SAFETY: a registered snapshot is copied before its copy is changed; that is registered before it is popped.
-        unsafe {
-            pg_sys::CommandCounterIncrement();
-            pg_sys::PushCopiedSnapshot(self.snapshot);
-            pg_sys::UpdateActiveSnapshotCommandId();
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot());
-            pg_sys::PopActiveSnapshot();
-            Self { snapshot, own_xid: self.own_xid }
-        }
-    }
-
     /// The first transaction id that was not assigned when the snapshot was taken.
     pub(crate) fn xmax(&self) -> u64 {
         // SAFETY: a registered snapshot.

@@ -5,7 +5,7 @@ use crate::catalog::jobs::{Job, Run, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
 use crate::pg::{self, process};
-use crate::{partition, refresh, settings};
+use crate::{build, partition, refresh, settings};
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::Outcome;
@@ -38,7 +38,10 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
     }
     Ok(match job.kind {
         Kind::Refresh => {
-            refresh::tick_unless_busy(job.object)?.map(|report| Progress { rows: report.rows, more: false })
+            let report = refresh::tick_unless_busy(job.object, &mut build::step)?;
+            // A view that is being read could not be replaced: there is time for that.
+            let more = pg::own_xid().is_some() && build::is_unfinished(job.object)?;
+            report.map(|report| Progress { rows: report.rows, more })
         }
         Kind::Premake => {
             let report = partition::maintain(job.object)?;

@@ -16,8 +16,8 @@ pub struct Definition {
     pub targets: Vec<Target>,
     /// How the groups come from those of the rollup below, if there is one.
     pub level: Option<Level>,
-    /// Has the rows view the column [`TIME`]?
-    pub has_time: bool,
+    /// The type of the column [`TIME`] of the rows view, if it has one.
+    pub time_type: Option<String>,
 }
 
 /// What the keys and the partial columns of a rollup over a rollup are written for.
@@ -31,6 +31,13 @@ pub struct Level {
     pub condition: Option<String>,
     /// Will these texts say the same for ever? Functions and types of users may get other names.
     pub is_lasting: bool,
+}
+
+impl Definition {
+    /// The first key that is a time.
+    pub fn time_key(&self) -> Option<&Key> {
+        self.keys.iter().find(|key| key.is_time)
+    }
 }
 
 /// A visible column.

@@ -118,7 +118,7 @@ impl<'a> Below<'a> {
 
     /// The FROM of the rows view above: the rows view below.
     pub fn rows(&self, rows: &QualifiedName) -> String {
-        let times = self.definition.has_time.then_some(TIME);
+        let times = self.definition.time_type.as_ref().map(|_| TIME);
         self.relation(rows, &[TABLE, TAG].into_iter().chain(times).collect::<Vec<_>>(), true)
     }
 
@@ -132,9 +132,9 @@ impl<'a> Below<'a> {
         self.relation(groups, &[ROWS].into_iter().chain(besides).collect::<Vec<_>>(), false)
     }
 
-    /// Do the rows below have the column [`TIME`]?
-    pub fn has_time(&self) -> bool {
-        self.definition.has_time
+    /// The type of the column [`TIME`] of the rows below.
+    pub fn time_type(&self) -> Option<&str> {
+        self.definition.time_type.as_deref()
     }
 
     fn relation(&self, relation: impl std::fmt::Display, besides: &[&str], of_rows: bool) -> String {

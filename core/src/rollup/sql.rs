@@ -59,11 +59,16 @@ fn names(keys: &[&Key]) -> Vec<String> {
 
 /// `SELECT keys, partial columns, _rows FROM rows view <condition> GROUP BY keys`.
 fn groups(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    groups_of(definition, &relations.rows.to_string(), condition)
+}
+
+/// The same over `rows`, which has the columns of the rows view.
+fn groups_of(definition: &Definition, rows: &str, condition: &str) -> String {
     let keys = names(&definition.keys.iter().collect::<Vec<_>>());
     let partials = definition.partials.iter().map(|partial| format!("{} AS {}", partial.sql, quote(&partial.name)));
     let columns: Vec<String> =
         keys.iter().cloned().chain(partials).chain([format!("pg_catalog.count(*) AS {ROWS}")]).collect();
-    format!("SELECT {}\n FROM {} AS r{condition}\n GROUP BY {}", columns.join(", "), relations.rows, keys.join(", "))
+    format!("SELECT {}\n FROM {rows} AS r{condition}\n GROUP BY {}", columns.join(", "), keys.join(", "))
 }
 
 /// Every column of the stored table: keys, partial columns, `_rows`.
@@ -137,10 +142,39 @@ pub struct Member<'a> {
     pub relations: &'a Relations,
     /// Position of the rollup below, which comes first. Without one, its delta is made of rows.
     pub below: Option<usize>,
+    /// Rows before this time are not in its stored groups yet.
+    pub unbuilt_before: Option<&'a str>,
 }
 
 fn merged(rule: &str, a: &str, b: &str) -> String {
     rule.replace("{a}", a).replace("{b}", b)
+}
+
+/// Lies the bucket of the group or row `alias` in a range: from the first text on and before the second?
+fn bucket_in(definition: &Definition, alias: &str, range: Option<(&str, &str)>) -> String {
+    let (Some((first, before)), Some(key)) = (range, definition.time_key()) else { return "true".into() };
+    let (name, kind) = (quote(&key.name), &key.type_name);
+    // The texts are of type timestamptz; a bucket of another type is compared as the session's time zone has it.
+    let bound = |text: &str| format!("{}::timestamptz::{kind}", literal(text));
+    format!(
+        "{alias}.{name} OPERATOR(pg_catalog.>=) {} AND {alias}.{name} OPERATOR(pg_catalog.<) {}",
+        bound(first),
+        bound(before)
+    )
+}
+
+/// The same of the rows `r` of the rows view, with bounds of where they lie.
+fn rows_in(definition: &Definition, range: Option<(&str, &str)>) -> String {
+    let bucket = bucket_in(definition, "r", range);
+    let (Some((first, before)), Some(key)) = (range, definition.time_key()) else { return bucket };
+    let Some(rows) = &key.bucket else { return bucket };
+    let column = format!("r.{}", quote(&rows.column));
+    let bound = |text: &str| format!("{}::timestamptz::{}", literal(text), key.type_name);
+    format!(
+        "{bucket} AND {column} OPERATOR(pg_catalog.>=) {} AND {column} OPERATOR(pg_catalog.<=) {}",
+        bound(first),
+        end_of(key, &bound(before), &rows.widths)
+    )
 }
 
 #[cfg(test)]

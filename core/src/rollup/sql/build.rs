@@ -36,3 +36,53 @@ pub fn build_retained(
     let columns = stored_columns(definition).join(", ");
     Some(format!("INSERT INTO {} ({columns}, {DEPARTURE})\n{groups}", relations.retained))
 }
+
+/// Adds the rows of a slice of time to the stored groups: those from `first` on, if that is given, and before `before`. Answers one
+/// row: groups touched, source rows counted.
+pub fn build_slice(
+    definition: &Definition,
+    relations: &Relations,
+    counted: &Counted,
+    first: Option<&str>,
+    before: &str,
+) -> String {
+    let kind = definition.time_type.as_deref().unwrap_or("timestamp with time zone");
+    let time = |operator: &str, bound: &str| {
+        format!(" AND r.{TIME} OPERATOR(pg_catalog.{operator}) {}::{kind}", literal(bound))
+    };
+    let condition = format!(
+        "\n WHERE {}{}{}",
+        counted.is_counted(&format!("r.{TAG}")),
+        first.map_or_else(String::new, |first| time(">=", first)),
+        time("<", before)
+    );
+    format!(
+        "WITH delta AS MATERIALIZED (\n{}\n), merged AS (\n{}\n)\n\
+         SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta",
+        groups(definition, relations, &condition),
+        merge(definition, relations, "delta", "")
+    )
+}
+
+/// Makes the groups anew whose bucket lies in a range (from the first text on and before the second), or all of them, from the rows
+/// that `counted` counts and from what is retained. The last statement answers the number of groups.
+pub fn rebuild(
+    definition: &Definition,
+    relations: &Relations,
+    counted: &Counted,
+    range: Option<(&str, &str)>,
+) -> [String; 2] {
+    let within = |alias: &str| bucket_in(definition, alias, range);
+    let delete = format!("DELETE FROM {} AS s WHERE {}", relations.stored, within("s"));
+    let is_counted = counted.is_counted(&format!("r.{TAG}"));
+    let rows = groups(definition, relations, &format!("\n WHERE {is_counted} AND {}", rows_in(definition, range)));
+    let retained = format!("SELECT * FROM (\n{}\n) AS t WHERE {}", retained(definition, relations), within("t"));
+    let insert = format!(
+        "WITH made AS (\nINSERT INTO {} ({})\n{}\n ORDER BY {} RETURNING 1\n) SELECT pg_catalog.count(*) FROM made",
+        relations.stored,
+        stored_columns(definition).join(", "),
+        regrouped(definition, &[rows, retained]),
+        write_order(definition)
+    );
+    [delete, insert]
+}

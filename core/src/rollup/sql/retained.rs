@@ -29,7 +29,7 @@ pub(super) fn retained_of_changed(definition: &Definition, relations: &Relations
 }
 
 /// All retained groups, as a query with the columns of the stored table.
-fn retained(definition: &Definition, relations: &Relations) -> String {
+pub(super) fn retained(definition: &Definition, relations: &Relations) -> String {
     format!(
         "SELECT {} FROM {} AS t WHERE {}",
         stored_columns(definition).join(", "),
@@ -44,9 +44,15 @@ pub fn restore_retained(definition: &Definition, relations: &Relations) -> Strin
     format!("INSERT INTO {} ({})\n{groups}", relations.stored, stored_columns(definition).join(", "))
 }
 
-/// The defining query over what the reader sees: the rows of the source, and the retained groups.
-pub fn recomputed(definition: &Definition, relations: &Relations) -> String {
-    let groups = regrouped(definition, &[groups(definition, relations, ""), retained(definition, relations)]);
+/// The defining query over what the reader sees, or over a range of its buckets: the rows of the source, and the retained groups.
+pub fn recomputed(definition: &Definition, relations: &Relations, range: Option<(&str, &str)>) -> String {
+    let rows = groups(definition, relations, &format!("\n WHERE {}", rows_in(definition, range)));
+    let retained = format!(
+        "SELECT * FROM (\n{}\n) AS t WHERE {}",
+        retained(definition, relations),
+        bucket_in(definition, "t", range)
+    );
+    let groups = regrouped(definition, &[rows, retained]);
     format!("SELECT {}\n FROM (\n{groups}\n) AS merged", targets(definition))
 }
 
@@ -58,7 +64,7 @@ pub fn retain_table(
     times: Option<&(String, String)>,
     departure: i64,
 ) -> String {
-    let times = times.filter(|_| definition.has_time).map_or_else(String::new, |(first, last)| {
+    let times = times.filter(|_| definition.time_type.is_some()).map_or_else(String::new, |(first, last)| {
         format!(
             " AND r.{TIME} OPERATOR(pg_catalog.>=) {} AND r.{TIME} OPERATOR(pg_catalog.<=) {}",
             literal(first),

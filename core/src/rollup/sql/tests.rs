@@ -36,7 +36,7 @@ fn definition() -> Definition {
             value: Value::Keys { never_null: true, bucket: None, is_built_in: true },
         }],
         level: None,
-        has_time: true,
+        time_type: Some("timestamp with time zone".into()),
     }
 }
 
@@ -53,9 +53,15 @@ fn relations() -> Relations {
     }
 }
 
+fn recounted(definition: &Definition, state: &Counted, now: &Counted) -> String {
+    let member = Member { definition, relations: &relations(), below: None, unbuilt_before: None };
+    recount(&member, state, now, None)
+}
+
 fn merged_alone(state: &Counted, now: &Counted, changes: bool) -> String {
     let (definition, relations) = (definition(), relations());
-    merge_delta(&[Member { definition: &definition, relations: &relations, below: None }], state, now, changes)
+    let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: None };
+    merge_delta(&[member], state, now, changes)
 }
 
 #[test]
@@ -118,11 +124,11 @@ fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
 
 #[test]
 fn groups_with_a_null_key_have_an_arm_of_their_own() {
-    let view = create_public_view(&definition(), &relations());
+    let view = create_public_view(&definition(), &relations(), Build::AtOnce);
     assert_eq!(view.matches("UNION ALL").count(), 6);
     let mut without = definition();
     without.keys.pop();
-    assert_eq!(create_public_view(&without, &relations()).matches("UNION ALL").count(), 4);
+    assert_eq!(create_public_view(&without, &relations(), Build::AtOnce).matches("UNION ALL").count(), 4);
 }
 
 #[test]
@@ -142,9 +148,9 @@ fn a_stand_in_keeps_the_type_and_drops_its_modifier() {
 fn a_recount_looks_where_the_changed_buckets_are() {
     let (state, now) = (Counted { next: 100, open: vec![90] }, Counted { next: 200, open: vec![] });
     let mut definition = definition();
-    assert!(!recount(&definition, &relations(), &state, &now, None).contains("min(d.\"bucket\")"));
+    assert!(!recounted(&definition, &state, &now).contains("min(d.\"bucket\")"));
     definition.keys[0].bucket = Some(BucketRange { column: "argument_2".into(), widths: vec!["01:00:00".into()] });
-    let sql = recount(&definition, &relations(), &state, &now, None);
+    let sql = recounted(&definition, &state, &now);
     for bound in [
         "r.\"argument_2\" OPERATOR(pg_catalog.>=) (SELECT pg_catalog.min(d.\"bucket\") FROM dirty AS d)",
         "r.\"argument_2\" OPERATOR(pg_catalog.>=) d.\"bucket\"",
@@ -161,7 +167,7 @@ fn a_recount_looks_where_the_changed_buckets_are() {
 #[test]
 fn a_recount_adds_what_is_retained() {
     let state = Counted { next: 100, open: vec![] };
-    let sql = recount(&definition(), &relations(), &state, &state, None);
+    let sql = recounted(&definition(), &state, &state);
     assert!(sql.contains("FROM dirty AS p JOIN \"public\".\"r_retained\" AS s ON"), "{sql}");
     assert!(sql.contains("pg_catalog.sum(s.\"revenue\") AS \"revenue\""), "{sql}");
     assert!(sql.contains("d.released_by IS NOT NULL"), "{sql}");
@@ -176,7 +182,7 @@ fn what_a_table_counts_for_is_looked_up_by_its_times() {
         with_time.contains("r.tally_table OPERATOR(pg_catalog.=) 77::pg_catalog.oid AND r.tally_time"),
         "{with_time}"
     );
-    assert!(!sql(&Definition { has_time: false, ..definition() }).contains("tally_time"));
+    assert!(!sql(&Definition { time_type: None, ..definition() }).contains("tally_time"));
 }
 
 #[test]
@@ -184,4 +190,28 @@ fn groups_that_changes_concern_are_not_merged_into() {
     let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
     assert!(!merged_alone(&state, &now, false).contains("dirty"));
     assert!(merged_alone(&state, &now, true).contains("NOT EXISTS (SELECT FROM dirty_0 AS p"));
+}
+
+#[test]
+fn a_rollup_that_is_being_built_takes_rows_of_built_times_only() {
+    let (definition, relations) = (definition(), relations());
+    let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
+    let before = Some("2024-01-01 00:00:00+00");
+    let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: before };
+    let built = " AND r.tally_time OPERATOR(pg_catalog.>=) '2024-01-01 00:00:00+00'::timestamp with time zone";
+    assert!(merge_delta(&[member], &state, &now, true).contains(built));
+    assert!(recount(&member, &state, &now, None).contains(built));
+    let slice = build_slice(&definition, &relations, &now, before, "infinity");
+    assert!(slice.contains(built) && slice.contains("OPERATOR(pg_catalog.<) 'infinity'"), "{slice}");
+    assert!(slice.contains("ON CONFLICT"), "{slice}");
+}
+
+#[test]
+fn the_view_reads_unbuilt_times_from_the_rows() {
+    let view = |build| create_public_view(&definition(), &relations(), build);
+    assert!(
+        view(Build::Running).contains("WHERE r.tally_time OPERATOR(pg_catalog.<) COALESCE((SELECT b.unbuilt_before")
+    );
+    assert!(!view(Build::AtOnce).contains("tally.builds"));
+    assert!(view(Build::Sliced).contains("tally.refuse_old_snapshot(b.unbuilt_before)"));
 }

@@ -61,13 +61,8 @@ pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Co
 
 /// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot; or, if `below` is
 /// given, from the stored groups of the rollup below, which have followed already.
-pub fn recount(
-    definition: &Definition,
-    relations: &Relations,
-    state: &Counted,
-    now: &Counted,
-    below: Option<(&Definition, &Relations)>,
-) -> String {
+pub fn recount(member: &Member, state: &Counted, now: &Counted, below: Option<(&Definition, &Relations)>) -> String {
+    let Member { definition, relations, .. } = *member;
     let columns = stored_columns(definition).join(", ");
     let gathered = below.and_then(|(below, names)| {
         gathered(definition, below, &names.stored.to_string(), &bounds_of_groups(definition), None)
@@ -78,7 +73,12 @@ pub fn recount(
             same_group(definition, "s", "p")
         ),
         None => {
-            let condition = format!("{} AND {}", now.is_counted(&format!("r.{TAG}")), of_changed_group(definition));
+            let condition = format!(
+                "{}{} AND {}",
+                now.is_counted(&format!("r.{TAG}")),
+                is_built(member),
+                of_changed_group(definition)
+            );
             let rows = groups(definition, relations, &format!("\n WHERE {condition}"));
             regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat())
         }
@@ -104,7 +104,7 @@ fn bounds_of_groups(definition: &Definition) -> Vec<String> {
 }
 
 /// The end of a bucket. Near the end of time there is none.
-fn end_of(key: &Key, bucket: &str, widths: &[String]) -> String {
+pub(super) fn end_of(key: &Key, bucket: &str, widths: &[String]) -> String {
     let kind = &key.type_name;
     let widths = widths.iter().map(|width| format!(" OPERATOR(pg_catalog.+) {}::interval", literal(width)));
     format!(
@@ -136,14 +136,16 @@ pub(super) fn of_changed_group(definition: &Definition) -> String {
 /// row: groups touched, source rows counted.
 pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: bool) -> String {
     let tag = format!("r.{TAG}");
-    let condition = format!("\n WHERE {} AND {}", state.is_new(&tag), now.is_counted(&tag));
     let mut parts = vec![];
     let mut counts = vec![];
     for (position, member) in family.iter().enumerate() {
-        let Member { definition, relations, below } = *member;
+        let Member { definition, relations, below, .. } = *member;
         let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
         let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
-        let delta = delta.unwrap_or_else(|| groups(definition, relations, &condition));
+        let delta = delta.unwrap_or_else(|| {
+            let condition = format!("\n WHERE {} AND {}{}", state.is_new(&tag), now.is_counted(&tag), is_built(member));
+            groups(definition, relations, &condition)
+        });
         parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
         let mut untouched = String::new();
         if changes {
@@ -166,6 +168,16 @@ pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: b
         parts.join(", "),
         counts.join(" OPERATOR(pg_catalog.+) ")
     )
+}
+
+/// A further condition on rows `r`: a rollup that is being built has no groups of older ones.
+fn is_built(member: &Member) -> String {
+    match (member.unbuilt_before, &member.definition.time_type) {
+        (Some(before), Some(kind)) => {
+            format!(" AND r.{TIME} OPERATOR(pg_catalog.>=) {}::{kind}", literal(before))
+        }
+        _ => String::new(),
+    }
 }
 
 /// Merges groups into the stored table.

@@ -41,7 +41,7 @@ impl Origin {
             rows: below.rows(&relations.rows),
             changes: below.changes(&relations.changes),
             table: below.hidden(TABLE),
-            time: below.has_time().then(|| below.hidden(TIME)),
+            time: below.time_type().map(|_| below.hidden(TIME)),
             tag: below.hidden(TAG),
             writer: below.hidden(WRITER),
             sign: below.hidden(SIGN),
@@ -150,38 +150,75 @@ pub fn create_stored_indexes(definition: &Definition, relations: &Relations) -> 
     indexes
 }
 
+/// The same for a view that is there, with the same columns.
+pub fn replace_public_view(definition: &Definition, relations: &Relations, build: Build) -> String {
+    create_public_view(definition, relations, build).replacen("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
+}
+
+/// How a rollup gets its first groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// In the transaction that creates it.
+    AtOnce,
+    /// In slices, and not all of them are built.
+    Running,
+    /// In slices, all of which have been built.
+    Sliced,
+}
+
 /// The public view: stored groups, merged with those of the rows that the reader can see and no tick has counted.
 ///
 /// Stored groups that nothing is pending for pass through one hash join; the pending ones look their stored part up.
 /// Both halves can be pushed down conditions on keys. Keys that may be NULL are compared by what NULL is replaced with *and*
 /// by whether they are NULL, since `IS NOT DISTINCT FROM` can neither hash nor use an index.
-pub fn create_public_view(definition: &Definition, relations: &Relations) -> String {
+pub fn create_public_view(definition: &Definition, relations: &Relations, build: Build) -> String {
     // A snapshot older than the rollup sees no state, and neither does a reader of a dump of some tables only: to them every
     // row is pending and no group is stored.
+    let stored = literal(&relations.stored.to_string());
+    // Whoever has a snapshot of the time of the build has not got the view for it any more.
+    let guard = match build {
+        Build::Sliced => format!(
+            " AND NOT EXISTS (SELECT FROM tally.builds AS b WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass \
+             AND tally.refuse_old_snapshot(b.unbuilt_before))"
+        ),
+        Build::AtOnce | Build::Running => String::new(),
+    };
     let known = format!(
         "SELECT s.next_tag, s.open_tags FROM tally.sources AS s \
          JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
-         WHERE u.stored OPERATOR(pg_catalog.=) {}::pg_catalog.regclass",
-        literal(&relations.stored.to_string())
+         WHERE u.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass{guard}"
     );
     let state = |column: &str| format!("(SELECT k.{column} FROM known AS k)");
     let is_known = format!("{} IS NOT NULL", state("next_tag"));
     // The planner cannot know the state. Bounds on both sides let it expect half a percent of the table for each half of the
     // condition, where it would otherwise expect a third of it, or all of it when few transactions wrote it.
-    let pending = groups(
-        definition,
-        relations,
-        &format!(
-            "\n WHERE (r.{TAG} OPERATOR(pg_catalog.>=) COALESCE({next}, 0) AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
-             \x20   OR (r.{TAG} OPERATOR(pg_catalog.=) ANY ({open}::bigint[])\n\
-             \x20       AND r.{TAG} OPERATOR(pg_catalog.>=) {first_open} AND r.{TAG} OPERATOR(pg_catalog.<=) {last_open})",
-            next = state("next_tag"),
-            last = i64::MAX,
-            open = state("open_tags"),
-            first_open = state("open_tags[1]"),
-            last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
-        ),
+    let is_pending = format!(
+        "(r.{TAG} OPERATOR(pg_catalog.>=) COALESCE({next}, 0) AND r.{TAG} OPERATOR(pg_catalog.<=) {last}::bigint)\n\
+         \x20   OR (r.{TAG} OPERATOR(pg_catalog.=) ANY ({open}::bigint[])\n\
+         \x20       AND r.{TAG} OPERATOR(pg_catalog.>=) {first_open} AND r.{TAG} OPERATOR(pg_catalog.<=) {last_open})",
+        next = state("next_tag"),
+        last = i64::MAX,
+        open = state("open_tags"),
+        first_open = state("open_tags[1]"),
+        last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
     );
+    let pending = match (build, &definition.time_type) {
+        (Build::Running, Some(kind)) => {
+            // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed. A snapshot that
+            // is older than the rollup knows no build.
+            let boundary = format!(
+                "COALESCE((SELECT b.unbuilt_before FROM tally.builds AS b \
+                 WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass), '-infinity')::{kind}"
+            );
+            let rows = format!(
+                "(SELECT * FROM {rows} AS r WHERE r.{TIME} OPERATOR(pg_catalog.>=) {boundary} AND ({is_pending})\n\
+                 UNION ALL SELECT * FROM {rows} AS r WHERE r.{TIME} OPERATOR(pg_catalog.<) {boundary})",
+                rows = relations.rows
+            );
+            groups_of(definition, &rows, "")
+        }
+        _ => groups(definition, relations, &format!("\n WHERE {is_pending}")),
+    };
     let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
     // Changes count only where the state is known: a snapshot that knows none reads every row as it is.
     let is_new = |column: &str| {
