@@ -232,7 +232,7 @@ fn extension_can_be_dropped_and_created_while_a_job_runs() {
     job_worker(cluster, &database);
     let begin = Instant::now();
     session
-        .batch_execute("DROP EXTENSION tally CASCADE; DROP TABLE events, events_changes, totals_stored CASCADE; DROP FUNCTION slow")
+        .batch_execute("DROP EXTENSION tally CASCADE; DROP TABLE events, events_changes, totals_stored, totals_retained CASCADE; DROP FUNCTION slow")
         .unwrap();
     assert!(begin.elapsed() < Duration::from_secs(10), "the job did not stop for it");
     session.batch_execute("CREATE EXTENSION tally").unwrap();
@@ -578,7 +578,7 @@ fn job_follows_its_table_to_a_new_owner() {
         .batch_execute(
             "CREATE ROLE heir LOGIN; GRANT CREATE ON SCHEMA public TO heir;
              ALTER TABLE events OWNER TO heir; ALTER TABLE totals_stored OWNER TO heir;
-             ALTER TABLE events_changes OWNER TO heir; ALTER VIEW totals OWNER TO heir;
+             ALTER TABLE events_changes OWNER TO heir; ALTER TABLE totals_retained OWNER TO heir; ALTER VIEW totals OWNER TO heir;
              ALTER VIEW totals_rows OWNER TO heir; ALTER VIEW totals_changes OWNER TO heir;",
         )
         .unwrap();

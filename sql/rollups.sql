@@ -313,7 +313,7 @@ DECLARE
 BEGIN
   -- Keys that the view shows; rows of equal visible keys are compared as a list.
   SELECT string_agg(format('%L, v.%I', a.attname, a.attname), ', '),
-         (array_agg(a.attname ORDER BY t.number) FILTER (WHERE t.target ->> 'sql' = format('merged.%I', k.name)))[1]
+         (array_agg(a.attname ORDER BY t.number) FILTER (WHERE t.target ->> 'sql' = 'merged.' || quote_ident(k.name)))[1]
     INTO keys, bucket
     FROM tally.rollups r
     CROSS JOIN jsonb_array_elements(r.columns -> 'targets') WITH ORDINALITY AS t (target, number)
