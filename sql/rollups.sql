@@ -403,3 +403,44 @@ END
 $$;
 COMMENT ON PROCEDURE tally.rebuild(pg_catalog.regclass, timestamptz, timestamptz) IS
   'makes the stored groups of a rollup anew from the rows of its table, range by range, each in a transaction of its own; for a repair after damage, of all buckets or of those from from_time on and before to_time';
+
+-- The steps of forget, which commits between them.
+CREATE FUNCTION tally.forgettable_partitions(source pg_catalog.regclass, older_than timestamptz) RETURNS oid[]
+  LANGUAGE C STABLE STRICT AS 'MODULE_PATHNAME', 'tally_forgettable_partitions_wrapper';
+COMMENT ON FUNCTION tally.forgettable_partitions(pg_catalog.regclass, timestamptz) IS
+  'part of tally.forget: partitions of which every row is older';
+
+CREATE FUNCTION tally.forget_partition(source pg_catalog.regclass, partition pg_catalog.regclass) RETURNS void
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_forget_partition_wrapper';
+COMMENT ON FUNCTION tally.forget_partition(pg_catalog.regclass, pg_catalog.regclass) IS
+  'part of tally.forget: drops a partition as soon as its locks are free; the rollups go on counting its rows';
+
+CREATE FUNCTION tally.forget_rows(source pg_catalog.regclass, part pg_catalog.regclass, older_than timestamptz, time_column text)
+  RETURNS bigint LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_forget_rows_wrapper';
+COMMENT ON FUNCTION tally.forget_rows(pg_catalog.regclass, pg_catalog.regclass, timestamptz, text) IS
+  'part of tally.forget: deletes some of the older rows of the table or of one partition; the rollups go on counting them; returns how many';
+
+CREATE PROCEDURE tally.forget(source pg_catalog.regclass, older_than timestamptz, time_column text DEFAULT NULL)
+  LANGUAGE plpgsql AS $$
+DECLARE
+  part oid;
+  deleted bigint;
+BEGIN
+  COMMIT;
+  FOREACH part IN ARRAY tally.forgettable_partitions(source, older_than) LOOP
+    PERFORM tally.forget_partition(source, part);
+    COMMIT;
+  END LOOP;
+  FOR part IN SELECT l.relid FROM pg_catalog.pg_partition_tree(source) AS l WHERE l.isleaf
+              UNION SELECT c.oid FROM pg_catalog.pg_class AS c
+                     WHERE c.oid OPERATOR(pg_catalog.=) source AND c.relkind OPERATOR(pg_catalog.=) 'r' LOOP
+    LOOP
+      deleted := tally.forget_rows(source, part, older_than, time_column);
+      COMMIT;
+      EXIT WHEN deleted OPERATOR(pg_catalog.=) 0;
+    END LOOP;
+  END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE tally.forget(pg_catalog.regclass, timestamptz, text) IS
+  'removes rows of a table that are older, whole partitions by DROP and other rows by DELETE, step by step; its rollups go on counting them. time_column is needed if the table is not partitioned by a time';

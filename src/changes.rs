@@ -99,7 +99,10 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
                 Some(time) => pg::as_user(owner, || times_of(&name, &time.name))?,
                 None => None,
             };
-            retain(table, times.as_ref(), departure, &refresh::families(&rollups, &relations), owner)?;
+            let rows = |member: &Member| {
+                sql::retain_table(member.definition, member.relations, table.to_u32(), times.as_ref(), departure)
+            };
+            retain(&rows, departure, &refresh::families(&rollups, &relations), owner)?;
             // The stored groups lack these rows, and the next refresh will not find them any more.
             let uncounted = format!(" WHERE NOT {}", state.is_counted(&format!("r.{TAG}")));
             let condition = if is_building { "" } else { &uncounted };
@@ -113,21 +116,22 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the groups of the rows of one table, for every rollup.
-fn retain(
-    table: Oid,
-    times: Option<&(String, String)>,
+/// Keeps the groups of rows that leave, for every rollup: `from_rows` is the statement for one whose groups do not come from a
+/// rollup below.
+pub(crate) fn retain(
+    from_rows: &dyn Fn(&Member) -> String,
     departure: i64,
     families: &[Vec<Member>],
     owner: Oid,
 ) -> Result<()> {
     for family in families {
         for member in family {
-            let Member { definition, relations, below, .. } = *member;
-            let below = below.and_then(|below| family.get(below)).map(|below| (below.definition, below.relations));
-            let gathered = below.and_then(|below| sql::retain_from_below(definition, relations, below, departure));
-            let statement =
-                gathered.unwrap_or_else(|| sql::retain_table(definition, relations, table.to_u32(), times, departure));
+            let below = member.below.and_then(|below| family.get(below));
+            let gathered = below.and_then(|below| {
+                let below = (below.definition, below.relations);
+                sql::retain_from_below(member.definition, member.relations, below, departure)
+            });
+            let statement = gathered.unwrap_or_else(|| from_rows(member));
             pg::as_user(owner, || Snapshot::latest().execute::<0>(&statement))?;
         }
     }

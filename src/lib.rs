@@ -8,6 +8,7 @@ mod build;
 mod catalog;
 mod changes;
 mod error;
+mod forget;
 mod jobs;
 mod partition;
 mod pg;

@@ -68,7 +68,7 @@ pub(crate) struct Reached<'a> {
     pub counted: Counted,
 }
 
-fn require_fresh_transaction() -> Result<()> {
+pub(crate) fn require_fresh_transaction() -> Result<()> {
     if !pg::is_read_committed() {
         return Err(snapshot::Error::NotReadCommitted.into());
     }

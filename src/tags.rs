@@ -61,8 +61,8 @@ fn tally_current_incarnation() -> std::result::Result<i16, pgrx::pg_sys::panic::
 }
 
 /// How long [`track`] and [`untrack`] go on trying for their locks.
-const LOCK_TRIES: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const LOCK_TRIES: u32 = 100;
+pub(crate) const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Locks a table and its partitions against everybody, and returns them. The locks are tried and never queued for: nobody
 /// waits behind us.
@@ -220,7 +220,7 @@ fn refuse_uncountable_partitions(source: Oid) -> Result<()> {
     }
 }
 
-fn busy(name: &QualifiedName) -> Error {
+pub(crate) fn busy(name: &QualifiedName) -> Error {
     Error::new("55P03", format!("could not lock {name}"))
         .detail(format!(
             "Transactions that use the table did not end within {:?}. Nothing was changed and nobody had to wait.",

@@ -230,3 +230,73 @@ fn what_would_lose_rows_is_refused() {
         "SELECT tenant, sum(n) AS n FROM hourly GROUP BY tenant",
     );
 }
+
+#[test]
+fn forgotten_rows_stay_counted() {
+    for is_counted in [true, false] {
+        let database = cluster::database();
+        let mut session = rolled_session(&database);
+        insert(&mut session);
+        if is_counted {
+            run(&mut session, "CALL tally.refresh('totals')");
+        }
+        run(
+            &mut session,
+            "UPDATE events SET amount = amount + 1 WHERE tenant = 1 AND event_time < '2024-01-02 06:00Z'",
+        );
+        let old = "event_time < '2024-01-02 05:00Z'";
+        run(&mut session, &format!("INSERT INTO gone SELECT event_time, tenant, amount, note FROM events WHERE {old}"));
+        run(&mut session, "CALL tally.forget('events', '2024-01-02 05:00Z')");
+        let left: Vec<i64> = [
+            "SELECT count(*) FROM pg_class WHERE relname = 'day_1'",
+            &format!("SELECT count(*) FROM events WHERE {old}"),
+        ]
+        .iter()
+        .map(|query| session.query_one(*query, &[]).unwrap().get(0))
+        .collect();
+        assert_eq!(left, [0, 0], "the partition and the older rows of the next one are gone");
+        assert_kept_and_refreshed(&mut session);
+        run(&mut session, "UPDATE events SET tenant = 1, note = 'x'");
+        assert_kept_and_refreshed(&mut session);
+        run(&mut session, "DELETE FROM events");
+        assert_kept_and_refreshed(&mut session);
+    }
+}
+
+#[test]
+fn rows_of_a_plain_table_are_forgotten_by_the_column_that_is_named() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    run(
+        &mut session,
+        "CREATE TABLE plain (at timestamp, n int); INSERT INTO plain SELECT '2024-01-01'::timestamp + i * interval '1 hour', i FROM generate_series(1, 50) AS i",
+    );
+    let query = "SELECT date_trunc('day', at) AS day, count(*) AS n, max(n) AS most FROM plain GROUP BY 1";
+    create(&mut session, "per_day", query);
+    run(&mut session, "CREATE TABLE before AS SELECT * FROM per_day");
+    assert_refused(
+        &mut session,
+        "CALL tally.forget('plain', '2024-01-02')",
+        "22023",
+        "not partitioned by a time",
+        "time_column",
+    );
+    assert_refused(
+        &mut session,
+        "CALL tally.forget('plain', '2024-01-02', 'n')",
+        "42703",
+        "no column \"n\" of a time",
+        "Name a column",
+    );
+    assert_refused(&mut session, "CALL tally.forget('before', '2024-01-02')", "42704", "feeds no rollup", "DELETE");
+    // Somebody has changed younger rows of the same groups and not ended.
+    let mut writer = database.connect();
+    run(&mut writer, "BEGIN; UPDATE plain SET n = 99 WHERE n = 30");
+    run(&mut session, "CALL tally.forget('plain', '2024-01-02', 'at')");
+    run(&mut writer, "ROLLBACK");
+    assert_eq!(session.query_one("SELECT count(*) FROM plain", &[]).unwrap().get::<_, i64>(0), 27);
+    assert_equal_now_and_refreshed(&mut session, "per_day", "plain", "SELECT * FROM before");
+    run(&mut session, "UPDATE plain SET n = n");
+    run(&mut session, "UPDATE plain SET n = n + 1; UPDATE plain SET n = n - 1");
+    assert_equal_now_and_refreshed(&mut session, "per_day", "plain", "SELECT * FROM before");
+}

@@ -16,6 +16,13 @@ pub(crate) fn insert(source: Oid, partition: Oid) -> Result<i64> {
     .ok_or_else(|| Error::new("XX000", "a departure has no number"))
 }
 
+/// A number for rows that leave by themselves and can never come back.
+pub(crate) fn next_number() -> Result<i64> {
+    pg::as_extension_owner(|| Spi::get_one::<i64>("SELECT pg_catalog.nextval('tally.departures_departure_seq')"))
+        .map_err(spi)?
+        .ok_or_else(|| Error::new("XX000", "a departure has no number"))
+}
+
 /// Notes that a partition has come back to its source: its retained groups no longer count. It may have left several times.
 pub(crate) fn release(source: Oid, partition: Oid) -> Result<()> {
     pg::as_extension_owner(|| {

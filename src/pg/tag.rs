@@ -34,7 +34,7 @@ fn row_tag(_: Call<'_>) -> Result<Datum> {
     own_tag().map(Datum::from)
 }
 
-pub(super) fn own_tag() -> Result<i64> {
+pub(crate) fn own_tag() -> Result<i64> {
     let mut incarnation = INCARNATION.get();
     if incarnation == 0 {
         incarnation = find_incarnation()?;

@@ -1,6 +1,7 @@
 //! Groups of rows that have left the source and stay counted.
 
 use super::*;
+use crate::snapshot::BEFORE_TRACKING;
 
 /// The departure `d` that the retained groups `alias` come from.
 pub(super) fn of_departure(alias: &str) -> String {
@@ -73,6 +74,30 @@ pub fn retain_table(
     });
     let condition = format!("\n WHERE r.{TABLE} OPERATOR(pg_catalog.=) {table}::pg_catalog.oid{times}");
     retain(definition, relations, &groups(definition, relations, &condition), departure)
+}
+
+/// Keeps the groups of rows that the transaction with this tag has deleted, as the change log has them.
+pub fn retain_deleted(definition: &Definition, relations: &Relations, writer: i64, departure: i64) -> String {
+    let condition = format!("\n WHERE {}", is_deleted_by(writer, "r"));
+    let groups = groups_of(definition, &relations.changes.to_string(), &condition);
+    retain(definition, relations, &groups, departure)
+}
+
+fn is_deleted_by(writer: i64, alias: &str) -> String {
+    format!(
+        "{alias}.{WRITER} OPERATOR(pg_catalog.=) {writer}::bigint AND {alias}.{SIGN} OPERATOR(pg_catalog.=) (-1)::smallint"
+    )
+}
+
+/// What becomes of the log entries of these rows. The stored groups go on counting rows that they have counted, which is all of
+/// `counted`; of other rows the entry is left as a mark that their groups have changed.
+pub fn settle_deleted(log: &QualifiedName, writer: i64, counted: Option<&Counted>) -> [String; 2] {
+    let deleted = is_deleted_by(writer, "c");
+    let stay = counted.map_or_else(|| "false".into(), |counted| counted.is_counted(&format!("c.{TAG}")));
+    [
+        format!("DELETE FROM {log} AS c WHERE {deleted} AND {stay}"),
+        format!("UPDATE {log} AS c SET {TAG} = {BEFORE_TRACKING}, {SIGN} = 0 WHERE {deleted}"),
+    ]
 }
 
 /// Does the same for a rollup over a rollup that has kept its groups already. None if they can only be made of rows.
