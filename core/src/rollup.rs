@@ -18,4 +18,5 @@ pub mod definition;
 pub mod level;
 mod names;
 pub mod sql;
+mod template;
 pub mod validate;

@@ -1,5 +1,6 @@
 //! What a rollup is once it is known to be valid: the columns of its rows view and of its stored table.
 
+use super::template::fill;
 use crate::ident::quote;
 use serde::{Deserialize, Serialize};
 
@@ -135,7 +136,7 @@ impl Call {
     pub fn sql(&self) -> String {
         let mut arguments: Vec<String> = self.arguments.iter().map(|name| quote(name)).collect();
         match arguments.first_mut() {
-            Some(first) => *first = self.form.replace("{x}", first),
+            Some(first) => *first = fill(&self.form, &[("x", first)]),
             None => arguments.push("*".into()),
         }
         let filter = self.filter.as_deref().map_or_else(String::new, |filter| filter_clause(&quote(filter)));

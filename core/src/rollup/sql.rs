@@ -17,6 +17,7 @@ pub use views::*;
 
 use super::definition::{DEPARTURE, Definition, Key, ROWS, SIGN, TABLE, TAG, TIME, WRITER};
 use super::level::Below;
+use super::template::fill;
 use crate::ident::{QualifiedName, literal, quote};
 use crate::snapshot::Counted;
 
@@ -147,7 +148,7 @@ pub struct Member<'a> {
 }
 
 fn merged(rule: &str, a: &str, b: &str) -> String {
-    rule.replace("{a}", a).replace("{b}", b)
+    fill(rule, &[("a", a), ("b", b)])
 }
 
 /// Lies the bucket of the group or row `alias` in a range: from the first text on and before the second?

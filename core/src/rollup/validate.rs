@@ -10,6 +10,7 @@ use super::definition::{
 };
 use super::level::{self, Below};
 use super::names::Names;
+use super::template::fill;
 use crate::error::Explain;
 use crate::ident::{self, quote};
 use std::collections::HashSet;
@@ -140,7 +141,7 @@ impl<'a> Layout<'a> {
             call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
         let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
         let alone = algebra.partials.len() == 1 && algebra.finish == "{0}";
-        let mut finish = algebra.finish.to_string();
+        let mut names = vec![];
         for (position, form) in algebra.partials.iter().enumerate() {
             let arguments = if form.with_arguments { arguments.clone() } else { vec![] };
             // Over keys of the level below: its groups have all the values that the rows have.
@@ -154,9 +155,10 @@ impl<'a> Layout<'a> {
             let suffix = if form.suffix.is_empty() { "value" } else { form.suffix };
             let wanted = if alone { wanted.into() } else { ident::fit(wanted, &format!("_{suffix}")) };
             let name = self.partial(call, form.merge, form.gather, from_below, form.is_sketch, &wanted);
-            finish = finish.replace(&format!("{{{position}}}"), &quote(&name));
+            names.push((position.to_string(), quote(&name)));
         }
-        self.definition.finishes.push(finish);
+        let names: Vec<(&str, &str)> = names.iter().map(|(place, name)| (place.as_str(), name.as_str())).collect();
+        self.definition.finishes.push(fill(algebra.finish, &names));
         match self
             .definition
             .partials
@@ -206,7 +208,7 @@ impl<'a> Layout<'a> {
             partial.is_sketch,
             &wanted_here,
         );
-        let mut finish = algebra.finish.replace("{0}", &quote(&name));
+        let mut finish = fill(algebra.finish, &[("0", &quote(&name))]);
         let mut present_here = None;
         if partial.call.function == aggregate::COUNT_ROWS.function
             && let Some(condition) = both(present)
@@ -305,7 +307,7 @@ impl<'a> Layout<'a> {
 
 /// The value of a partial column, made of the groups of the level below.
 fn partial_of_groups(gather: &str, value: &str, filter: &str) -> String {
-    gather.replace("{x}", value).replace("{filter}", filter)
+    fill(gather, &[("x", value), ("filter", filter)])
 }
 
 fn check_source(source: &Source) -> Result<(), Error> {

@@ -106,6 +106,16 @@ fn a_tick_merges_what_is_new_to_the_state_and_counted_by_the_snapshot() {
 }
 
 #[test]
+fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
+    let mut definition = definition();
+    definition.partials[0].name = "{b}".into();
+    let state = Counted { next: 100, open: vec![] };
+    let member = Member { definition: &definition, relations: &relations(), below: None };
+    let sql = merge_delta(&[member], &state, &state, false);
+    assert!(sql.contains("\"{b}\" = COALESCE(s.\"{b}\" + excluded.\"{b}\", s.\"{b}\", excluded.\"{b}\")"), "{sql}");
+}
+
+#[test]
 fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
     assert_eq!(
         same_group(&definition(), "s", "p"),

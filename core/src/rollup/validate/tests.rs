@@ -108,6 +108,14 @@ fn column_names_never_meet() {
 }
 
 #[test]
+fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
+    let mut analysis = analysis();
+    analysis.targets[1].name = "{1}".into();
+    let definition = validate(&analysis, None).unwrap();
+    assert_eq!(definition.finishes[1], "\"{1}\"::numeric OPERATOR(pg_catalog./) NULLIF(\"mean_count\", 0)::numeric");
+}
+
+#[test]
 fn a_bucket_that_depends_on_the_session_is_refused_with_the_way_out() {
     let unstable = |signature: &str, volatile| vec![UnstableFunction { signature: signature.into(), volatile }];
     let stable = refused(|a| {
