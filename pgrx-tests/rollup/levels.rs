@@ -12,14 +12,16 @@ const LEVELS: [(&str, &str); 6] = [
         "hourly",
         "SELECT date_bin('1 hour', event_time, '2000-01-01Z') AS hour, tenant, note, count(*) AS n, \
            count(*) FILTER (WHERE amount > 20) AS large, sum(amount) AS total, min(amount) AS least, max(note) AS latest, \
-           bool_or(amount > 30) AS huge, avg(amount) AS average, tally.hll_agg(amount) AS amounts \
+           bool_or(amount > 30) AS huge, avg(amount) AS average, regr_count(amount, tenant) AS pairs, \
+           tally.hll_agg(amount) AS amounts \
          FROM events WHERE amount IS DISTINCT FROM 13 GROUP BY 1, 2, 3",
     ),
     (
         "daily",
         "SELECT date_trunc('day', hour, 'Europe/Berlin') AS day, tenant, sum(n) AS n, sum(large) AS large, sum(total) AS total, \
            sum(n) FILTER (WHERE note = 'x') AS n_of_x, sum(large) FILTER (WHERE note = 'y') AS large_of_y, \
-           sum(total) / sum(n) AS average, min(least) AS least, max(latest) AS latest, bool_or(huge) AS huge, \
+           sum(total) / sum(n) AS average, sum(pairs) AS pairs, \
+           sum(pairs) FILTER (WHERE note = 'y') AS pairs_of_y, min(least) AS least, max(latest) AS latest, bool_or(huge) AS huge, \
            max(hour) AS last_hour, tally.hll_union_agg(amounts) AS amounts, tally.distinct_count(tenant) AS tenants \
          FROM hourly AS h WHERE note IS NOT NULL GROUP BY 1, tenant",
     ),
@@ -142,12 +144,19 @@ fn renamed_columns_and_views_go_on_feeding_the_levels_above() {
 fn what_does_not_gather_is_refused_with_the_way_out() {
     let database = cluster::database();
     let mut session = leveled_session(&database);
+    create(&mut session, "spread", "SELECT tenant, stddev(amount::float8) AS deviation FROM events GROUP BY 1");
     for (query, state, message, hint) in [
         (
             "SELECT tenant, sum(average) FROM hourly GROUP BY 1",
             "0A000",
             "\"average\" is not one aggregate alone",
             "sum(x) and count(x)",
+        ),
+        (
+            "SELECT tenant, max(deviation) FROM spread GROUP BY 1",
+            "0A000",
+            "\"deviation\" is not one aggregate alone",
+            "its parts",
         ),
         ("SELECT tenant, avg(n) FROM hourly GROUP BY 1", "0A000", "cannot keep avg(hourly.n)", "Use sum(hourly.n)"),
         ("SELECT tenant, sum(least) FROM hourly GROUP BY 1", "0A000", "is gathered by min", "Use min(hourly"),

@@ -1,8 +1,8 @@
 //! The algebra of aggregates, in one table: partial columns, merge, finish.
 //!
 //! For every aggregate here and any split of the rows of a group into parts, finishing the merged partial values gives what
-//! the aggregate gives over all rows. Sums and averages of `real` and `double precision` are the exception: their last bits
-//! depend on the order of the rows, in PostgreSQL as well as here.
+//! the aggregate gives over all rows. Whatever adds up `real` and `double precision` is the exception: its last bits depend on
+//! the order of the rows, in PostgreSQL as well as here.
 
 use super::analysis::AggregateCall;
 use crate::ident::QualifiedName;
@@ -26,7 +26,8 @@ pub struct PartialForm {
     pub argument: &'static str,
     /// How two partial values become one; `{a}` and `{b}` stand for them.
     pub merge: &'static str,
-    /// The aggregate that makes one of many partial values; `{x}` stands for a value, `{filter}` for a FILTER clause.
+    /// The aggregate that makes one of many partial values; `{x}` stands for a value, `{filter}` for a FILTER clause. Empty if
+    /// no column of a rollup is this value alone.
     pub gather: &'static str,
     /// What the column is called behind the name of the select-list entry, if the aggregate has several.
     pub suffix: &'static str,
@@ -86,6 +87,10 @@ const ADD_COUNT: &str = "COALESCE({a}, 0) OPERATOR(pg_catalog.+) COALESCE({b}, 0
 const ADD: &str = "COALESCE({a} OPERATOR(pg_catalog.+) {b}, {a}, {b})";
 const UNION: &str = "COALESCE(tally.hll_union({a}, {b}), {a}, {b})";
 
+// The partial values are the states of PostgreSQL's own aggregates.
+const COMBINE_MOMENTS: &str = "COALESCE(pg_catalog.float8_combine({a}, {b}), {a}, {b})";
+const COMBINE_REGRESSION: &str = "COALESCE(pg_catalog.float8_regr_combine({a}, {b}), {a}, {b})";
+
 // An aggregate of the same type as the partial column: sum(bigint) would be numeric.
 const GATHER_COUNT: &str = "COALESCE(pg_catalog.sum({x}){filter}, 0)::bigint";
 const GATHER_WHOLE_SUM: &str = "pg_catalog.sum({x}){filter}::bigint";
@@ -138,6 +143,14 @@ const fn plain(function: &'static str, merge: &'static str, gather: &'static str
 const COUNT: PartialForm = plain("pg_catalog.count", ADD_COUNT, GATHER_COUNT);
 /// How many rows there are.
 pub const COUNT_ROWS: PartialForm = PartialForm { with_arguments: false, ..COUNT };
+
+const MOMENTS: PartialForm = PartialForm {
+    argument: "{x}::double precision",
+    suffix: "moments",
+    ..plain("tally._float8_moments", COMBINE_MOMENTS, "")
+};
+const REGRESSION: PartialForm =
+    PartialForm { suffix: "regression", ..plain("tally._float8_regression", COMBINE_REGRESSION, "") };
 
 /// The sum of values of this type.
 fn sum(type_name: &str) -> PartialForm {
@@ -218,6 +231,18 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         }
         (
             ("pg_catalog", name @ ("var_samp" | "variance" | "var_pop" | "stddev" | "stddev_samp" | "stddev_pop")),
+            ["real" | "double precision"],
+        ) => {
+            let finish = match name {
+                "var_samp" | "variance" => "pg_catalog.float8_var_samp({0})",
+                "var_pop" => "pg_catalog.float8_var_pop({0})",
+                "stddev_pop" => "pg_catalog.float8_stddev_pop({0})",
+                _ => "pg_catalog.float8_stddev_samp({0})",
+            };
+            (vec![MOMENTS], finish)
+        }
+        (
+            ("pg_catalog", name @ ("var_samp" | "variance" | "var_pop" | "stddev" | "stddev_samp" | "stddev_pop")),
             [kind],
         ) => {
             if !["smallint", "integer", "bigint", "numeric"].contains(kind) {
@@ -237,6 +262,26 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
                 _ => STDDEV_SAMP,
             };
             (vec![count, total, squares], finish)
+        }
+        (("pg_catalog", "regr_count"), [_, _]) => {
+            (vec![plain("pg_catalog.regr_count", ADD_COUNT, GATHER_COUNT)], "{0}")
+        }
+        (("pg_catalog", name), ["double precision", "double precision"]) => {
+            let finish = match name {
+                "corr" => "pg_catalog.float8_corr({0})",
+                "covar_pop" => "pg_catalog.float8_covar_pop({0})",
+                "covar_samp" => "pg_catalog.float8_covar_samp({0})",
+                "regr_avgx" => "pg_catalog.float8_regr_avgx({0})",
+                "regr_avgy" => "pg_catalog.float8_regr_avgy({0})",
+                "regr_intercept" => "pg_catalog.float8_regr_intercept({0})",
+                "regr_r2" => "pg_catalog.float8_regr_r2({0})",
+                "regr_slope" => "pg_catalog.float8_regr_slope({0})",
+                "regr_sxx" => "pg_catalog.float8_regr_sxx({0})",
+                "regr_sxy" => "pg_catalog.float8_regr_sxy({0})",
+                "regr_syy" => "pg_catalog.float8_regr_syy({0})",
+                _ => return Err(Refusal::Unknown),
+            };
+            (vec![REGRESSION], finish)
         }
         (("pg_catalog", "bool_and" | "every"), ["boolean"]) => (
             vec![plain("pg_catalog.bool_and", "COALESCE({a} AND {b}, {a}, {b})", "pg_catalog.bool_and({x}){filter}")],
@@ -342,11 +387,21 @@ mod tests {
         let variance = algebra(&call("pg_catalog", "variance", &["numeric"])).unwrap();
         assert_eq!(variance.partials, forms.partials);
         assert!(!variance.finish.contains("sqrt"));
-        // The float forms add up in another way.
-        assert_eq!(
-            algebra(&call("pg_catalog", "var_pop", &["double precision"])),
-            Err(Refusal::Type { type_name: "double precision".into() })
-        );
+    }
+
+    #[test]
+    fn a_deviation_of_floats_is_kept_as_the_state_of_postgresql() {
+        for kind in ["real", "double precision"] {
+            let forms = algebra(&call("pg_catalog", "stddev", &[kind])).unwrap();
+            assert_eq!(forms.finish, "pg_catalog.float8_stddev_samp({0})");
+            assert_eq!(forms.partials, algebra(&call("pg_catalog", "var_pop", &[kind])).unwrap().partials);
+        }
+        let pair = ["double precision"; 2];
+        let [corr, slope] = ["corr", "regr_slope"].map(|name| algebra(&call("pg_catalog", name, &pair)).unwrap());
+        assert_eq!(corr.partials, slope.partials);
+        assert_eq!(corr.finish, "pg_catalog.float8_corr({0})");
+        // Not of a function of that name elsewhere.
+        assert_eq!(algebra(&call("public", "corr", &pair)), Err(Refusal::Unknown));
     }
 
     #[test]

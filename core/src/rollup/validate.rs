@@ -210,7 +210,7 @@ impl<'a> Layout<'a> {
         );
         let mut finish = fill(algebra.finish, &[("0", &quote(&name))]);
         let mut present_here = None;
-        if partial.call.function == aggregate::COUNT_ROWS.function
+        if partial.gather == aggregate::COUNT_ROWS.gather
             && let Some(condition) = both(present)
         {
             // The sum of no counts is NULL, and the count of no rows is 0.
@@ -506,7 +506,7 @@ impl Explain for Error {
                 Some("Its answer depends on settings of the session, such as TimeZone, so a stored answer would be wrong for others.".into())
             }
             Self::Aggregate { refusal: Refusal::Unknown, .. } => Some(
-                "Kept are count, sum, avg, min, max, var_*, stddev_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
+                "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
                  tally.hll_agg, tally.hll_union_agg and tally.distinct_count."
                     .into(),
             ),
