@@ -7,6 +7,8 @@ mod concurrency;
 mod crash;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
+/// The first and the last value of a group, for every type, every plan and in rollups.
+mod first_last;
 /// What every rollup test asks.
 mod oracle;
 /// Partition sets: what is made, under which locks, and what is refused.

@@ -8,6 +8,7 @@ mod build;
 mod catalog;
 mod changes;
 mod error;
+mod first_last;
 mod forget;
 mod jobs;
 mod partition;
@@ -30,6 +31,7 @@ extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = [
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["jobs"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 extension_sql_file!("../sql/rollup_aggregates.sql", name = "rollup_aggregates", requires = ["bootstrap"]);
+extension_sql_file!("../sql/first_last.sql", name = "first_last", requires = ["bootstrap"]);
 extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
 extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);
 extension_sql_file!("../sql/sketch_functions.sql", name = "sketch_functions", requires = ["sketch_types"]);

@@ -18,6 +18,7 @@ mod tag;
 mod timezone;
 pub(crate) mod types;
 mod utility;
+pub(crate) mod value;
 pub(crate) mod varlena;
 
 pub(crate) use analyze::analyze;

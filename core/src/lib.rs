@@ -9,6 +9,7 @@
 
 pub mod bucket;
 pub mod error;
+pub mod first_last;
 pub mod ident;
 pub mod partition;
 pub mod rollup;

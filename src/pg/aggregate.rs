@@ -29,6 +29,16 @@ impl Context {
         Self(unsafe { pg_sys::CurrentMemoryContext })
     }
 
+    /// Does something that allocates in this context.
+    pub(super) fn run<T>(self, action: impl FnOnce() -> T) -> T {
+        // SAFETY: a valid context; while an error unwinds, PostgreSQL chooses one for itself.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.0) };
+        let answer = action();
+        // SAFETY: as above.
+        unsafe { pg_sys::MemoryContextSwitchTo(before) };
+        answer
+    }
+
     /// A new chunk of zeros.
     pub(crate) fn allocate<'a>(self, words: usize) -> &'a mut [u64] {
         // SAFETY: the allocator gives so many bytes, aligned for every type, or raises an error.

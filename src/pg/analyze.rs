@@ -277,6 +277,11 @@ unsafe fn deterministic(collation: Oid) -> bool {
     collation == Oid::INVALID || unsafe { pg_sys::get_collation_isdeterministic(collation) }
 }
 
+unsafe fn has_order(type_oid: Oid) -> bool {
+    // SAFETY: a catalog look-up of a type that the parser has found; the entry stays.
+    unsafe { (*pg_sys::lookup_type_cache(type_oid, pg_sys::TYPECACHE_CMP_PROC as i32)).cmp_proc != Oid::INVALID }
+}
+
 /// Columns that are declared NOT NULL, by number.
 unsafe fn not_null_columns(relation: Oid) -> Vec<i16> {
     // SAFETY: the parser has opened and locked this relation, so it exists.
@@ -346,6 +351,7 @@ impl AnalysedQuery {
                     expression: context.expression(expression),
                     type_name: type_name(pg_sys::exprType(expression)),
                     deterministic: deterministic(pg_sys::exprCollation(expression)),
+                    has_order: has_order(pg_sys::exprType(expression)),
                 }
             };
             let namespace = pg_sys::get_func_namespace(aggregate.aggfnoid);

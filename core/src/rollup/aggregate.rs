@@ -5,6 +5,7 @@
 //! the order of the rows, in PostgreSQL as well as here.
 
 use super::analysis::AggregateCall;
+use super::definition::{Call, Partial};
 use crate::ident::QualifiedName;
 
 /// How an aggregate is kept.
@@ -24,14 +25,33 @@ pub struct PartialForm {
     pub with_arguments: bool,
     /// What becomes of its first argument `{x}` before it is aggregated, so that the partial value is exact.
     pub argument: &'static str,
-    /// How two partial values become one; `{a}` and `{b}` stand for them.
+    /// How two partial values become one: see [`Partial::merge`].
     pub merge: &'static str,
+    /// The position of the form that `{beside}` in the merge stands for.
+    pub beside: Option<usize>,
     /// The aggregate that makes one of many partial values; `{x}` stands for a value, `{filter}` for a FILTER clause. Empty if
     /// no column of a rollup is this value alone.
     pub gather: &'static str,
-    /// What the column is called behind the name of the select-list entry, if the aggregate has several.
+    /// What the column is called behind the name of the select-list entry, if the aggregate has several and this is not the
+    /// one that they are about.
     pub suffix: &'static str,
     pub is_sketch: bool,
+}
+
+impl PartialForm {
+    /// The column of this form for a call.
+    pub fn partial(&self, call: Call, from_below: Option<String>, name: String) -> Partial {
+        Partial {
+            name,
+            sql: call.sql(),
+            call,
+            merge: self.merge.into(),
+            beside: None,
+            gather: self.gather.into(),
+            from_below,
+            is_sketch: self.is_sketch,
+        }
+    }
 }
 
 /// Why a known aggregate cannot be kept.
@@ -46,6 +66,10 @@ pub enum Refusal {
     Variadic,
     /// The argument's type has no sum or order that merges.
     Type {
+        type_name: String,
+    },
+    /// The earliest or latest value of a type without a default order.
+    NoOrder {
         type_name: String,
     },
     /// Values that are equal under this collation may have different bytes, and a sketch would count them twice.
@@ -137,7 +161,16 @@ const STDDEV_SAMP: &str = spread!("1", root!(deviations!(), " OPERATOR(pg_catalo
 const STDDEV_POP: &str = spread!("0", root!(deviations!(), " OPERATOR(pg_catalog./) ", population!()));
 
 const fn plain(function: &'static str, merge: &'static str, gather: &'static str) -> PartialForm {
-    PartialForm { function, with_arguments: true, argument: "{x}", merge, gather, suffix: "", is_sketch: false }
+    PartialForm {
+        function,
+        with_arguments: true,
+        argument: "{x}",
+        merge,
+        beside: None,
+        gather,
+        suffix: "",
+        is_sketch: false,
+    }
 }
 
 const COUNT: PartialForm = plain("pg_catalog.count", ADD_COUNT, GATHER_COUNT);
@@ -156,6 +189,21 @@ const REGRESSION: PartialForm =
 fn sum(type_name: &str) -> PartialForm {
     let is_whole = ["smallint", "integer"].contains(&type_name);
     plain("pg_catalog.sum", ADD, if is_whole { GATHER_WHOLE_SUM } else { GATHER_SUM })
+}
+
+/// The value of the earliest or latest row, behind the time that it belongs to.
+fn of_an_end(name: &str) -> Vec<PartialForm> {
+    let (at, value) = match name {
+        "first" => (
+            plain("tally._first_at", "LEAST({a}, {b})", ""),
+            plain("tally.first", "tally._earlier({a}, {A}.{beside}, {b}, {B}.{beside})", ""),
+        ),
+        _ => (
+            plain("tally._last_at", "GREATEST({a}, {b})", ""),
+            plain("tally.last", "tally._later({a}, {A}.{beside}, {b}, {B}.{beside})", ""),
+        ),
+    };
+    vec![PartialForm { suffix: "at", ..at }, PartialForm { beside: Some(0), ..value }]
 }
 
 const fn sketch(function: &'static str) -> PartialForm {
@@ -183,7 +231,7 @@ pub fn ignores_repetition(function: &QualifiedName) -> bool {
     let names = ["min", "max", "bool_and", "every", "bool_or", "bit_and", "bit_or"];
     match function.schema.as_str() {
         "pg_catalog" => names.contains(&function.name.as_str()),
-        "tally" => ["hll_agg", "distinct_count"].contains(&function.name.as_str()),
+        "tally" => ["hll_agg", "distinct_count", "first", "last"].contains(&function.name.as_str()),
         _ => false,
     }
 }
@@ -319,6 +367,12 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         (("pg_catalog", "max"), [_]) => {
             (vec![plain("pg_catalog.max", "GREATEST({a}, {b})", "pg_catalog.max({x}){filter}")], "{0}")
         }
+        (("tally", name @ ("first" | "last")), [_, _]) => {
+            if let Some(argument) = call.arguments.iter().find(|argument| !argument.has_order) {
+                return Err(Refusal::NoOrder { type_name: argument.type_name.clone() });
+            }
+            (of_an_end(name), "{1}")
+        }
         (("tally", "hll_agg" | "distinct_count"), [kind, ..]) if *kind != "tally.hll" && !HASHED.contains(kind) => {
             return Err(Refusal::Type { type_name: (*kind).into() });
         }
@@ -357,6 +411,7 @@ mod tests {
                     expression: Expression { sql: "x".into(), ..Expression::default() },
                     type_name: (*kind).into(),
                     deterministic: true,
+                    has_order: *kind != "json",
                 })
                 .collect(),
             filter: None,
@@ -415,6 +470,17 @@ mod tests {
         let distinct = |name| AggregateCall { distinct: true, ..call("pg_catalog", name, &["bigint"]) };
         assert_eq!(algebra(&distinct("count")), Err(Refusal::CountDistinct));
         assert_eq!(algebra(&distinct("sum")), Err(Refusal::Distinct));
+    }
+
+    #[test]
+    fn a_last_value_is_kept_beside_its_time() {
+        let forms = algebra(&call("tally", "last", &["text", "date"])).unwrap();
+        assert_eq!(forms.finish, "{1}");
+        let [at, value] = forms.partials.as_slice() else { panic!("{forms:?}") };
+        assert_eq!((at.function, value.function, value.beside), ("tally._last_at", "tally.last", Some(0)));
+        for types in [["json", "date"], ["text", "json"]] {
+            assert_eq!(algebra(&call("tally", "first", &types)), Err(Refusal::NoOrder { type_name: "json".into() }));
+        }
     }
 
     #[test]

@@ -178,6 +178,8 @@ pub struct Argument {
     pub type_name: String,
     /// Are equal values the same bytes? False for text under a nondeterministic collation.
     pub deterministic: bool,
+    /// Has its type a default order?
+    pub has_order: bool,
 }
 
 /// A part of a query that a rollup cannot have.

@@ -104,8 +104,12 @@ pub struct Partial {
     /// The aggregate over the rows view that makes it: [`Call::sql`] of `call`.
     pub sql: String,
     pub call: Call,
-    /// How two partial values become one; `{a}` and `{b}` stand for them.
+    /// How two partial values become one; `{a}` and `{b}` stand for them, `{A}` and `{B}` for the rows that they are in, and
+    /// `{beside}` for the name of the column `beside`.
     pub merge: String,
+    /// The partial column that the merge looks at as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<String>,
     /// The aggregate that makes one of many partial values, as `sum` does of counts; `{x}` stands for a value, `{filter}` for
     /// a FILTER clause or nothing.
     pub gather: String,

@@ -15,7 +15,7 @@ use same::*;
 pub use tick::*;
 pub use views::*;
 
-use super::definition::{DEPARTURE, Definition, Key, ROWS, SIGN, TABLE, TAG, TIME, WRITER};
+use super::definition::{DEPARTURE, Definition, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME, WRITER};
 use super::level::Below;
 use super::template::fill;
 use crate::ident::{QualifiedName, literal, quote};
@@ -147,8 +147,12 @@ pub struct Member<'a> {
     pub unbuilt_before: Option<&'a str>,
 }
 
-fn merged(rule: &str, a: &str, b: &str) -> String {
-    fill(rule, &[("a", a), ("b", b)])
+/// The value of a partial column that is merged of those in two rows.
+fn merged(partial: &Partial, a: &str, b: &str) -> String {
+    let name = quote(&partial.name);
+    let beside = partial.beside.as_deref().map(quote).unwrap_or_default();
+    let (value_a, value_b) = (format!("{a}.{name}"), format!("{b}.{name}"));
+    fill(&partial.merge, &[("a", &value_a), ("b", &value_b), ("A", a), ("B", b), ("beside", &beside)])
 }
 
 /// Lies the bucket of the group or row `alias` in a range: from the first text on and before the second?

@@ -141,7 +141,7 @@ impl<'a> Layout<'a> {
             call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
         let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
         let alone = algebra.partials.len() == 1 && algebra.finish == "{0}";
-        let mut names = vec![];
+        let mut names: Vec<(String, String)> = vec![];
         for (position, form) in algebra.partials.iter().enumerate() {
             let arguments = if form.with_arguments { arguments.clone() } else { vec![] };
             // Over keys of the level below: its groups have all the values that the rows have.
@@ -152,12 +152,14 @@ impl<'a> Layout<'a> {
             });
             let call =
                 Call { function: form.function.into(), arguments, form: form.argument.into(), filter: filter.clone() };
-            let suffix = if form.suffix.is_empty() { "value" } else { form.suffix };
-            let wanted = if alone { wanted.into() } else { ident::fit(wanted, &format!("_{suffix}")) };
-            let name = self.partial(call, form.merge, form.gather, from_below, form.is_sketch, &wanted);
-            names.push((position.to_string(), quote(&name)));
+            let is_named = alone || form.suffix.is_empty();
+            let wanted = if is_named { wanted.into() } else { ident::fit(wanted, &format!("_{}", form.suffix)) };
+            let beside = form.beside.and_then(|position| names.get(position)).map(|(_, name)| name.clone());
+            let name = self.partial(Partial { beside, ..form.partial(call, from_below, wanted) });
+            names.push((position.to_string(), name));
         }
-        let names: Vec<(&str, &str)> = names.iter().map(|(place, name)| (place.as_str(), name.as_str())).collect();
+        let names: Vec<(&str, String)> = names.iter().map(|(place, name)| (place.as_str(), quote(name))).collect();
+        let names: Vec<(&str, &str)> = names.iter().map(|(place, name)| (*place, name.as_str())).collect();
         self.definition.finishes.push(fill(algebra.finish, &names));
         match self
             .definition
@@ -200,14 +202,9 @@ impl<'a> Layout<'a> {
         let new = Call { filter, arguments, ..partial.call.clone() };
         let alone = algebra.finish == "{0}";
         let wanted_here = if alone { wanted.into() } else { ident::fit(wanted, "_sketch") };
-        let name = self.partial(
-            new,
-            &partial.merge,
-            &partial.gather,
-            gathered(&partial.name),
-            partial.is_sketch,
-            &wanted_here,
-        );
+        let from_below = gathered(&partial.name);
+        let name =
+            self.partial(Partial { name: wanted_here, sql: new.sql(), call: new, from_below, ..partial.clone() });
         let mut finish = fill(algebra.finish, &[("0", &quote(&name))]);
         let mut present_here = None;
         if partial.gather == aggregate::COUNT_ROWS.gather
@@ -228,8 +225,7 @@ impl<'a> Layout<'a> {
                 form: form.argument.into(),
                 filter: Some(filter.clone()),
             };
-            let count =
-                self.partial(count, form.merge, form.gather, from_below, false, &ident::fit(wanted, "_present"));
+            let count = self.partial(form.partial(count, from_below, ident::fit(wanted, "_present")));
             finish = format!("CASE WHEN {} OPERATOR(pg_catalog.>) 0 THEN {finish} END", quote(&count));
             present_here = Some(filter);
         }
@@ -241,29 +237,13 @@ impl<'a> Layout<'a> {
         if alone { Value::Partial { name, present: present_here } } else { Value::Finished }
     }
 
-    /// The partial column of this call; equal calls share one.
-    fn partial(
-        &mut self,
-        call: Call,
-        merge: &str,
-        gather: &str,
-        from_below: Option<String>,
-        is_sketch: bool,
-        wanted: &str,
-    ) -> String {
-        if let Some(partial) = self.definition.partials.iter().find(|partial| partial.call == call) {
+    /// The partial column of this call, under the name that is wanted if it is free; equal calls share one.
+    fn partial(&mut self, wanted: Partial) -> String {
+        if let Some(partial) = self.definition.partials.iter().find(|partial| partial.call == wanted.call) {
             return partial.name.clone();
         }
-        let name = self.names.claim(wanted);
-        self.definition.partials.push(Partial {
-            name: name.clone(),
-            sql: call.sql(),
-            call,
-            merge: merge.into(),
-            gather: gather.into(),
-            from_below,
-            is_sketch,
-        });
+        let name = self.names.claim(&wanted.name);
+        self.definition.partials.push(Partial { name: name.clone(), ..wanted });
         name
     }
 
@@ -470,6 +450,7 @@ impl fmt::Display for Error {
                 Refusal::WithinGroup => write!(f, "a rollup cannot keep an ordered-set aggregate: {sql}"),
                 Refusal::Variadic => write!(f, "a rollup cannot keep a call with VARIADIC: {sql}"),
                 Refusal::Type { type_name } => write!(f, "a rollup cannot keep {sql} of type {type_name}"),
+                Refusal::NoOrder { type_name } => write!(f, "type {type_name} in {sql} has no order"),
                 Refusal::VaryingPrecision => write!(f, "the precision of a sketch must be a literal: {sql}"),
                 Refusal::GatheredBy { column, function } => {
                     let function = function.trim_start_matches("pg_catalog.");
@@ -493,6 +474,7 @@ impl Explain for Error {
             Self::DuplicateColumn { .. } => "42701",
             Self::UngroupedColumn { .. } => "42803",
             Self::Unstable { .. } | Self::NondeterministicKey { .. } => "42P17",
+            Self::Aggregate { refusal: Refusal::NoOrder { .. }, .. } => "42883",
             _ => "0A000",
         }
     }
@@ -507,7 +489,7 @@ impl Explain for Error {
             }
             Self::Aggregate { refusal: Refusal::Unknown, .. } => Some(
                 "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
-                 tally.hll_agg, tally.hll_union_agg and tally.distinct_count."
+                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg and tally.distinct_count."
                     .into(),
             ),
             _ => None,
@@ -555,6 +537,9 @@ impl Explain for Error {
                 Refusal::Ordered => "Leave out ORDER BY inside the call.",
                 Refusal::Variadic => "Write the arguments out.",
                 Refusal::Type { .. } => "Cast the argument, for example to bigint, numeric or text.",
+                Refusal::NoOrder { .. } => {
+                    "Cast it to a type with a default btree operator class, such as text or jsonb."
+                }
                 Refusal::VaryingPrecision => "Write a number between 0 and 17, or leave it out.",
                 Refusal::NondeterministicCollation => "Add COLLATE \"C\" to the argument.",
                 Refusal::NotGathered { .. } => {

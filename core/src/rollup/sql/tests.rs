@@ -1,4 +1,4 @@
-use super::super::definition::{BucketRange, Call, Column, Partial, Target, Value};
+use super::super::definition::{BucketRange, Call, Column, Target, Value};
 use super::*;
 
 fn key(name: &str, never_null: bool, is_time: bool, type_name: &str) -> Key {
@@ -25,6 +25,7 @@ fn definition() -> Definition {
                 filter: None,
             },
             merge: "COALESCE({a} + {b}, {a}, {b})".into(),
+            beside: None,
             gather: "pg_catalog.sum({x}){filter}".into(),
             from_below: None,
             is_sketch: false,
@@ -113,6 +114,20 @@ fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
     let member = Member { definition: &definition, relations: &relations(), below: None };
     let sql = merge_delta(&[member], &state, &state, false);
     assert!(sql.contains("\"{b}\" = COALESCE(s.\"{b}\" + excluded.\"{b}\", s.\"{b}\", excluded.\"{b}\")"), "{sql}");
+}
+
+#[test]
+fn a_merge_may_look_at_a_column_beside() {
+    let mut definition = definition();
+    definition.partials[0].merge = "later({a}, {A}.{beside}, {b}, {B}.{beside})".into();
+    definition.partials[0].beside = Some("{a} at".into());
+    let state = Counted { next: 100, open: vec![] };
+    let member = Member { definition: &definition, relations: &relations(), below: None };
+    let sql = merge_delta(&[member], &state, &state, false);
+    let merged = "later(s.\"revenue\", s.\"{a} at\", excluded.\"revenue\", excluded.\"{a} at\")";
+    assert!(sql.contains(&format!("\"revenue\" = {merged}")), "{sql}");
+    let view = create_public_view(&definition, &relations());
+    assert!(view.contains(&format!("{} AS \"revenue\"", merged.replace("excluded.", "p."))), "{view}");
 }
 
 #[test]

@@ -186,8 +186,7 @@ pub(super) fn merge(definition: &Definition, relations: &Relations, delta: &str,
     let mut assignments = vec![format!("{ROWS} = s.{ROWS} OPERATOR(pg_catalog.+) excluded.{ROWS}")];
     for partial in &definition.partials {
         let name = quote(&partial.name);
-        assignments
-            .push(format!("{name} = {}", merged(&partial.merge, &format!("s.{name}"), &format!("excluded.{name}"))));
+        assignments.push(format!("{name} = {}", merged(partial, "s", "excluded")));
     }
     format!(
         "INSERT INTO {} AS s ({columns})\nSELECT {columns} FROM {delta} AS s{condition} ORDER BY {write_order}\n\

@@ -239,7 +239,7 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     let mut both: Vec<String> = definition.keys.iter().map(|key| format!("p.{}", quote(&key.name))).collect();
     both.extend(definition.partials.iter().map(|partial| {
         let name = quote(&partial.name);
-        format!("{} AS {name}", merged(&partial.merge, &format!("s.{name}"), &format!("p.{name}")))
+        format!("{} AS {name}", merged(partial, "s", "p"))
     }));
     let no_dirty =
         |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));

@@ -25,7 +25,12 @@ fn call(name: &str, argument: &str, kind: &str) -> AggregateCall {
         function: QualifiedName::new("pg_catalog", name),
         sql: format!("{name}({argument})"),
         result_type: "numeric".into(),
-        arguments: vec![Argument { expression: expression(argument), type_name: kind.into(), deterministic: true }],
+        arguments: vec![Argument {
+            expression: expression(argument),
+            type_name: kind.into(),
+            deterministic: true,
+            has_order: true,
+        }],
         filter: None,
         distinct: false,
         ordered: false,
@@ -105,6 +110,32 @@ fn column_names_never_meet() {
     let definition = validate(&analysis, None).unwrap();
     assert_eq!(definition.keys.iter().map(|k| k.name.as_str()).collect::<Vec<_>>(), ["argument_1", "_rows_2", "key_3"]);
     assert_eq!(definition.arguments[0].name, "argument_1_2");
+}
+
+#[test]
+fn a_value_of_an_end_is_kept_under_its_own_name() {
+    let mut analysis = analysis();
+    let mut last = call("last", "events.amount", "numeric");
+    last.function.schema = "tally".into();
+    last.arguments.push(Argument { expression: expression("events.event_time"), ..last.arguments[0].clone() });
+    analysis.aggregates = vec![last.clone(), AggregateCall { filter: Some(expression("events.paid")), ..last }];
+    let definition = validate(&analysis, None).unwrap();
+    let names: Vec<_> = definition.partials.iter().map(|p| (p.name.as_str(), p.beside.as_deref())).collect();
+    assert_eq!(
+        names,
+        [("revenue_at", None), ("revenue", Some("revenue_at")), ("mean_at", None), ("mean", Some("mean_at"))]
+    );
+    assert_eq!(definition.finishes, ["\"revenue\"", "\"mean\""]);
+    // Two of them do not become one without their times.
+    assert_eq!(definition.targets[1].value, Value::Finished);
+
+    analysis.aggregates[0].arguments[0].has_order = false;
+    let error = validate(&analysis, None).unwrap_err();
+    assert_eq!(
+        (error.sqlstate(), error.to_string().as_str()),
+        ("42883", "type numeric in last(events.amount) has no order")
+    );
+    assert!(error.hint().unwrap().contains("Cast"));
 }
 
 #[test]
