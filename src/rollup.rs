@@ -10,6 +10,7 @@ use crate::{build, refresh};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
@@ -376,8 +377,28 @@ fn tally_forget_dropped() -> std::result::Result<(), ErrorReport> {
     Ok(forget_dropped()?)
 }
 
+thread_local! {
+    static IS_FORGETTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This session looks after a drop by hand. What it drops on the way calls the event trigger again, which finds nothing to do then.
+struct Forgetting;
+
+impl Forgetting {
+    fn begin() -> Option<Self> {
+        (!IS_FORGETTING.replace(true)).then(|| Self)
+    }
+}
+
+impl Drop for Forgetting {
+    fn drop(&mut self) {
+        IS_FORGETTING.set(false);
+    }
+}
+
 /// Does what [`drop_rollup`] would have done besides the drop by hand that has just happened.
 fn forget_dropped() -> Result<()> {
+    let Some(_forgetting) = Forgetting::begin() else { return Ok(()) };
     let _settings = pg::pin_settings();
     for orphan in rollups::orphans()? {
         rollups::delete(orphan.rollup)?;

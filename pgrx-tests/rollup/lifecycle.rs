@@ -163,6 +163,38 @@ fn assert_nothing_known(session: &mut Client) {
 }
 
 #[test]
+fn rollup_that_loses_a_relation_goes_whole() {
+    let database = cluster::database();
+    let mut session = session(&database);
+    let shape = |session: &mut Client| -> String { session.query_one(SHAPE, &[]).unwrap().get(0) };
+    session.batch_execute("SELECT tally.drop_rollup('totals')").unwrap();
+    let before = shape(&mut session);
+    for drop in [
+        "DROP VIEW totals",
+        "DROP TABLE totals_stored CASCADE",
+        "DROP VIEW totals_rows CASCADE",
+        "DROP VIEW totals_changes CASCADE",
+    ] {
+        create(&mut session, "second", SECOND);
+        create(&mut session, "totals", QUERY);
+        session.batch_execute(drop).unwrap();
+        insert(&mut session);
+        assert_equal_now_and_refreshed(&mut session, "second", "events", SECOND);
+        session.batch_execute("SELECT tally.drop_rollup('second')").unwrap();
+        create(&mut session, "totals", QUERY);
+        session.batch_execute(drop).unwrap();
+        assert_eq!(shape(&mut session), before, "{drop}");
+        assert_nothing_known(&mut session);
+    }
+    // Also after a drop that was refused.
+    create(&mut session, "second", SECOND);
+    create(&mut session, "above", "SELECT day, max(most) AS most FROM second GROUP BY day");
+    assert_refused(&mut session, "DROP VIEW second", "2BP01", "\"above\" is defined on", "Drop it first");
+    session.batch_execute("DROP VIEW above; DROP VIEW second").unwrap();
+    assert_eq!(shape(&mut session), before);
+}
+
+#[test]
 fn dropped_schema_takes_its_rollups_along() {
     let database = cluster::database();
     let mut session = database.connect();
