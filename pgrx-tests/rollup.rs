@@ -7,6 +7,7 @@ mod departures;
 mod guards;
 mod levels;
 mod lifecycle;
+mod own_aggregates;
 mod values;
 
 use postgres::Client;

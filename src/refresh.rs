@@ -11,7 +11,7 @@
 //! them by their tag.
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, departures, sources};
+use crate::catalog::{self, aggregates, departures, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
 use crate::tags;
@@ -204,10 +204,16 @@ pub(crate) fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) ->
 
 /// A tick reads and writes as the owner of the source. Whoever gives the table to another role gives its rollups as well.
 fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Result<()> {
-    if [rollup.rows, rollup.changes, rollup.stored, rollup.retained, rollup.log]
+    let own = &rollup.definition.aggregates;
+    let relations_are_his = [rollup.rows, rollup.changes, rollup.stored, rollup.retained, rollup.log]
         .iter()
-        .all(|relation| pg::owner_of(*relation) == Some(owner))
-    {
+        .all(|relation| pg::owner_of(*relation) == Some(owner));
+    let aggregates = own.iter().map(aggregates::find).collect::<Result<Vec<_>>>()?;
+    if let Some((missing, _)) = own.iter().zip(&aggregates).find(|(_, found)| found.is_none()) {
+        return Err(Error::new("42883", format!("aggregate {missing} of rollup {} does not exist", relations.public))
+            .hint(format!("Rename it back: ALTER AGGREGATE .. RENAME TO {};", quote(&missing.name))));
+    }
+    if relations_are_his && aggregates.iter().flatten().all(|(found, _)| *found == owner) {
         return Ok(());
     }
     let owner = Spi::get_one_with_args::<String>(
@@ -216,10 +222,11 @@ fn require_one_owner(owner: Oid, rollup: &Rollup, relations: &Relations) -> Resu
     )
     .map_err(spi)?
     .unwrap_or_default();
+    let aggregates: String = own.iter().map(|own| format!(" ALTER AGGREGATE {own} OWNER TO {owner};")).collect();
     let Relations { source, public, rows, changes, stored, retained, log } = relations;
     Err(Error::new("42501", format!("rollup {public} and table {source} belong to different roles")).hint(format!(
         "ALTER VIEW {public} OWNER TO {owner}; ALTER VIEW {rows} OWNER TO {owner}; ALTER VIEW {changes} OWNER TO {owner}; \
-         ALTER TABLE {stored} OWNER TO {owner}; ALTER TABLE {retained} OWNER TO {owner}; ALTER TABLE {log} OWNER TO {owner};"
+         ALTER TABLE {stored} OWNER TO {owner}; ALTER TABLE {retained} OWNER TO {owner}; ALTER TABLE {log} OWNER TO {owner};{aggregates}"
     )))
 }
 

@@ -1,7 +1,7 @@
 //! The SQL verbs for rollups: create, drop, and what follows when their relations are dropped by hand.
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, builds, departures, sources};
+use crate::catalog::{self, aggregates, builds, departures, sources};
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
@@ -15,9 +15,10 @@ use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
 use tally_core::rollup::analysis::{Analysis, SourceKind};
-use tally_core::rollup::definition::{Target, Value};
+use tally_core::rollup::definition::{OwnAggregate, Target, Value};
 use tally_core::rollup::level::Below;
 use tally_core::rollup::sql::{self, Build, Origin, Relations};
+use tally_core::rollup::state;
 use tally_core::rollup::validate::validate;
 use tally_core::snapshot;
 
@@ -61,7 +62,10 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         (Some(base), Some(found)) => Some(Below::new(&base.rollup.definition, &found.alias, base.columns.clone())),
         _ => None,
     };
-    let mut columns = validate(&analysed.analysis, below.as_ref())?;
+    for (position, function) in analysed.aggregate_functions().into_iter().enumerate() {
+        analysed.analysis.aggregates[position].support = Some(aggregates::support(function)?);
+    }
+    let mut columns = validate(&analysed.analysis, below.as_ref(), &public)?;
     let Some(found) = analysed.analysis.source.clone() else {
         return Err(Error::new("XX000", "the definition was accepted without a table"));
     };
@@ -102,6 +106,10 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         let read = rollups::column_declarations(source, &analysed.analysis.columns())?;
         tags::widen_log(log, &relations.source, &read)?;
     }
+    for aggregate in &columns.aggregates {
+        run(&state::create(aggregate))?;
+        run(&format!("COMMENT ON AGGREGATE {aggregate} IS {}", literal(&aggregate.comment)))?;
+    }
     run(&sql::create_stored_table(&columns, &relations))?;
     run(&sql::constrain_stored_table(&columns, &relations))?;
     for statement in sql::create_retained_table(&columns, &relations) {
@@ -131,7 +139,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         definition: columns,
     };
     describe(&relations)?;
-    give_to_owner(source, &relations)?;
+    give_to_owner(source, &relations, &rollup.definition.aggregates)?;
 
     let now = Snapshot::take();
     let counted = if is_tracked {
@@ -297,7 +305,7 @@ fn describe(relations: &Relations) -> Result<()> {
 }
 
 /// A tick runs as the owner of the source, so that role owns the rollup too.
-fn give_to_owner(source: Oid, relations: &Relations) -> Result<()> {
+fn give_to_owner(source: Oid, relations: &Relations, aggregates: &[OwnAggregate]) -> Result<()> {
     let owner = no_row_is_none(Spi::get_one_with_args::<String>(
         "SELECT pg_catalog.quote_ident(a.rolname) FROM pg_catalog.pg_class AS c \
          JOIN pg_catalog.pg_roles AS a ON a.oid OPERATOR(pg_catalog.=) c.relowner \
@@ -316,6 +324,9 @@ fn give_to_owner(source: Oid, relations: &Relations) -> Result<()> {
         ("TABLE", &relations.log),
     ] {
         Spi::run(&format!("ALTER {kind} {relation} OWNER TO {owner}")).map_err(spi)?;
+    }
+    for aggregate in aggregates {
+        Spi::run(&format!("ALTER AGGREGATE {aggregate} OWNER TO {owner}")).map_err(spi)?;
     }
     Ok(())
 }
@@ -359,10 +370,21 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     run(&format!("DROP VIEW {}", relations.changes))?;
     run(&format!("DROP VIEW {}", relations.rows))?;
     run(&format!("DROP TABLE {}, {}", relations.stored, relations.retained))?;
+    drop_aggregates(&entry.definition.aggregates)?;
     if is_last {
         tags::untrack(source, &relations.source, entry.log)?;
     }
     schedule(source)
+}
+
+/// Drops those that are still there; nothing uses them any more.
+fn drop_aggregates(aggregates: &[OwnAggregate]) -> Result<()> {
+    for aggregate in aggregates {
+        if let Some((owner, name)) = aggregates::find(aggregate)? {
+            pg::as_user(owner, || Spi::run(&format!("DROP ROUTINE {name}"))).map_err(spi)?;
+        }
+    }
+    Ok(())
 }
 
 /// A rollup cannot go before those that are defined on it.
@@ -418,6 +440,7 @@ fn forget_dropped() -> Result<()> {
                 pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
             }
         }
+        drop_aggregates(&orphan.aggregates)?;
     }
     departures::delete_orphans()?;
     for (source, log) in sources::orphans()? {

@@ -18,5 +18,6 @@ pub mod definition;
 pub mod level;
 mod names;
 pub mod sql;
+pub mod state;
 mod template;
 pub mod validate;

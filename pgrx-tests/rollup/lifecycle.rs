@@ -344,7 +344,7 @@ fn conditions_on_keys_reach_the_index_of_the_stored_groups() {
     assert!(plan.contains("events_tally_tag_idx"), "{plan}");
 }
 
-fn dump(database: &Database, options: &[&str]) -> String {
+pub(super) fn dump(database: &Database, options: &[&str]) -> String {
     let output = run(database.dump_command().args(options));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -356,7 +356,7 @@ fn run(command: &mut Command) -> Output {
 }
 
 #[track_caller]
-fn restore(database: &Database, dump: &str, options: &[&str]) {
+pub(super) fn restore(database: &Database, dump: &str, options: &[&str]) {
     let mut psql = database.psql_command();
     let output = feed(psql.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).args(options), dump);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

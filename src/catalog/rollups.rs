@@ -1,10 +1,10 @@
 //! `tally.rollups`: the relations and the columns of each rollup.
 
-use super::name_of;
+use super::{aggregates, name_of};
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
 use pgrx::{JsonB, Spi};
-use tally_core::rollup::definition::Definition;
+use tally_core::rollup::definition::{Definition, OwnAggregate};
 use tally_core::rollup::sql::Relations;
 
 /// A rollup as the catalog knows it.
@@ -67,10 +67,13 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
     .into_iter()
     .map(|([rollup, rows, changes, stored, retained, log], below, level, columns, unbuilt_before)| {
         let columns = columns.map(|JsonB(columns)| columns).unwrap_or_default();
-        let definition = serde_json::from_value(columns).map_err(|error| {
+        let mut definition: Definition = serde_json::from_value(columns).map_err(|error| {
             Error::new("XX001", format!("tally.rollups.columns of {} is damaged: {error}", rollup.to_u32()))
                 .hint("Drop the rollup with tally.drop_rollup and create it anew.")
         })?;
+        if !definition.aggregates.is_empty() {
+            definition.follow_aggregates(&aggregates::used_by(rollup)?);
+        }
         Ok(Rollup { rollup, source, rows, changes, stored, retained, log, below, level, unbuilt_before, definition })
     })
     .collect()
@@ -177,20 +180,22 @@ pub(crate) fn column_declarations(source: Oid, names: &[String]) -> Result<Vec<(
 }
 
 /// A rollup that has lost one of its relations to a DROP by hand; [`orphans`] gives those above first.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Orphan {
     pub rollup: Oid,
     pub rows: Oid,
     pub changes: Oid,
     pub stored: Oid,
     pub retained: Oid,
+    pub aggregates: Vec<OwnAggregate>,
 }
 
 pub(crate) fn orphans() -> Result<Vec<Orphan>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
-                    r.stored::pg_catalog.oid, r.retained::pg_catalog.oid FROM tally.rollups AS r \
+                    r.stored::pg_catalog.oid, r.retained::pg_catalog.oid, r.columns OPERATOR(pg_catalog.->) 'aggregates' \
+             FROM tally.rollups AS r \
              WHERE EXISTS (SELECT FROM (VALUES (r.rollup), (r.source), (r.rows_view), (r.changes_view), (r.stored), (r.retained)) \
                              AS part (relation) \
              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) part.relation)) \
@@ -200,7 +205,15 @@ pub(crate) fn orphans() -> Result<Vec<Orphan>> {
         )?;
         rows.map(|row| {
             let oid = |column| row.get::<Oid>(column).map(|oid| oid.unwrap_or(Oid::INVALID));
-            Ok(Orphan { rollup: oid(1)?, rows: oid(2)?, changes: oid(3)?, stored: oid(4)?, retained: oid(5)? })
+            let aggregates = row.get::<JsonB>(6)?.and_then(|JsonB(list)| serde_json::from_value(list).ok());
+            Ok(Orphan {
+                rollup: oid(1)?,
+                rows: oid(2)?,
+                changes: oid(3)?,
+                stored: oid(4)?,
+                retained: oid(5)?,
+                aggregates: aggregates.unwrap_or_default(),
+            })
         })
         .collect::<pgrx::spi::Result<Vec<_>>>()
     })

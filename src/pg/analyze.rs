@@ -368,10 +368,17 @@ impl AnalysedQuery {
                 ordered: !aggregate.aggorder.is_null(),
                 within_group: aggregate.aggkind as u8 != b'n',
                 variadic: aggregate.aggvariadic,
+                support: None,
             });
             self.aggregates.push(call);
             self.aggregates.len() - 1
         }
+    }
+
+    /// The functions that the aggregate calls name, in the order of `analysis.aggregates`.
+    pub(crate) fn aggregate_functions(&self) -> Vec<Oid> {
+        // SAFETY: see `analyze`; the visitor collects Aggref nodes only.
+        self.aggregates.iter().map(|call| unsafe { (*call.cast::<pg_sys::Aggref>()).aggfnoid }).collect()
     }
 
     /// The select list as expressions over the stored table under the name `merged`: grouping expressions become its key

@@ -47,6 +47,7 @@ impl PartialForm {
             call,
             merge: self.merge.into(),
             beside: None,
+            unite: None,
             gather: self.gather.into(),
             from_below,
             is_sketch: self.is_sketch,
@@ -54,15 +55,27 @@ impl PartialForm {
     }
 }
 
-/// Why a known aggregate cannot be kept.
+/// Why an aggregate cannot be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Unknown,
+    /// An aggregate without a function that unites two states.
+    NoCombine,
+    /// Its state cannot be stored.
+    InternalState,
+    FinishTakesArguments,
+    FinishChangesState,
+    /// A function that the aggregate is made of.
+    UnstableSupport {
+        function: String,
+        volatile: bool,
+    },
     /// `count(DISTINCT x)`: a sketch is the answer.
     CountDistinct,
     Distinct,
     Ordered,
     WithinGroup,
+    /// Arguments of any type in an array.
     Variadic,
     /// The argument's type has no sum or order that merges.
     Type {
@@ -249,9 +262,6 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
     if call.ordered {
         return Err(Refusal::Ordered);
     }
-    if call.variadic {
-        return Err(Refusal::Variadic);
-    }
     let (partials, finish) = match (function, types.as_slice()) {
         (("pg_catalog", "count"), []) => (vec![COUNT_ROWS], "{0}"),
         (("pg_catalog", "count"), [_]) => (vec![COUNT], "{0}"),
@@ -339,7 +349,6 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
             vec![plain("pg_catalog.bool_or", "COALESCE({a} OR {b}, {a}, {b})", "pg_catalog.bool_or({x}){filter}")],
             "{0}",
         ),
-        // Bit strings of different lengths would be an error of the query, and so of every refresh.
         (("pg_catalog", name @ ("bit_and" | "bit_or" | "bit_xor")), ["smallint" | "integer" | "bigint"]) => {
             let form = match name {
                 "bit_and" => plain(
@@ -359,6 +368,10 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
                 ),
             };
             (vec![form], "{0}")
+        }
+        // Bit strings of different lengths would be an error of the query, and so of every refresh.
+        (("pg_catalog", "bit_and" | "bit_or" | "bit_xor"), [kind]) => {
+            return Err(Refusal::Type { type_name: (*kind).into() });
         }
         // LEAST and GREATEST follow the default order of the type, as min and max do, and ignore NULLs.
         (("pg_catalog", "min"), [_]) => {
@@ -415,6 +428,7 @@ mod tests {
                 })
                 .collect(),
             filter: None,
+            support: None,
             distinct: false,
             ordered: false,
             within_group: false,

@@ -167,7 +167,55 @@ pub struct AggregateCall {
     pub distinct: bool,
     pub ordered: bool,
     pub within_group: bool,
+    /// Is the last argument an array of what the call lists?
     pub variadic: bool,
+    /// How PostgreSQL computes it.
+    pub support: Option<Support>,
+}
+
+/// What an aggregate is made of: its entry in pg_aggregate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Support {
+    /// Its name alone.
+    pub name: String,
+    /// With schema and argument types, as `regprocedure` writes it.
+    pub signature: String,
+    /// The types of its arguments, as CREATE AGGREGATE takes them; an array instead of VARIADIC, but for VARIADIC "any".
+    pub arguments: String,
+    /// Is it declared with VARIADIC "any"?
+    pub is_variadic_any: bool,
+    pub state_type: String,
+    pub has_internal_state: bool,
+    /// About how many bytes a state has; 0 if nobody has said.
+    pub state_size: i32,
+    pub initial: Option<String>,
+    pub transition: SupportFunction,
+    pub combine: Option<SupportFunction>,
+    pub finish: Option<SupportFunction>,
+    /// Does the final function get the arguments of the aggregate behind the state?
+    pub finish_takes_arguments: bool,
+    pub finish_changes_state: bool,
+    /// `SAFE`, `RESTRICTED` or `UNSAFE`.
+    pub parallel: String,
+}
+
+/// A function that an aggregate is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupportFunction {
+    pub name: QualifiedName,
+    /// With its argument types, for messages.
+    pub signature: String,
+    pub volatility: Volatility,
+}
+
+/// When a function may give another answer for the same arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Volatility {
+    Immutable,
+    /// From session to session.
+    Stable,
+    /// From call to call.
+    Volatile,
 }
 
 /// An argument of an aggregate.

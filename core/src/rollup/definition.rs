@@ -1,8 +1,9 @@
 //! What a rollup is once it is known to be valid: the columns of its rows view and of its stored table.
 
 use super::template::fill;
-use crate::ident::quote;
+use crate::ident::{QualifiedName, quote};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// A valid rollup. Stored as JSON in `tally.rollups.columns`; field names are part of the stored format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,36 @@ pub struct Definition {
     pub level: Option<Level>,
     /// The type of the column [`TIME`] of the rows view, if it has one.
     pub time_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aggregates: Vec<OwnAggregate>,
+}
+
+/// An aggregate that was made for a rollup and lies beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnAggregate {
+    pub schema: String,
+    pub name: String,
+    /// Its arguments, as CREATE AGGREGATE takes them.
+    pub arguments: String,
+    /// What it is made of; known while the rollup is being created.
+    #[serde(skip)]
+    pub options: String,
+    #[serde(skip)]
+    pub comment: String,
+}
+
+impl OwnAggregate {
+    /// Its name in SQL text.
+    pub fn qualified(&self) -> String {
+        QualifiedName::new(&self.schema, &self.name).to_string()
+    }
+}
+
+/// With its arguments: `"public"."totals_product_state"(numeric)`.
+impl fmt::Display for OwnAggregate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.qualified(), self.arguments)
+    }
 }
 
 /// What the keys and the partial columns of a rollup over a rollup are written for.
@@ -38,6 +69,26 @@ impl Definition {
     /// The first key that is a time.
     pub fn time_key(&self) -> Option<&Key> {
         self.keys.iter().find(|key| key.is_time)
+    }
+
+    /// Takes the present schemas of its own aggregates, among those that its view uses.
+    pub fn follow_aggregates(&mut self, used: &[QualifiedName]) {
+        for own in &mut self.aggregates {
+            let is_there = used.iter().any(|present| present.schema == own.schema && present.name == own.name);
+            let mut moved = used.iter().filter(|present| present.name == own.name);
+            let (false, Some(present), None) = (is_there, moved.next(), moved.next()) else { continue };
+            let before = own.qualified();
+            own.schema.clone_from(&present.schema);
+            for partial in &mut self.partials {
+                if partial.call.function == before {
+                    partial.call.function = own.qualified();
+                    partial.sql = partial.call.sql();
+                }
+                if partial.unite.as_ref() == Some(&before) {
+                    partial.unite = Some(own.qualified());
+                }
+            }
+        }
     }
 }
 
@@ -104,12 +155,15 @@ pub struct Partial {
     /// The aggregate over the rows view that makes it: [`Call::sql`] of `call`.
     pub sql: String,
     pub call: Call,
-    /// How two partial values become one; `{a}` and `{b}` stand for them, `{A}` and `{B}` for the rows that they are in, and
-    /// `{beside}` for the name of the column `beside`.
+    /// How two partial values become one; `{a}` and `{b}` stand for them, `{A}` and `{B}` for the rows that they are in,
+    /// `{beside}` for the name of the column `beside`, and `{unite}` for the aggregate `unite`.
     pub merge: String,
     /// The partial column that the merge looks at as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside: Option<String>,
+    /// The aggregate that makes one state of many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unite: Option<String>,
     /// The aggregate that makes one of many partial values, as `sum` does of counts; `{x}` stands for a value, `{filter}` for
     /// a FILTER clause or nothing.
     pub gather: String,

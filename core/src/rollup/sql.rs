@@ -152,7 +152,9 @@ fn merged(partial: &Partial, a: &str, b: &str) -> String {
     let name = quote(&partial.name);
     let beside = partial.beside.as_deref().map(quote).unwrap_or_default();
     let (value_a, value_b) = (format!("{a}.{name}"), format!("{b}.{name}"));
-    fill(&partial.merge, &[("a", &value_a), ("b", &value_b), ("A", a), ("B", b), ("beside", &beside)])
+    let unite = partial.unite.as_deref().unwrap_or_default();
+    let places = [("a", value_a.as_str()), ("b", &value_b), ("A", a), ("B", b), ("beside", &beside), ("unite", unite)];
+    fill(&partial.merge, &places)
 }
 
 /// Lies the bucket of the group or row `alias` in a range: from the first text on and before the second?

@@ -2,17 +2,18 @@
 
 use super::aggregate::{self, Algebra, Refusal};
 use super::analysis::{
-    self, AggregateCall, Analysis, Expression, Source, SourceKind, Target, UnstableFunction, Unsupported,
+    self, AggregateCall, Analysis, Expression, Source, SourceKind, Support, Target, UnstableFunction, Unsupported,
 };
 use super::definition::{
-    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME,
-    Value, WRITER, filter_clause,
+    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, OwnAggregate, Partial, ROWS, SIGN, TABLE,
+    TAG, TIME, Value, WRITER, filter_clause,
 };
 use super::level::{self, Below};
 use super::names::Names;
+use super::state::{self, OwnAggregates};
 use super::template::fill;
 use crate::error::Explain;
-use crate::ident::{self, quote};
+use crate::ident::{self, QualifiedName, quote};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -22,8 +23,9 @@ const RESERVED: [&str; 7] = [ROWS, DEPARTURE, TABLE, TIME, TAG, WRITER, SIGN];
 /// Functions that are marked stable only because a time zone's rules can change: the zone is in the definition.
 const ZONE_IS_NAMED: [&str; 1] = ["date_trunc(text,timestamp with time zone,text)"];
 
-/// Checks a defining query and lays out the columns of the rollup. `below` is the rollup that it reads, if it reads one.
-pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition, Error> {
+/// Checks a defining query and lays out the columns of the rollup. `below` is the rollup that it reads, if it reads one; `rollup`
+/// is the name that it gets.
+pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedName) -> Result<Definition, Error> {
     if let Some(part) = analysis.unsupported.first() {
         return Err(Error::Unsupported(*part));
     }
@@ -32,7 +34,7 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition
     if let Some(condition) = &analysis.condition {
         check_row_expression("WHERE", condition, below)?;
     }
-    let mut layout = Layout::new(below);
+    let mut layout = Layout::new(below, rollup);
     for (position, key) in analysis.keys.iter().enumerate() {
         check_row_expression("GROUP BY", &key.expression, below)?;
         if !key.deterministic {
@@ -56,20 +58,22 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition
     let mut values = vec![];
     for (position, call) in analysis.aggregates.iter().enumerate() {
         let refused = |refusal| Error::Aggregate { sql: call.sql.clone(), refusal };
-        let algebra = aggregate::algebra(call).map_err(refused)?;
+        let way = Way::of(call).map_err(refused)?;
         if let Some(filter) = &call.filter {
             check_row_expression("FILTER", filter, below)?;
         }
         let wanted = wanted_name(analysis, position);
         values.push(match below.map(|below| (below, below.partial_of(call))) {
-            Some((below, Some((partial, present)))) => {
-                if !aggregate::gathers(&call.function, &partial.gather) {
+            Some((below, Some((partial, present)))) => match &way {
+                Way::Algebra(algebra) if aggregate::gathers(&call.function, &partial.gather) => {
+                    layout.gather(call, algebra, below, partial, present, &wanted)
+                }
+                _ => {
                     let function = aggregate::gatherer(&partial.gather).to_string();
                     let column = call.arguments[0].expression.sql.clone();
                     return Err(refused(Refusal::GatheredBy { column, function }));
                 }
-                layout.gather(call, &algebra, below, partial, present, &wanted)
-            }
+            },
             found => {
                 if let Some((below, _)) = found {
                     check_over_keys(call, below).map_err(refused)?;
@@ -77,7 +81,10 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition
                 for argument in &call.arguments {
                     check_stable(&call.sql, &argument.expression)?;
                 }
-                layout.aggregate(call, &algebra, &wanted)
+                match &way {
+                    Way::Algebra(algebra) => layout.aggregate(call, algebra, &wanted),
+                    Way::State(support) => layout.state(call, support, &wanted),
+                }
             }
         });
     }
@@ -89,6 +96,7 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition
         }
     }
     layout.definition.level = level(analysis, below);
+    layout.definition.aggregates = layout.own.made().to_vec();
     for target in &analysis.targets {
         let value = match target.aggregates.as_slice() {
             [] => layout.keys_only(analysis, target),
@@ -113,17 +121,34 @@ fn level(analysis: &Analysis, below: Option<&Below>) -> Option<definition::Level
     Some(definition::Level { alias, columns: below.names().to_vec(), condition, is_lasting })
 }
 
+/// How an aggregate is kept.
+enum Way<'a> {
+    Algebra(Algebra),
+    /// By its transition state.
+    State(&'a Support),
+}
+
+impl<'a> Way<'a> {
+    fn of(call: &'a AggregateCall) -> Result<Self, Refusal> {
+        match aggregate::algebra(call) {
+            Err(Refusal::Unknown) => state::kept(call).map(Self::State),
+            known => known.map(Self::Algebra),
+        }
+    }
+}
+
 /// The columns of a rollup while they are laid out.
 struct Layout<'a> {
     definition: Definition,
+    own: OwnAggregates,
     names: Names,
     below: Option<&'a Below<'a>>,
 }
 
 impl<'a> Layout<'a> {
-    fn new(below: Option<&'a Below<'a>>) -> Self {
+    fn new(below: Option<&'a Below<'a>>, rollup: &QualifiedName) -> Self {
         let names = Names::new(RESERVED.map(String::from));
-        Self { definition: Definition::default(), names, below }
+        Self { definition: Definition::default(), own: OwnAggregates::new(rollup), names, below }
     }
 
     /// The column of the rows view for this argument; equal expressions share one.
@@ -170,6 +195,27 @@ impl<'a> Layout<'a> {
             Some(partial) => Value::Partial { name: partial.name.clone(), present: None },
             None => Value::Finished,
         }
+    }
+
+    /// Adds what is missing of an aggregate that is kept by its state.
+    fn state(&mut self, call: &AggregateCall, support: &Support, wanted: &str) -> Value {
+        let [state, unite] = self.own.of(support).map(OwnAggregate::qualified);
+        let arguments = call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
+        let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
+        let call = Call { function: state, arguments, form: "{x}".into(), filter };
+        let name = self.partial(Partial {
+            name: ident::fit(wanted, "_state"),
+            sql: call.sql(),
+            call,
+            merge: state::UNITE.into(),
+            beside: None,
+            unite: Some(unite),
+            gather: String::new(),
+            from_below: None,
+            is_sketch: false,
+        });
+        self.definition.finishes.push(state::finish(support, &quote(&name)));
+        Value::Finished
     }
 
     /// Adds what is missing of an aggregate that gathers a partial column of the level below: the aggregate of that column, over
@@ -444,6 +490,20 @@ impl fmt::Display for Error {
             Self::DuplicateColumn { name } => write!(f, "column name {} is used twice", quote(name)),
             Self::Aggregate { sql, refusal } => match refusal {
                 Refusal::Unknown => write!(f, "a rollup cannot keep the aggregate {sql}"),
+                Refusal::NoCombine => write!(f, "a rollup cannot keep the aggregate {sql}: it has no combine function"),
+                Refusal::InternalState => {
+                    write!(f, "a rollup cannot keep the aggregate {sql}: its state has type internal")
+                }
+                Refusal::FinishTakesArguments => {
+                    write!(f, "a rollup cannot keep the aggregate {sql}: its final function takes its arguments")
+                }
+                Refusal::FinishChangesState => {
+                    write!(f, "a rollup cannot keep the aggregate {sql}: its final function changes the state")
+                }
+                Refusal::UnstableSupport { function, volatile } => {
+                    let kind = if *volatile { "volatile" } else { "only stable" };
+                    write!(f, "function {function} of the aggregate {sql} is {kind}")
+                }
                 Refusal::CountDistinct => write!(f, "a rollup cannot keep an exact count of distinct values: {sql}"),
                 Refusal::Distinct => write!(f, "a rollup cannot keep an aggregate with DISTINCT: {sql}"),
                 Refusal::Ordered => write!(f, "a rollup cannot keep an aggregate with ORDER BY: {sql}"),
@@ -475,6 +535,7 @@ impl Explain for Error {
             Self::UngroupedColumn { .. } => "42803",
             Self::Unstable { .. } | Self::NondeterministicKey { .. } => "42P17",
             Self::Aggregate { refusal: Refusal::NoOrder { .. }, .. } => "42883",
+            Self::Aggregate { refusal: Refusal::UnstableSupport { .. }, .. } => "42P17",
             _ => "0A000",
         }
     }
@@ -487,9 +548,10 @@ impl Explain for Error {
             Self::Unstable { .. } => {
                 Some("Its answer depends on settings of the session, such as TimeZone, so a stored answer would be wrong for others.".into())
             }
-            Self::Aggregate { refusal: Refusal::Unknown, .. } => Some(
+            Self::Aggregate { refusal: Refusal::Unknown | Refusal::NoCombine | Refusal::InternalState, .. } => Some(
                 "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
-                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg and tally.distinct_count."
+                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg, \
+                 tally.distinct_count, and aggregates with a combine function whose state has another type than internal."
                     .into(),
             ),
             _ => None,
@@ -497,11 +559,16 @@ impl Explain for Error {
     }
 
     fn hint(&self) -> Option<String> {
-        if let Self::Aggregate { refusal: Refusal::GatheredBy { column, function }, .. } = self {
-            let function = function.trim_start_matches("pg_catalog.");
-            return Some(format!("Use {function}({column}), or define the rollup on the table."));
-        }
         let hint = match self {
+            Self::Aggregate { refusal: Refusal::GatheredBy { column, function }, .. } => {
+                let function = function.trim_start_matches("pg_catalog.");
+                return Some(format!("Use {function}({column}), or define the rollup on the table."));
+            }
+            Self::Aggregate { refusal: Refusal::UnstableSupport { function, .. }, .. } => {
+                return Some(format!(
+                    "If it always gives the same answer for the same arguments, say so: ALTER FUNCTION {function} IMMUTABLE."
+                ));
+            }
             Self::Unsupported(part) => described(*part).1,
             Self::Source { reason, .. } => match reason {
                 SourceRefusal::Only => "Leave out ONLY.",
@@ -549,7 +616,18 @@ impl Explain for Error {
                 Refusal::CountsGroups => {
                     "Keep count(*) or sum(x) as a column of the rollup below and use its sum, or define the rollup on the table."
                 }
-                Refusal::Unknown | Refusal::WithinGroup | Refusal::GatheredBy { .. } => {
+                Refusal::NoCombine => {
+                    "Give the aggregate a COMBINEFUNC that makes one state of two, or leave this column out of the rollup."
+                }
+                Refusal::FinishTakesArguments => "Create the aggregate without FINALFUNC_EXTRA.",
+                Refusal::FinishChangesState => {
+                    "Create the aggregate with FINALFUNC_MODIFY = READ_ONLY, if that is true."
+                }
+                Refusal::Unknown
+                | Refusal::InternalState
+                | Refusal::UnstableSupport { .. }
+                | Refusal::WithinGroup
+                | Refusal::GatheredBy { .. } => {
                     "Leave this column out of the rollup and compute it from the source, or ask for counts and sums."
                 }
             },

@@ -26,6 +26,7 @@ fn definition() -> Definition {
             },
             merge: "COALESCE({a} + {b}, {a}, {b})".into(),
             beside: None,
+            unite: None,
             gather: "pg_catalog.sum({x}){filter}".into(),
             from_below: None,
             is_sketch: false,
@@ -38,6 +39,7 @@ fn definition() -> Definition {
         }],
         level: None,
         time_type: Some("timestamp with time zone".into()),
+        aggregates: vec![],
     }
 }
 

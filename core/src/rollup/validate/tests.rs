@@ -2,6 +2,10 @@ use super::super::analysis::{AggregateCall, Argument, Bucket, Target};
 use super::*;
 use crate::ident::QualifiedName;
 
+fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition, Error> {
+    super::validate(analysis, below, &QualifiedName::new("public", "r"))
+}
+
 fn expression(sql: &str) -> Expression {
     let column = sql.rsplit('.').next().unwrap_or(sql).trim_end_matches(')').to_string();
     Expression { sql: sql.into(), unstable: vec![], columns: vec![column], is_column: true, is_built_in: true }
@@ -32,6 +36,7 @@ fn call(name: &str, argument: &str, kind: &str) -> AggregateCall {
             has_order: true,
         }],
         filter: None,
+        support: None,
         distinct: false,
         ordered: false,
         within_group: false,
@@ -200,6 +205,10 @@ fn every_refusal_has_a_hint_and_a_message_of_one_line() {
     ];
     let refusals = [
         Refusal::Unknown,
+        Refusal::NoCombine,
+        Refusal::InternalState,
+        Refusal::FinishTakesArguments,
+        Refusal::FinishChangesState,
         Refusal::CountDistinct,
         Refusal::Distinct,
         Refusal::Ordered,

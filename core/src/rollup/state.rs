@@ -1,0 +1,287 @@
+//! Aggregates that the algebra does not know, kept by their transition states: PostgreSQL itself can compute them in parts if they
+//! have a combine function.
+//!
+//! Two aggregates are made for each beside the rollup. One computes the state of rows: it is the user's without its final
+//! function. The other one unites states: its rows are states, and its transition function is the combine function. So PostgreSQL
+//! calls the user's functions in an aggregate, with its own rules for NULL and strict functions, and the statements of a
+//! refresh name none of them: they may be renamed.
+
+use super::aggregate::Refusal;
+use super::analysis::{AggregateCall, Support, SupportFunction, Volatility};
+use super::definition::OwnAggregate;
+use super::names::Names;
+use crate::ident::{QualifiedName, fit, literal};
+
+/// How two states become one, if both are there: a state may be NULL.
+pub const UNITE: &str = "CASE WHEN {A}._rows IS NULL THEN {b} WHEN {B}._rows IS NULL THEN {a} \
+    ELSE (SELECT {unite}(v.state) FROM (VALUES ({a}), ({b})) AS v (state)) END";
+
+/// How the aggregate of a call is computed, if a rollup can keep its states.
+pub fn kept(call: &AggregateCall) -> Result<&Support, Refusal> {
+    let support = call.support.as_ref().ok_or(Refusal::Unknown)?;
+    if call.variadic && support.is_variadic_any {
+        return Err(Refusal::Variadic);
+    }
+    if support.has_internal_state {
+        return Err(Refusal::InternalState);
+    }
+    let combine = support.combine.as_ref().ok_or(Refusal::NoCombine)?;
+    if support.finish_takes_arguments {
+        return Err(Refusal::FinishTakesArguments);
+    }
+    if support.finish_changes_state {
+        return Err(Refusal::FinishChangesState);
+    }
+    // What is stored must be the same for every session; the final function runs in the session that reads.
+    let stored =
+        [&support.transition, combine].into_iter().find(|function| function.volatility != Volatility::Immutable);
+    let read = support.finish.iter().find(|function| function.volatility == Volatility::Volatile);
+    match stored.or(read) {
+        Some(function) => Err(Refusal::UnstableSupport {
+            function: function.signature.clone(),
+            volatile: function.volatility == Volatility::Volatile,
+        }),
+        None => Ok(support),
+    }
+}
+
+/// The aggregates that are made for a rollup: each once, however many columns it is for.
+#[derive(Clone, Debug)]
+pub struct OwnAggregates {
+    rollup: QualifiedName,
+    names: Names,
+    /// The aggregate of the user, and the positions of those made for it.
+    known: Vec<(String, usize)>,
+    made: Vec<OwnAggregate>,
+}
+
+impl OwnAggregates {
+    pub fn new(rollup: &QualifiedName) -> Self {
+        Self { rollup: rollup.clone(), names: Names::new([]), known: vec![], made: vec![] }
+    }
+
+    /// Those that compute and that unite the states of an aggregate.
+    pub fn of(&mut self, support: &Support) -> [&OwnAggregate; 2] {
+        let known = self.known.iter().find(|(aggregate, _)| *aggregate == support.signature);
+        let position = known.map_or(self.made.len(), |(_, position)| *position);
+        if known.is_none() {
+            self.known.push((support.signature.clone(), position));
+            self.make(support);
+        }
+        [&self.made[position], &self.made[position + 1]]
+    }
+
+    fn make(&mut self, support: &Support) {
+        let Support { signature, state_type, .. } = support;
+        let combine = support.combine.as_ref().unwrap_or(&support.transition);
+        let mut options =
+            format!("STYPE = {state_type}, COMBINEFUNC = {}, PARALLEL = {}", combine.name, support.parallel);
+        if let Some(initial) = &support.initial {
+            options += &format!(", INITCOND = {}", literal(initial));
+        }
+        if support.state_size > 0 {
+            options += &format!(", SSPACE = {}", support.state_size);
+        }
+        let rollup = self.rollup.to_string();
+        let arguments = if support.arguments.is_empty() { "*".into() } else { support.arguments.clone() };
+        let mut make = |suffix: &str, arguments: String, transition: &SupportFunction, comment: String| {
+            let wanted = fit(&format!("{}_{}", self.rollup.name, support.name), suffix);
+            self.made.push(OwnAggregate {
+                schema: self.rollup.schema.clone(),
+                name: self.names.claim(&wanted),
+                arguments,
+                options: format!("SFUNC = {}, {options}", transition.name),
+                comment,
+            });
+        };
+        make(
+            "_state",
+            arguments,
+            &support.transition,
+            format!("state of {signature} over rows, for the rollup {rollup}; part of it"),
+        );
+        make(
+            "_union",
+            state_type.clone(),
+            combine,
+            format!("unites states of {signature} in the rollup {rollup}; part of it"),
+        );
+    }
+
+    /// All of them, in the order in which they are to be made.
+    pub fn made(&self) -> &[OwnAggregate] {
+        &self.made
+    }
+}
+
+/// Makes one.
+pub fn create(aggregate: &OwnAggregate) -> String {
+    let OwnAggregate { options, .. } = aggregate;
+    format!("CREATE AGGREGATE {aggregate} ({options})")
+}
+
+/// The answer, from the state in a column. The user's aggregate stands there for PostgreSQL to see that the rollup needs it, so that
+/// it is not dropped alone; the condition is gone before a query runs.
+pub fn finish(support: &Support, column: &str) -> String {
+    let answer = match &support.finish {
+        Some(function) => format!("{}({column})", function.name),
+        None => column.into(),
+    };
+    format!("CASE WHEN {}::pg_catalog.regprocedure IS NOT NULL THEN {answer} END", literal(&support.signature))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::definition::{Call, Definition, Partial};
+    use super::*;
+
+    fn function(name: &str) -> SupportFunction {
+        SupportFunction {
+            name: QualifiedName::new("public", name),
+            signature: format!("public.{name}(numeric,numeric)"),
+            volatility: Volatility::Immutable,
+        }
+    }
+
+    /// `public.product(numeric)`
+    fn product() -> Support {
+        Support {
+            name: "product".into(),
+            signature: "public.product(numeric)".into(),
+            arguments: "numeric".into(),
+            is_variadic_any: false,
+            state_type: "numeric".into(),
+            has_internal_state: false,
+            state_size: 0,
+            initial: None,
+            transition: function("multiply"),
+            combine: Some(function("unite")),
+            finish: None,
+            finish_takes_arguments: false,
+            finish_changes_state: false,
+            parallel: "SAFE".into(),
+        }
+    }
+
+    fn call(support: Support) -> AggregateCall {
+        AggregateCall {
+            function: QualifiedName::new("public", "product"),
+            sql: "product(x)".into(),
+            result_type: "numeric".into(),
+            arguments: vec![],
+            filter: None,
+            distinct: false,
+            ordered: false,
+            within_group: false,
+            variadic: false,
+            support: Some(support),
+        }
+    }
+
+    #[track_caller]
+    fn assert_refused(expected: &Refusal, change: impl FnOnce(&mut AggregateCall, &mut Support)) {
+        let (mut support, mut call) = (product(), call(product()));
+        change(&mut call, &mut support);
+        call.support = call.support.and(Some(support));
+        assert_eq!(kept(&call).as_ref(), Err(expected));
+    }
+
+    #[test]
+    fn each_reason_against_an_aggregate_is_named() {
+        assert!(kept(&call(product())).is_ok());
+        assert_refused(&Refusal::Unknown, |call, _| call.support = None);
+        assert_refused(&Refusal::NoCombine, |_, support| support.combine = None);
+        assert_refused(&Refusal::InternalState, |_, support| support.has_internal_state = true);
+        assert_refused(&Refusal::FinishTakesArguments, |_, support| support.finish_takes_arguments = true);
+        assert_refused(&Refusal::FinishChangesState, |_, support| support.finish_changes_state = true);
+        assert_refused(&Refusal::Variadic, |call, support| (call.variadic, support.is_variadic_any) = (true, true));
+        let spread = AggregateCall { variadic: true, ..call(product()) };
+        assert!(kept(&spread).is_ok());
+    }
+
+    #[test]
+    fn what_is_stored_is_immutable_and_what_is_read_not_volatile() {
+        let of = |name: &str, volatility| SupportFunction { volatility, ..function(name) };
+        for (volatility, volatile) in [(Volatility::Stable, false), (Volatility::Volatile, true)] {
+            let refusal =
+                |name: &str| Refusal::UnstableSupport { function: format!("public.{name}(numeric,numeric)"), volatile };
+            assert_refused(&refusal("s"), |_, support| support.transition = of("s", volatility));
+            assert_refused(&refusal("c"), |_, support| support.combine = Some(of("c", volatility)));
+        }
+        let finish = |volatility| Support { finish: Some(of("f", volatility)), ..product() };
+        assert!(kept(&call(finish(Volatility::Stable))).is_ok());
+        assert!(kept(&call(finish(Volatility::Volatile))).is_err());
+    }
+
+    #[test]
+    fn each_aggregate_is_made_once() {
+        let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
+        let names = own.of(&product()).map(|made| made.name.clone());
+        assert_eq!(names, ["r_product_state", "r_product_union"]);
+        assert_eq!(own.of(&product()).map(|made| made.name.clone()), names);
+        // One of the same name elsewhere.
+        let other = Support { signature: "shop.product(numeric)".into(), ..product() };
+        assert_eq!(own.of(&other).map(|made| made.name.as_str()), ["r_product_state_2", "r_product_union_2"]);
+        assert_eq!(own.made().len(), 4);
+    }
+
+    #[test]
+    fn the_two_aggregates_have_the_functions_of_the_users() {
+        let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
+        own.of(&Support { initial: Some("{0,'x'}".into()), state_size: 40, ..product() });
+        let options =
+            "STYPE = numeric, COMBINEFUNC = \"public\".\"unite\", PARALLEL = SAFE, INITCOND = '{0,''x''}', SSPACE = 40";
+        assert_eq!(
+            own.made().iter().map(create).collect::<Vec<_>>(),
+            [
+                format!(
+                    "CREATE AGGREGATE \"public\".\"r_product_state\"(numeric) (SFUNC = \"public\".\"multiply\", {options})"
+                ),
+                format!(
+                    "CREATE AGGREGATE \"public\".\"r_product_union\"(numeric) (SFUNC = \"public\".\"unite\", {options})"
+                ),
+            ]
+        );
+        let rows =
+            own.of(&Support { name: "rows".into(), signature: "rows()".into(), arguments: String::new(), ..product() });
+        assert_eq!(rows[0].to_string(), "\"public\".\"r_rows_state\"(*)");
+    }
+
+    #[test]
+    fn the_answer_is_that_of_the_final_function() {
+        let is_needed = "'public.product(numeric)'::pg_catalog.regprocedure IS NOT NULL";
+        assert_eq!(finish(&product(), "\"x\""), format!("CASE WHEN {is_needed} THEN \"x\" END"));
+        let support = Support { finish: Some(function("f")), ..product() };
+        assert_eq!(finish(&support, "\"x\""), format!("CASE WHEN {is_needed} THEN \"public\".\"f\"(\"x\") END"));
+    }
+
+    #[test]
+    fn aggregates_in_a_renamed_schema_are_found_by_what_the_view_uses() {
+        let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
+        let [state, unite] = own.of(&product()).map(OwnAggregate::qualified);
+        let call = Call { function: state, arguments: vec!["x".into()], form: "{x}".into(), filter: None };
+        let partial = Partial {
+            name: "p".into(),
+            sql: call.sql(),
+            call,
+            merge: UNITE.into(),
+            beside: None,
+            unite: Some(unite),
+            gather: String::new(),
+            from_below: None,
+            is_sketch: false,
+        };
+        let mut definition =
+            Definition { partials: vec![partial], aggregates: own.made().to_vec(), ..Definition::default() };
+        let before = definition.clone();
+        let moved = |schema: &str| ["r_product_state", "r_product_union"].map(|name| QualifiedName::new(schema, name));
+        definition.follow_aggregates(&moved("public"));
+        definition.follow_aggregates(&[]);
+        definition.follow_aggregates(&[moved("a"), moved("b")].concat());
+        assert_eq!(definition, before);
+        definition.follow_aggregates(&moved("shop"));
+        assert_eq!(definition.partials[0].sql, "\"shop\".\"r_product_state\"(\"x\")");
+        assert_eq!(definition.partials[0].unite.as_deref(), Some("\"shop\".\"r_product_union\""));
+        assert_eq!(definition.aggregates[1].to_string(), "\"shop\".\"r_product_union\"(numeric)");
+    }
+}
