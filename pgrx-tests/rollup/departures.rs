@@ -7,7 +7,7 @@ use super::{create, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
 
 /// Queries over the rows: buckets that straddle partitions, aggregates that nothing can be subtracted from, no bucket at all.
-const ROLLUPS: [(&str, &str); 4] = [
+const ROLLUPS: [(&str, &str); 5] = [
     ("totals", super::QUERY),
     (
         "weekly",
@@ -18,6 +18,14 @@ const ROLLUPS: [(&str, &str); 4] = [
         "hourly",
         "SELECT date_bin('1 hour', event_time, '2000-01-01Z') AS hour, tenant, count(*) AS n, max(amount) AS most \
          FROM events WHERE amount <> 13 GROUP BY 1, 2",
+    ),
+    // Aggregates that are kept by states, and by two columns.
+    (
+        "ends",
+        "SELECT tenant, round(var_pop(amount::float8)::numeric, 6) AS spread, \
+           round(corr(amount, extract(hour FROM event_time AT TIME ZONE 'UTC'))::numeric, 6) AS correlation, \
+           tally.first(amount, event_time) AS first, tally.last(note, event_time) AS last, product(amount % 7) AS product \
+         FROM events GROUP BY tenant",
     ),
     // A level above, as its query over the rows.
     (
@@ -32,6 +40,12 @@ fn rolled_session(database: &Database) -> Client {
     session.batch_execute("CREATE TABLE gone (event_time timestamptz, tenant int, amount int, note text)").unwrap();
     create(&mut session, ROLLUPS[1].0, ROLLUPS[1].1);
     create(&mut session, ROLLUPS[2].0, ROLLUPS[2].1);
+    session
+        .batch_execute(
+            "CREATE AGGREGATE product(numeric) (sfunc = numeric_mul, stype = numeric, combinefunc = numeric_mul)",
+        )
+        .unwrap();
+    create(&mut session, ROLLUPS[3].0, ROLLUPS[3].1);
     let daily =
         "SELECT date_trunc('day', hour, 'Europe/Berlin') AS day, sum(n) AS n, max(most) AS most FROM hourly GROUP BY 1";
     create(&mut session, "daily", daily);

@@ -29,8 +29,7 @@ pub struct PartialForm {
     pub merge: &'static str,
     /// The position of the form that `{beside}` in the merge stands for.
     pub beside: Option<usize>,
-    /// The aggregate that makes one of many partial values; `{x}` stands for a value, `{filter}` for a FILTER clause. Empty if
-    /// no column of a rollup is this value alone.
+    /// The aggregate that makes one of many partial values: see [`Partial::gather`].
     pub gather: &'static str,
     /// What the column is called behind the name of the select-list entry, if the aggregate has several and this is not the
     /// one that they are about.
@@ -193,10 +192,12 @@ pub const COUNT_ROWS: PartialForm = PartialForm { with_arguments: false, ..COUNT
 const MOMENTS: PartialForm = PartialForm {
     argument: "{x}::double precision",
     suffix: "moments",
-    ..plain("tally._float8_moments", COMBINE_MOMENTS, "")
+    ..plain("tally._float8_moments", COMBINE_MOMENTS, "tally._float8_moments_union({x}){filter}")
 };
-const REGRESSION: PartialForm =
-    PartialForm { suffix: "regression", ..plain("tally._float8_regression", COMBINE_REGRESSION, "") };
+const REGRESSION: PartialForm = PartialForm {
+    suffix: "regression",
+    ..plain("tally._float8_regression", COMBINE_REGRESSION, "tally._float8_regression_union({x}){filter}")
+};
 
 /// The sum of values of this type.
 fn sum(type_name: &str) -> PartialForm {
@@ -208,12 +209,20 @@ fn sum(type_name: &str) -> PartialForm {
 fn of_an_end(name: &str) -> Vec<PartialForm> {
     let (at, value) = match name {
         "first" => (
-            plain("tally._first_at", "LEAST({a}, {b})", ""),
-            plain("tally.first", "tally._earlier({a}, {A}.{beside}, {b}, {B}.{beside})", ""),
+            plain("tally._first_at", "LEAST({a}, {b})", "tally.first({x}, {x}){filter}"),
+            plain(
+                "tally.first",
+                "tally._earlier({a}, {A}.{beside}, {b}, {B}.{beside})",
+                "tally.first({x}, {X}.{beside}){filter}",
+            ),
         ),
         _ => (
-            plain("tally._last_at", "GREATEST({a}, {b})", ""),
-            plain("tally.last", "tally._later({a}, {A}.{beside}, {b}, {B}.{beside})", ""),
+            plain("tally._last_at", "GREATEST({a}, {b})", "tally.last({x}, {x}){filter}"),
+            plain(
+                "tally.last",
+                "tally._later({a}, {A}.{beside}, {b}, {B}.{beside})",
+                "tally.last({x}, {X}.{beside}){filter}",
+            ),
         ),
     };
     vec![PartialForm { suffix: "at", ..at }, PartialForm { beside: Some(0), ..value }]

@@ -164,8 +164,8 @@ pub struct Partial {
     /// The aggregate that makes one state of many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unite: Option<String>,
-    /// The aggregate that makes one of many partial values, as `sum` does of counts; `{x}` stands for a value, `{filter}` for
-    /// a FILTER clause or nothing.
+    /// The aggregate that makes one of many partial values, as `sum` does of counts; `{x}` stands for a value, `{X}` for the row
+    /// that it is in, `{filter}` for a FILTER clause or nothing; `{beside}` and `{unite}` as in `merge`.
     pub gather: String,
     /// The same value, made of the groups of the rollup below.
     pub from_below: Option<String>,

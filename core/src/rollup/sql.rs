@@ -117,11 +117,7 @@ fn regrouped(definition: &Definition, parts: &[String]) -> String {
     let partials: String = definition
         .partials
         .iter()
-        .map(|partial| {
-            let name = quote(&partial.name);
-            let gather = partial.gather.replace("{x}", &format!("s.{name}")).replace("{filter}", "");
-            format!("{gather} AS {name}, ")
-        })
+        .map(|partial| format!("{} AS {}, ", regathered(partial, "s"), quote(&partial.name)))
         .collect();
     format!(
         "SELECT {keys}, {partials}pg_catalog.sum({ROWS})::bigint AS {ROWS}\n FROM (\n{}\n) AS s\n GROUP BY {keys}",
@@ -145,6 +141,15 @@ pub struct Member<'a> {
     pub below: Option<usize>,
     /// Rows before this time are not in its stored groups yet.
     pub unbuilt_before: Option<&'a str>,
+}
+
+/// The value of a partial column that is gathered from rows `alias`.
+fn regathered(partial: &Partial, alias: &str) -> String {
+    let value = format!("{alias}.{}", quote(&partial.name));
+    let beside = partial.beside.as_deref().map(quote).unwrap_or_default();
+    let unite = partial.unite.as_deref().unwrap_or_default();
+    let places = [("x", value.as_str()), ("X", alias), ("beside", &beside), ("unite", unite), ("filter", "")];
+    fill(&partial.gather, &places)
 }
 
 /// The value of a partial column that is merged of those in two rows.

@@ -16,6 +16,9 @@ use crate::ident::{QualifiedName, fit, literal};
 pub const UNITE: &str = "CASE WHEN {A}._rows IS NULL THEN {b} WHEN {B}._rows IS NULL THEN {a} \
     ELSE (SELECT {unite}(v.state) FROM (VALUES ({a}), ({b})) AS v (state)) END";
 
+/// How many states become one.
+pub const GATHER: &str = "{unite}({x}){filter}";
+
 /// How the aggregate of a call is computed, if a rollup can keep its states.
 pub fn kept(call: &AggregateCall) -> Result<&Support, Refusal> {
     let support = call.support.as_ref().ok_or(Refusal::Unknown)?;

@@ -210,7 +210,7 @@ impl<'a> Layout<'a> {
             merge: state::UNITE.into(),
             beside: None,
             unite: Some(unite),
-            gather: String::new(),
+            gather: state::GATHER.into(),
             from_below: None,
             is_sketch: false,
         });

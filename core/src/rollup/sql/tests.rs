@@ -113,7 +113,7 @@ fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
     let mut definition = definition();
     definition.partials[0].name = "{b}".into();
     let state = Counted { next: 100, open: vec![] };
-    let member = Member { definition: &definition, relations: &relations(), below: None };
+    let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
     let sql = merge_delta(&[member], &state, &state, false);
     assert!(sql.contains("\"{b}\" = COALESCE(s.\"{b}\" + excluded.\"{b}\", s.\"{b}\", excluded.\"{b}\")"), "{sql}");
 }
@@ -124,11 +124,11 @@ fn a_merge_may_look_at_a_column_beside() {
     definition.partials[0].merge = "later({a}, {A}.{beside}, {b}, {B}.{beside})".into();
     definition.partials[0].beside = Some("{a} at".into());
     let state = Counted { next: 100, open: vec![] };
-    let member = Member { definition: &definition, relations: &relations(), below: None };
+    let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
     let sql = merge_delta(&[member], &state, &state, false);
     let merged = "later(s.\"revenue\", s.\"{a} at\", excluded.\"revenue\", excluded.\"{a} at\")";
     assert!(sql.contains(&format!("\"revenue\" = {merged}")), "{sql}");
-    let view = create_public_view(&definition, &relations());
+    let view = create_public_view(&definition, &relations(), Build::AtOnce);
     assert!(view.contains(&format!("{} AS \"revenue\"", merged.replace("excluded.", "p."))), "{view}");
 }
 
