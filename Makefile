@@ -6,7 +6,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server kafka bench lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle kafka bench lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -26,6 +26,10 @@ unit: ## the tests that need no PostgreSQL
 
 server: install-debug ## the tests over a connection to a throw-away server
 	cargo test --no-fail-fast --package tally-server-tests
+
+oracle: install-debug ## random histories against the defining queries (SECONDS=180, SEED=a random one)
+	TALLY_ORACLE_SECONDS=$(SECONDS) TALLY_ORACLE_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
+	    --nocapture --test-threads=1 concurrency::random_history concurrency::random_sessions
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

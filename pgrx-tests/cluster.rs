@@ -63,7 +63,7 @@ pub struct Database<'a> {
     name: String,
 }
 
-impl Database<'_> {
+impl<'a> Database<'a> {
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -81,6 +81,11 @@ impl Database<'_> {
     /// A new session as `role`, which must exist and may log in.
     pub fn connect_as(&self, role: &str) -> Client {
         self.cluster.connect_as(&self.name, role)
+    }
+
+    /// Another database with everything that is in this one, which nobody may use meanwhile.
+    pub fn copy(&self) -> Database<'a> {
+        self.cluster.copy_of(&self.name)
     }
 
     /// A psql with your own options; see [`Cluster::psql_command`].
@@ -173,10 +178,14 @@ impl Cluster {
 
     /// A fresh database without the extension.
     pub fn empty_database(&self) -> Database<'_> {
+        // Nobody can be connected to template0, so this never waits for another test.
+        self.copy_of("template0")
+    }
+
+    fn copy_of(&self, template: &str) -> Database<'_> {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let mut server = self.connect("postgres");
-        // Nobody can be connected to template0, so this never waits for another test.
-        server.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0")).expect("CREATE DATABASE");
+        server.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).expect("CREATE DATABASE");
         Database { cluster: self, name }
     }
 

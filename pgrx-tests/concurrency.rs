@@ -1,132 +1,202 @@
-//! A rollup equals its defining query in every session, after every step of a random history. A red run prints its seed:
+//! A rollup equals its defining query in every session, after every step of a random history. `make oracle` goes through such
+//! histories for as long as you like; each has a seed, which a red run prints. One session after the other, a seed always gives
+//! the same history, and if that fails it is cut down to the few statements that matter.
 //!
 //! ```sh
-//! TALLY_ORACLE_SEED=17 cargo server random            # that history again
-//! TALLY_ORACLE_SECONDS=3600 cargo server random       # for an hour
+//! make oracle SECONDS=3600                            # for an hour
+//! make oracle SECONDS=60 SEED=17                      # history 17, and those after it
 //! ```
 
+mod history;
+mod minimise;
 mod schema;
 mod session;
+mod statements;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng as _, RngExt, SeedableRng};
 use tally_server_tests::cluster::{self, Cluster, Database};
 
-use crate::oracle;
+use history::{Action, Actor, Check, Expect, Failure, Step, script};
+use minimise::Laboratory;
 use schema::SOURCES;
-use session::{Failure, Rollup, Session, World};
+use session::{Rollup, Session, World, create};
 
 const SESSIONS: usize = 6;
+/// The session that creates the rollups of the start, plants faults, and counts all rows in the end.
+const OWNER: usize = SESSIONS;
+/// The steps of a history, which always goes to its end: a seed is a seed however fast the machine is.
+const STEPS: usize = 300;
+/// Together, with one session after the other and with all at the same time.
+const SECONDS: u64 = 180;
+/// No workers and no vacuum: the seed alone decides what happens.
+const QUIET: [(&str, &str); 2] = [("tally.refresh_enabled", "off"), ("autovacuum", "off")];
 
 /// From the environment, or a new one for each run.
 fn seed() -> u64 {
-    let given = std::env::var("TALLY_ORACLE_SEED").ok();
-    given.map_or_else(rand::random, |seed| seed.parse().expect("TALLY_ORACLE_SEED is a number"))
+    let given = std::env::var("TALLY_ORACLE_SEED").ok().filter(|seed| !seed.is_empty());
+    given.map_or_else(|| rand::random_range(0..1 << 32), |seed| seed.parse().expect("TALLY_ORACLE_SEED is a number"))
 }
 
 fn duration() -> Duration {
-    let seconds = std::env::var("TALLY_ORACLE_SECONDS").ok();
-    Duration::from_secs(seconds.map_or(10, |seconds| seconds.parse().expect("TALLY_ORACLE_SECONDS is a number")))
+    let seconds = std::env::var("TALLY_ORACLE_SECONDS").ok().filter(|seconds| !seconds.is_empty());
+    let seconds = seconds.map_or(SECONDS, |seconds| seconds.parse().expect("TALLY_ORACLE_SECONDS is a number"));
+    Duration::from_secs(seconds) / 2
+}
+
+/// Histories with successive seeds, until the time is over. Each says how many statements and checks it had.
+fn with_seeds(how: &str, mut history: impl FnMut(u64) -> (usize, usize)) {
+    let deadline = Instant::now() + duration();
+    let mut total = (0, 0);
+    for seed in seed().. {
+        let begin = Instant::now();
+        println!("TALLY_ORACLE_SEED={seed} {how}");
+        let (statements, checks) = history(seed);
+        println!("TALLY_ORACLE_SEED={seed} {how}: {statements} statements, {checks} checks in {:.0?}", begin.elapsed());
+        total = (total.0 + statements, total.1 + checks);
+        if Instant::now() > deadline {
+            break;
+        }
+    }
+    println!("{how}: {} statements, {} checks in all", total.0, total.1);
+}
+
+/// How long a session waits for a lock: not at all while no other moves. A prepared transaction may keep one for long.
+fn patience(parallel: bool) -> &'static str {
+    if parallel { "1s" } else { "1ms" }
 }
 
 /// The sources with rows, and one rollup for every other query; sessions create the others in passing.
-fn world(database: &Database, parallel: bool) -> Arc<World> {
-    let mut client = database.connect();
-    client.batch_execute(schema::SCHEMA).unwrap();
-    let sketches = client.query_one("SELECT to_regproc('tally.distinct_count') IS NOT NULL", &[]).unwrap().get(0);
+fn world(database: &Database, parallel: bool) -> (Arc<World>, Actor) {
+    let mut owner = Actor::new(database, if parallel { "60s" } else { patience(parallel) });
+    owner.client.batch_execute(schema::SCHEMA).unwrap();
+    let sketches = owner.client.query_one("SELECT to_regproc('tally.distinct_count') IS NOT NULL", &[]).unwrap().get(0);
     let queries: HashMap<_, _> = SOURCES.map(|source| (source, schema::queries(source, sketches))).into();
-    let world = World::new(queries, parallel);
+    let world = World::new(queries.clone(), parallel);
     for (first, source) in SOURCES.into_iter().enumerate() {
-        for (number, query) in world.queries[source].iter().skip(first).step_by(2).enumerate() {
-            let name = format!("{source}_{number}");
-            client.batch_execute(&format!("SELECT tally.create_rollup('{name}', $r${query}$r$, '1 second')")).unwrap();
-            world.rollups.lock().unwrap().push(Rollup { name, source, query: query.clone(), permanent: true });
+        for (number, query) in queries[source].iter().skip(first).step_by(2).enumerate() {
+            let rollup = Rollup::new(format!("{source}_{number}"), source, query.clone(), true);
+            by_owner(&world, &mut owner, Action::Statement(create(&rollup), Expect::Success)).unwrap();
+            world.rollups.lock().unwrap().push(rollup);
         }
     }
-    Arc::new(world)
+    (Arc::new(world), owner)
+}
+
+fn by_owner(world: &World, owner: &mut Actor, action: Action) -> Result<bool, Failure> {
+    world.take(owner, Step { session: OWNER, action, tolerated: &[], error: None })
 }
 
 fn sessions(database: &Database, world: &Arc<World>) -> Vec<Session> {
-    (0..SESSIONS)
-        .map(|number| Session::new(format!("session {number}"), database.connect(), Arc::clone(world)))
-        .collect()
+    (0..SESSIONS).map(|number| Session::new(number, database, Arc::clone(world))).collect()
 }
 
-/// One step after the other; after each, every session with an open transaction looks, and the one that took the step.
-fn take_turns(sessions: &mut [Session], rng: &mut StdRng, deadline: Instant) -> Result<(), Failure> {
-    while Instant::now() < deadline {
-        let turn = rng.random_range(0..sessions.len());
-        sessions[turn].step(rng)?;
-        for (number, session) in sessions.iter_mut().enumerate() {
-            if number == turn || session.is_open() {
-                session.check(rng)?;
-            }
+/// One step; after it, every session with an open transaction looks, and the one that took the step.
+fn take_turn(sessions: &mut [Session], rng: &mut StdRng) -> Result<(), Failure> {
+    let turn = rng.random_range(0..sessions.len());
+    sessions[turn].step(rng)?;
+    for (number, session) in sessions.iter_mut().enumerate() {
+        if number == turn || session.is_open() {
+            session.check(rng)?;
         }
     }
     Ok(())
 }
 
 /// With everything ended and refreshed nothing is pending: the rollup's answer is that of its stored table.
-fn assert_all_counted(database: &Database, sessions: &mut [Session], world: &World, rng: &mut StdRng) {
+fn count_all(world: &World, owner: &mut Actor, sessions: &mut [Session], rng: &mut StdRng) -> Result<(), Failure> {
     for session in sessions.iter_mut() {
-        session.finish(rng).unwrap();
+        session.finish(rng)?;
     }
-    let mut client = database.connect();
-    for rollup in world.rollups.lock().unwrap().iter() {
-        oracle::assert_equal_now_and_refreshed(&mut client, &rollup.name, rollup.source, &rollup.query);
-        let verify = format!("SELECT * FROM tally.verify('{}')", rollup.name);
-        assert!(client.query(&verify, &[]).unwrap().is_empty(), "{verify} finds a difference");
+    let rollups = world.rollups.lock().unwrap().clone();
+    for rollup in rollups {
+        let (name, source) = (&rollup.name, rollup.source);
+        by_owner(world, owner, Action::Check(Arc::clone(&rollup.check)))?;
+        by_owner(world, owner, Action::Statement(format!("CALL tally.refresh('{name}')"), Expect::Success))?;
+        let pending = Check {
+            title: format!("rows of {source} are still pending after a refresh with nothing open"),
+            query: format!("SELECT pending::text FROM tally.pending_rows('{source}') AS pending WHERE pending <> 0"),
+        };
+        let verified = Check {
+            title: format!("tally.verify finds a difference in {name}"),
+            query: format!("SELECT v::text FROM tally.verify('{name}') AS v"),
+        };
+        for check in [Arc::clone(&rollup.check), Arc::new(pending), Arc::new(verified)] {
+            by_owner(world, owner, Action::Check(check))?;
+        }
+    }
+    Ok(())
+}
+
+/// A history that has failed, shortened if it fails every time.
+fn explain(cluster: &Cluster, seed: u64, history: &[Step], failure: &Failure) -> String {
+    let head = format!("TALLY_ORACLE_SEED={seed}: {failure}");
+    match Laboratory::new(cluster, failure).minimise(history) {
+        Some(steps) => format!(
+            "{head}\n\n-- {} of {} steps are enough:\n{}\n{}",
+            steps.len(),
+            history.len(),
+            schema::SCHEMA,
+            script(&steps)
+        ),
+        None => format!("{head}\n\nThe same steps in another database do not fail."),
     }
 }
 
 #[test]
 fn random_history_keeps_every_session_exact() {
-    let seed = seed();
-    println!("TALLY_ORACLE_SEED={seed}");
-    // No workers and no vacuum: the seed alone decides what happens.
-    let cluster = Cluster::start(&[("tally.refresh_enabled", "off"), ("autovacuum", "off")]);
-    let database = cluster.database();
-    let world = world(&database, false);
-    let mut sessions = sessions(&database, &world);
-    let mut rng = StdRng::seed_from_u64(seed);
-    if let Err(failure) = take_turns(&mut sessions, &mut rng, Instant::now() + duration()) {
-        panic!("{}\n\nTALLY_ORACLE_SEED={seed}: {failure}", world.story());
-    }
-    println!("{} statements", world.trace.lock().unwrap().len());
-    assert_all_counted(&database, &mut sessions, &world, &mut rng);
+    let cluster = Cluster::start(&QUIET);
+    with_seeds("one after the other", |seed| {
+        let database = cluster.database();
+        let (world, mut owner) = world(&database, false);
+        let mut sessions = sessions(&database, &world);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let answer = (0..STEPS)
+            .try_for_each(|_| take_turn(&mut sessions, &mut rng))
+            .and_then(|()| count_all(&world, &mut owner, &mut sessions, &mut rng));
+        if let Err(failure) = answer {
+            let (story, history) = (world.story(), world.history());
+            // Its prepared transactions have the names that the repetition uses.
+            drop((sessions, owner, database));
+            panic!("{story}\n\n{}", explain(&cluster, seed, &history, &failure));
+        }
+        world.count()
+    });
 }
 
 #[test]
 fn random_sessions_at_the_same_time_stay_exact() {
-    let seed = seed();
-    println!("TALLY_ORACLE_SEED={seed}");
-    let database = cluster::database();
-    let world = world(&database, true);
-    let mut sessions = sessions(&database, &world);
-    let deadline = Instant::now() + duration();
-    thread::scope(|scope| {
-        for (number, session) in sessions.iter_mut().enumerate() {
-            let world = &world;
-            scope.spawn(move || {
-                let mut rng = StdRng::seed_from_u64(seed.wrapping_add(number as u64));
-                while Instant::now() < deadline {
-                    if let Err(failure) = session.step(&mut rng).and_then(|()| session.check(&mut rng)) {
-                        // Others may wait for a lock of this session.
-                        let _ = session.client.batch_execute("ROLLBACK");
-                        panic!("{}\n\nTALLY_ORACLE_SEED={seed}: {failure}", world.story());
+    with_seeds("at the same time", |seed| {
+        let database = cluster::database();
+        let (world, mut owner) = world(&database, true);
+        let mut sessions = sessions(&database, &world);
+        let mut rng = StdRng::seed_from_u64(seed);
+        thread::scope(|scope| {
+            for session in &mut sessions {
+                let (world, mut rng) = (&world, StdRng::seed_from_u64(rng.next_u64()));
+                scope.spawn(move || {
+                    for _ in 0..STEPS / SESSIONS {
+                        if let Err(failure) = session.step(&mut rng).and_then(|()| session.check(&mut rng)) {
+                            // Others may wait for a lock of this session.
+                            let _ = session.actor.client.batch_execute("ROLLBACK");
+                            panic!("{}\n\nTALLY_ORACLE_SEED={seed}: {failure}", world.story());
+                        }
                     }
-                }
-                session.finish(&mut rng).unwrap();
-            });
+                    session.finish(&mut rng).unwrap();
+                });
+            }
+        });
+        if let Err(failure) = count_all(&world, &mut owner, &mut sessions, &mut rng) {
+            panic!("{}\n\nTALLY_ORACLE_SEED={seed}: {failure}", world.story());
         }
+        world.count()
     });
-    println!("{} statements", world.trace.lock().unwrap().len());
-    assert_all_counted(&database, &mut sessions, &world, &mut StdRng::seed_from_u64(seed));
 }
 
 /// Seven rows, each in a group of its own: a change of any row heals its group, and a step changes rows of one remainder by 7.
@@ -141,19 +211,28 @@ fn lonely(columns: &str, values: &str) -> String {
 fn assert_noticed(is_writer_open: bool, fault: &[&str]) {
     let seed = seed();
     let database = cluster::database();
-    let world = world(&database, false);
+    let (world, mut superuser) = world(&database, false);
+    let superuser = &mut superuser.client;
     let mut sessions = sessions(&database, &world);
     let mut rng = StdRng::seed_from_u64(seed);
+    let mut take_turns = |sessions: &mut [Session], seconds: f32| {
+        let deadline = Instant::now() + Duration::from_secs_f32(seconds);
+        let answer = std::iter::repeat_with(|| take_turn(sessions, &mut rng)).try_for_each(|answer| match answer {
+            Err(failure) => ControlFlow::Break(Some(failure)),
+            Ok(()) if Instant::now() > deadline => ControlFlow::Break(None),
+            Ok(()) => ControlFlow::Continue(()),
+        });
+        answer.break_value().flatten()
+    };
     let mut writer = database.connect();
     writer.batch_execute("BEGIN").unwrap();
     writer.batch_execute(&lonely("", "")).unwrap();
-    let mut superuser = database.connect();
     superuser.batch_execute("INSERT INTO clicks (event_time, tenant) VALUES ('2024-04-01Z', 1)").unwrap();
     // Now the tag of the writer is among the open ones.
     superuser.batch_execute("CALL tally.refresh('clicks_0')").unwrap();
-    let before = take_turns(&mut sessions, &mut rng, Instant::now() + Duration::from_millis(500));
-    assert_eq!(before, Ok(()), "TALLY_ORACLE_SEED={seed}: red before the fault");
-    sessions.iter_mut().for_each(|session| session.finish(&mut rng).unwrap());
+    let before = take_turns(&mut sessions, 0.5);
+    assert_eq!(before, None, "TALLY_ORACLE_SEED={seed}: red before the fault");
+    sessions.iter_mut().for_each(|session| session.finish(&mut StdRng::seed_from_u64(seed)).unwrap());
     if !is_writer_open {
         writer.batch_execute("COMMIT").unwrap();
     }
@@ -163,9 +242,8 @@ fn assert_noticed(is_writer_open: bool, fault: &[&str]) {
     if is_writer_open {
         writer.batch_execute("COMMIT").unwrap();
     }
-    let after = take_turns(&mut sessions, &mut rng, Instant::now() + Duration::from_secs(30));
-    let failure = after.expect_err("the oracle has not noticed the fault");
-    assert!(failure.contains("differs from"), "TALLY_ORACLE_SEED={seed}: red for another reason: {failure}");
+    let failure = take_turns(&mut sessions, 30.0).expect("the oracle has not noticed the fault");
+    assert!(matches!(failure, Failure::Rows { .. }), "TALLY_ORACLE_SEED={seed}: red for another reason: {failure}");
 }
 
 #[test]
@@ -194,4 +272,50 @@ fn random_test_notices_changes_that_were_lost() {
 #[test]
 fn random_test_notices_stored_groups_that_count_too_much() {
     assert_noticed(true, &["UPDATE events_0_stored SET n = n + 1"]);
+}
+
+/// With this fault planted a history fails, and at most so many of its steps are enough to fail again.
+fn assert_minimised(fault: &str, most: usize) {
+    let seed = seed();
+    let cluster = Cluster::start(&QUIET);
+    let database = cluster.database();
+    let (world, mut owner) = world(&database, false);
+    let mut sessions = sessions(&database, &world);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let failure = (0..)
+        .take_while(|_| Instant::now() < deadline)
+        .try_for_each(|turn| {
+            if turn % 20 == 10 {
+                by_owner(&world, &mut owner, Action::Statement(fault.into(), Expect::SuccessOrBusy))?;
+            }
+            take_turn(&mut sessions, &mut rng)
+        })
+        .expect_err("the oracle has not noticed the fault");
+    assert!(matches!(failure, Failure::Rows { .. }), "TALLY_ORACLE_SEED={seed}: {failure}");
+    let history = world.history();
+    drop((sessions, owner, database));
+    let laboratory = Laboratory::new(&cluster, &failure);
+    let steps = laboratory.minimise(&history).expect("the history fails again");
+    println!("{} of {} steps:\n{}", steps.len(), history.len(), script(&steps));
+    assert!(steps.len() <= most, "TALLY_ORACLE_SEED={seed}: {} of {} steps are left", steps.len(), history.len());
+    assert!(laboratory.fails(&steps), "TALLY_ORACLE_SEED={seed}: the short history does not fail");
+}
+
+#[test]
+fn history_with_a_forgotten_transaction_becomes_a_short_one() {
+    // A rollup, a transaction that has an id and writes after the refresh, another one, a row to refresh for, the fault: some 10.
+    assert_minimised("UPDATE tally.sources SET open_tags = '{}'", 14);
+}
+
+/// The audit finds the trigger in its place; that it does nothing shows in the rollups only.
+#[test]
+fn history_with_a_lame_trigger_becomes_a_short_one() {
+    assert_minimised(
+        "CREATE OR REPLACE FUNCTION lame() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+         SET allow_system_table_mods = on; \
+         UPDATE pg_trigger SET tgfoid = 'lame'::regproc WHERE tgrelid = 'day_0'::regclass AND tgname = 'tally_delete'; \
+         RESET allow_system_table_mods; ALTER TABLE day_0 SET (fillfactor = 100)",
+        6,
+    );
 }
