@@ -22,7 +22,10 @@ pub const SCHEMA: &str = "
     CREATE TABLE clicks (LIKE events INCLUDING DEFAULTS, UNIQUE (id));
     INSERT INTO events (event_time, tenant, country, quantity)
       SELECT '2024-03-30 22:00Z'::timestamptz + make_interval(mins => 7 * i), 1 + i % 3, 'de', i FROM generate_series(1, 100) AS i;
-    INSERT INTO clicks SELECT * FROM events WHERE tenant = 1;";
+    INSERT INTO clicks SELECT * FROM events WHERE tenant = 1;
+    CREATE TABLE gone_events AS SELECT event_time, tenant, country, kind, amount, quantity, weight, labels, place, device, 0 AS number
+      FROM events WITH NO DATA;
+    CREATE TABLE gone_clicks (LIKE gone_events);";
 
 pub const SOURCES: [&str; 2] = ["events", "clicks"];
 /// Days for which `events` has a partition from the start; later ones come while the test runs.
@@ -50,14 +53,70 @@ const QUERIES: [&str; 8] = [
        FROM {source} GROUP BY 1",
 ];
 
-/// Adds the sketches once the extension has them.
-const SKETCH_QUERY: &str = "SELECT tenant, country, tally.distinct_count(device) AS devices, \
+/// Queries over a rollup, by the number of the query that it is defined by.
+const LEVELS: [(usize, &str); 4] = [
+    (
+        0,
+        "SELECT date_trunc('day', bucket, 'Europe/Berlin') AS bucket, sum(n) AS n, sum(revenue) AS revenue, min(first) AS first, \
+           max(last) AS last, max(tenant) AS tenant, sum(n) FILTER (WHERE tenant = 2) AS n_of_two FROM {source} GROUP BY 1",
+    ),
+    (
+        1,
+        "SELECT kind, sum(buys) AS buys, sum(total) FILTER (WHERE country = 'de') AS total, max(heaviest) AS heaviest, \
+           sum(buys) FILTER (WHERE country IS NULL) AS lost, tally.distinct_count(country) AS countries \
+           FROM {source} WHERE kind <> 'return' OR country IS NULL GROUP BY 1",
+    ),
+    (
+        6,
+        "SELECT date_trunc('week', bucket, 'UTC') AS week, bool_or(bought) AS bought, bool_and(paid) AS paid, bit_xor(parity) AS parity, \
+           bit_or(shops) AS shops FROM {source} GROUP BY 1",
+    ),
+    (
+        8,
+        "SELECT country IS NULL AS unknown, tally.distinct_count(sketch) AS devices, tally.hll_union_agg(sketch)::text AS sketch \
+           FROM {source} GROUP BY 1",
+    ),
+];
+
+/// A query over the first of the levels.
+pub const UPPER_LEVEL: &str =
+    "SELECT 'all' AS what, sum(n) AS n, sum(n_of_two) AS n_of_two, max(last) AS last FROM {source} GROUP BY 1";
+
+const SKETCH_QUERY: &str = "SELECT tenant, country, tally.distinct_count(device) AS devices, tally.hll_agg(device) AS sketch, \
     tally.distinct_count(country) FILTER (WHERE kind = 'view') AS countries FROM {source} GROUP BY 1, 2";
 
-pub fn queries(source: &str, sketches: bool) -> Vec<String> {
-    let sketches = sketches.then_some(SKETCH_QUERY);
-    QUERIES.into_iter().chain(sketches).map(|query| query.replace("{source}", source)).collect()
+/// Aggregates that are kept by states or by two columns.
+const STATE_QUERY: &str = "SELECT country, tally.first(quantity, event_time) AS first, tally.last(kind, event_time) AS last, \
+    regr_count(quantity, device) AS pairs FROM {source} GROUP BY 1";
+
+pub fn queries(source: &str) -> Vec<String> {
+    QUERIES.into_iter().chain([SKETCH_QUERY, STATE_QUERY]).map(|query| query.replace("{source}", source)).collect()
 }
+
+/// A query over a rollup that is defined by the query of this number.
+pub fn level(number: usize, rollup: &str) -> Option<String> {
+    let found = LEVELS.iter().find(|(base, _)| *base == number)?;
+    Some(found.1.replace("{source}", rollup))
+}
+
+/// The query as a rollup answers it that goes on counting the rows of `gone_..` with a greater number.
+pub fn with_gone(source: &str, query: &str, after: usize) -> String {
+    let rows = format!(
+        "FROM (SELECT {COLUMNS} FROM {source} UNION ALL SELECT {COLUMNS} FROM gone_{source} WHERE number > {after}) AS {source} "
+    );
+    // With the space behind it: the query may be one over a rollup whose name begins like this.
+    query.replace(&format!("FROM {source} "), &rows)
+}
+
+/// Lower and upper bound of a day.
+pub const DAYS: [(&str, &str); 6] = [
+    ("2024-03-30Z", "2024-03-31Z"),
+    ("2024-03-31Z", "2024-04-01Z"),
+    ("2024-04-01Z", "2024-04-02Z"),
+    ("2024-04-02Z", "2024-04-03Z"),
+    ("2024-04-03Z", "2024-04-04Z"),
+    ("2024-04-04Z", "2024-04-05Z"),
+];
 
 /// One row as SQL literals and as a line of COPY text.
 pub struct Row {

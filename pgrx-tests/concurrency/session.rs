@@ -23,14 +23,18 @@ pub struct Rollup {
     pub query: String,
     /// Other sessions never drop it.
     pub permanent: bool,
+    /// Built in slices, which takes steps of its own.
+    pub sliced: bool,
     pub check: Arc<Check>,
 }
 
 impl Rollup {
-    pub fn new(name: String, source: &'static str, query: String, permanent: bool) -> Arc<Rollup> {
+    /// `after` is the number of the last rows that have left the source before.
+    pub fn new(name: String, source: &'static str, query: String, permanent: bool, after: usize) -> Rollup {
         let title = format!("{name} differs from {query}");
-        let check = Arc::new(Check { title, query: oracle::difference(&name, &query) });
-        Arc::new(Rollup { name, source, query, permanent, check })
+        let answer = schema::with_gone(source, &query, after);
+        let check = Arc::new(Check { title, query: oracle::difference(&name, &answer) });
+        Rollup { name, source, query, permanent, sliced: false, check }
     }
 }
 
@@ -42,6 +46,8 @@ pub struct World {
     history: Mutex<Vec<Step>>,
     days: AtomicUsize,
     names: AtomicUsize,
+    /// Numbers of rows that have left a source.
+    departures: AtomicUsize,
     /// Are steps of several sessions carried out at the same moment? Then refreshes may wait for each other.
     pub parallel: bool,
 }
@@ -54,6 +60,7 @@ impl World {
             history: Mutex::default(),
             days: AtomicUsize::new(schema::FIRST_DAYS),
             names: AtomicUsize::new(0),
+            departures: AtomicUsize::new(0),
             parallel,
         }
     }
@@ -130,6 +137,22 @@ const OUTSIDE: &[Weighted<Kind>] = &[
     (2, Session::add_partition),
     (2, Session::truncate),
     (3, Session::try_what_is_refused),
+    (1, Session::drop_partition),
+    (1, Session::detach_partition),
+    (3, Session::forget),
+    (6, Session::build_slice),
+    (2, Session::rebuild),
+];
+
+/// What it does when nobody has a transaction: most of it needs a table for itself.
+const ALONE: &[Weighted<Kind>] = &[
+    (3, Session::drop_partition),
+    (3, Session::detach_partition),
+    (2, Session::truncate),
+    (1, Session::add_partition),
+    (2, Session::create_rollup),
+    (1, Session::drop_rollup),
+    (2, Session::forget),
 ];
 
 /// What it does in a transaction.
@@ -164,6 +187,11 @@ impl Session {
             Some(_) => INSIDE,
         };
         pick(kinds, rng)(self, rng)
+    }
+
+    /// A step of a session that has no transaction, as nobody has.
+    pub fn step_alone(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        pick(ALONE, rng)(self, rng)
     }
 
     fn begin(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
@@ -300,7 +328,10 @@ impl Session {
         }
         let source = statements::source(rng);
         let query = self.world.queries[source].choose(rng).unwrap().clone();
-        let rollup = Rollup::new(self.world.new_name("extra"), source, query, false);
+        let after = self.world.departures.load(Ordering::Relaxed);
+        let mut rollup = Rollup::new(self.world.new_name("extra"), source, query, false, after);
+        rollup.sliced = self.transaction.is_none() && !self.world.parallel && rng.random_bool(0.5);
+        let rollup = Arc::new(rollup);
         let expect = match &self.transaction {
             Some(transaction) if !transaction.read_committed => Expect::Refusal("25001"),
             // In a transaction refused with 25001 only if another refresh came between its first write and now.
@@ -368,6 +399,63 @@ impl Session {
         if self.world.parallel { Ok(()) } else { self.act(statements::truncate(rng)) }
     }
 
+    /// Nor is DROP or DETACH of a partition MVCC-safe.
+    fn drop_partition(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        if self.world.parallel {
+            return Ok(());
+        }
+        let number = self.next_departure();
+        self.act(statements::drop_partition(rng, number))
+    }
+
+    fn detach_partition(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        if self.world.parallel {
+            return Ok(());
+        }
+        let number = self.next_departure();
+        let [detach, attach] = statements::detach(rng, number);
+        if !self.act_alone(detach)? {
+            return Ok(());
+        }
+        self.check(rng)?;
+        if rng.random_bool(0.3) {
+            self.refresh(rng)?;
+        }
+        self.act(attach)
+    }
+
+    fn forget(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        if self.world.parallel {
+            return Ok(());
+        }
+        let number = self.next_departure();
+        let [copy, forget] = statements::forget(rng, number);
+        if self.act_alone(copy)? { self.act(forget) } else { Ok(()) }
+    }
+
+    fn next_departure(&self) -> usize {
+        self.world.departures.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn build_slice(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let rollups = self.world.rollups.lock().unwrap();
+        let sliced: Vec<&Arc<Rollup>> = rollups.iter().filter(|rollup| rollup.sliced).collect();
+        let Some(statement) = sliced.choose(rng).map(|rollup| format!("SELECT tally.build_slice('{}')", rollup.name))
+        else {
+            return Ok(());
+        };
+        drop(rollups);
+        self.run(statement, Expect::SuccessOrBusy)
+    }
+
+    fn rebuild(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let rollups = self.world.rollups.lock().unwrap();
+        let whole: Vec<&Arc<Rollup>> = rollups.iter().filter(|rollup| rollup.permanent).collect();
+        let statement = format!("CALL tally.rebuild('{}')", whole.choose(rng).expect("some are permanent").name);
+        drop(rollups);
+        self.run(statement, Expect::SuccessOrBusy)
+    }
+
     fn try_what_is_refused(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
         let lie = statements::lie(rng);
         if self.transaction.is_none() {
@@ -387,6 +475,11 @@ impl Session {
     }
 
     fn act(&mut self, action: Action) -> Result<(), Failure> {
+        self.act_alone(action).map(drop)
+    }
+
+    /// The answer is whether it succeeded.
+    fn act_alone(&mut self, action: Action) -> Result<bool, Failure> {
         let is_serializable = self.transaction.as_ref().is_some_and(|transaction| !transaction.read_committed);
         let tolerated: &[_] = match (&action, is_serializable) {
             // A rollup that another transaction is creating may keep readers of the others waiting.
@@ -401,7 +494,7 @@ impl Session {
         {
             transaction.failed = true;
         }
-        Ok(())
+        Ok(succeeded)
     }
 
     /// Every rollup that this session can see equals its query, in the snapshot of this session. At the same time as others, a
@@ -430,5 +523,6 @@ impl Session {
 }
 
 pub fn create(rollup: &Rollup) -> String {
-    format!("SELECT tally.create_rollup('{}', $rollup${}$rollup$, '1 second')", rollup.name, rollup.query)
+    let create = format!("SELECT tally.create_rollup('{}', $rollup${}$rollup$, '1 second')", rollup.name, rollup.query);
+    if rollup.sliced { format!("SET tally.build_rows = 30; {create}; RESET tally.build_rows") } else { create }
 }

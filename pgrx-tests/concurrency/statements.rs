@@ -122,17 +122,74 @@ pub fn lie(rng: &mut StdRng) -> Action {
 
 /// LIKE and ATTACH, the way that waits for no reader: the partition of this day, unless it is beyond the last.
 pub fn attach(day: usize) -> Option<Action> {
-    const LAST_DAYS: [(&str, &str); 3] =
-        [("2024-04-02", "2024-04-03"), ("2024-04-03", "2024-04-04"), ("2024-04-04", "2024-04-05")];
-    let (from, to) = LAST_DAYS.get(day - schema::FIRST_DAYS)?;
+    let (from, to) = schema::DAYS.get(day)?;
     let attach = format!(
         "CREATE TABLE day_{day} (LIKE events INCLUDING DEFAULTS); \
          INSERT INTO day_{day} (event_time, tenant, country, amount, tally_tag) \
-           SELECT '{from} 05:00Z', tenant, country, amount, tally_tag FROM clicks LIMIT 5; \
-         INSERT INTO day_{day} (event_time, tenant, kind) VALUES ('{from} 05:00Z', 1, 'buy'); \
-         ALTER TABLE events ATTACH PARTITION day_{day} FOR VALUES FROM ('{from}Z') TO ('{to}Z')"
+           SELECT '{from}'::timestamptz + '5 hours', tenant, country, amount, tally_tag FROM clicks LIMIT 5; \
+         INSERT INTO day_{day} (event_time, tenant, kind) VALUES ('{from}'::timestamptz + '5 hours', 1, 'buy'); \
+         ALTER TABLE events ATTACH PARTITION day_{day} FOR VALUES FROM ('{from}') TO ('{to}')"
     );
     Some(Action::Statement(attach, Expect::SuccessOrBusy))
+}
+
+/// A partition that can leave by itself.
+fn day(rng: &mut StdRng) -> (&'static str, &'static str, &'static str) {
+    let (day, number) = *[("day_0", 0), ("day_2", 2)].choose(rng).expect("there are days");
+    (day, schema::DAYS[number].0, schema::DAYS[number].1)
+}
+
+/// The rows of a partition, if it is one.
+fn keep(day: &str, number: usize) -> String {
+    format!(
+        "INSERT INTO gone_events SELECT {COLUMNS}, {number} FROM {day} \
+         WHERE EXISTS (SELECT FROM pg_inherits WHERE inhrelid = '{day}'::regclass)"
+    )
+}
+
+/// A partition is dropped, and an empty one takes its place.
+pub fn drop_partition(rng: &mut StdRng, number: usize) -> Action {
+    let (day, from, to) = day(rng);
+    let statement = format!(
+        "{}; DROP TABLE {day}; CREATE TABLE {day} PARTITION OF events FOR VALUES FROM ('{from}') TO ('{to}')",
+        keep(day, number)
+    );
+    Action::Statement(statement, Expect::SuccessOrBusy)
+}
+
+/// A partition is detached, and comes back with other rows.
+pub fn detach(rng: &mut StdRng, number: usize) -> [Action; 2] {
+    let (day, from, to) = day(rng);
+    let detach = format!(
+        "INSERT INTO gone_events SELECT {COLUMNS}, {number} FROM {day}; ALTER TABLE events DETACH PARTITION {day}"
+    );
+    let meanwhile = [
+        "SELECT".into(),
+        format!("UPDATE {day} SET amount = 5, country = NULL WHERE {}", some(rng)),
+        format!("DELETE FROM {day} WHERE {}", some(rng)),
+        format!("INSERT INTO {day} ({COLUMNS}) SELECT {COLUMNS} FROM {day}"),
+    ];
+    let attach = format!(
+        "{}; DELETE FROM gone_events WHERE number = {number}; \
+         ALTER TABLE events ATTACH PARTITION {day} FOR VALUES FROM ('{from}') TO ('{to}')",
+        meanwhile.choose(rng).expect("there are ideas")
+    );
+    [Action::Statement(detach, Expect::SuccessOrBusy), Action::Statement(attach, Expect::Success)]
+}
+
+/// Old rows are forgotten: a copy is made, then both change places in one transaction.
+pub fn forget(rng: &mut StdRng, number: usize) -> [Action; 2] {
+    let (source, part) =
+        *[("events", "day_0"), ("events", "day_1_odd"), ("clicks", "clicks")].choose(rng).expect("some");
+    let before = ["2024-03-30 22:30Z", "2024-03-31 12:00Z", "2024-04-01 01:00Z"].choose(rng).expect("some");
+    let copy = format!(
+        "DROP TABLE IF EXISTS forgotten; CREATE TABLE forgotten AS SELECT {COLUMNS} FROM {part} WHERE event_time < '{before}'"
+    );
+    let forget = format!(
+        "SELECT tally.forget_rows('{source}', '{part}', '{before}', 'event_time'); \
+         INSERT INTO gone_{source} SELECT {COLUMNS}, {number} FROM forgotten"
+    );
+    [Action::Statement(copy, Expect::SuccessOrBusy), Action::Statement(forget, Expect::Change)]
 }
 
 pub fn source(rng: &mut StdRng) -> &'static str {

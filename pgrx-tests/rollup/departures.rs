@@ -162,6 +162,17 @@ fn a_partition_that_comes_back_is_counted_as_it_is_then() {
     }
 }
 
+/// Found by the random test, history 498058194.
+#[test]
+fn a_partition_that_was_back_and_is_dropped_counts_once() {
+    let database = cluster::database();
+    let mut session = rolled_session(&database);
+    run(&mut session, "ALTER TABLE events DETACH PARTITION day_1");
+    run(&mut session, "ALTER TABLE events ATTACH PARTITION day_1 FOR VALUES FROM ('2024-01-01Z') TO ('2024-01-02Z')");
+    run(&mut session, &format!("{TO_GONE} DROP TABLE day_1"));
+    assert_kept_and_refreshed(&mut session);
+}
+
 #[test]
 fn a_departure_that_is_rolled_back_never_happened() {
     let database = cluster::database();

@@ -42,11 +42,12 @@ pub(crate) fn delete_released(source: Oid, condition: &str) -> Result<()> {
     pg::as_extension_owner(|| Spi::run_with_args(&statement, &[source.into()])).map_err(spi)
 }
 
-/// Forgets departures of tables that no longer exist: their rows can never come back.
+/// Forgets departures of tables that no longer exist: their rows can never come back. A departure that was released before stays
+/// until a refresh has deleted its groups: without it they would count again.
 pub(crate) fn delete_orphans() -> Result<()> {
     pg::as_extension_owner(|| {
         Spi::run(
-            "DELETE FROM tally.departures AS d WHERE NOT EXISTS \
+            "DELETE FROM tally.departures AS d WHERE d.released_by IS NULL AND NOT EXISTS \
              (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) d.partition)",
         )
     })
