@@ -176,7 +176,7 @@ fn assert_close(session: &mut Client, rollup: &str, query: &str) {
         let (r, q) = (format!("r.{name}::float8"), format!("q.{name}::float8"));
         format!(
             "CASE WHEN ({r} IS NOT DISTINCT FROM {q} OR abs({r}) < 'Infinity' AND abs({q}) < 'Infinity' \
-               AND abs({r} - {q}) <= 1e-9 * greatest(abs({r}), abs({q}))) IS NOT TRUE \
+               AND abs({r} - {q}) <= 1e-9 * greatest(1, abs({r}), abs({q}))) IS NOT TRUE \
              THEN format(' {name}: %s in the rollup, %s in the query', {r}, {q}) END"
         )
     };
