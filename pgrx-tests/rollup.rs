@@ -1,5 +1,6 @@
 //! What a rollup can be, what is refused and how, and what happens to it when its tables change.
 
+mod alter;
 mod build;
 mod changes;
 mod definition;

@@ -123,12 +123,12 @@ BEGIN
   IF unbuilt_before = '-infinity' THEN
     RETURN false;
   END IF;
-  RAISE EXCEPTION 'the rollup has been built since this transaction took its snapshot'
-    USING ERRCODE = '40001', HINT = 'Begin a new transaction and try again; this happens once in the life of a rollup.';
+  RAISE EXCEPTION 'the rollup has been built or altered since this transaction took its snapshot'
+    USING ERRCODE = '40001', HINT = 'Begin a new transaction and try again.';
 END
 $$;
 COMMENT ON FUNCTION tally.refuse_old_snapshot(text) IS
-  'part of the views of rollups: an error in a transaction whose snapshot is older than the end of the build';
+  'part of the views of rollups: an error in a transaction whose snapshot is older than the end of the build, or than a change of the definition';
 
 CREATE SEQUENCE tally.departures_departure_seq AS bigint;
 COMMENT ON SEQUENCE tally.departures_departure_seq IS 'numbers of departures, never used twice';
@@ -286,6 +286,16 @@ CREATE FUNCTION tally.create_rollup(name text, definition text, refresh_interval
   LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_create_rollup_wrapper';
 COMMENT ON FUNCTION tally.create_rollup(text, text, interval) IS
   'creates a view that equals the definition (SELECT keys, aggregates FROM table GROUP BY keys) in every snapshot, and keeps its groups stored';
+
+CREATE FUNCTION tally.alter_rollup(rollup pg_catalog.regclass, definition text DEFAULT NULL, refresh_interval interval DEFAULT NULL)
+  RETURNS void LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_alter_rollup_wrapper';
+COMMENT ON FUNCTION tally.alter_rollup(pg_catalog.regclass, text, interval) IS
+  'gives a rollup another definition, which may have new columns behind the present ones, or another interval; its groups are counted anew, in slices if they are many, and the view is exact meanwhile';
+
+CREATE FUNCTION tally.add_aggregate(rollup pg_catalog.regclass, column_name text, expression text) RETURNS void
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_add_aggregate_wrapper';
+COMMENT ON FUNCTION tally.add_aggregate(pg_catalog.regclass, text, text) IS
+  'adds a column to a rollup: an aggregate of the columns of its table, or an expression over aggregates; counted as by tally.alter_rollup';
 
 CREATE FUNCTION tally.drop_rollup(rollup pg_catalog.regclass) RETURNS void
   LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_drop_rollup_wrapper';

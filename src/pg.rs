@@ -21,7 +21,7 @@ mod utility;
 pub(crate) mod value;
 pub(crate) mod varlena;
 
-pub(crate) use analyze::analyze;
+pub(crate) use analyze::{AnalysedQuery, analyze};
 pub(crate) use descriptor::{Bounds, range_partitions};
 pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};

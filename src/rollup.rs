@@ -1,26 +1,24 @@
-//! The SQL verbs for rollups: create, drop, and what follows when their relations are dropped by hand.
+//! The SQL verbs for rollups: create, alter, drop, and what follows when their relations are dropped by hand.
+
+mod parts;
+mod plan;
 
 use crate::catalog::rollups::{self, Rollup};
 use crate::catalog::{self, aggregates, builds, departures, sources};
-use crate::error::{Error, Result, no_row_is_none, spi};
+use crate::error::{Error, Result, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
-use crate::tags::{self, TimeColumn};
-use crate::{build, refresh};
+use crate::{build, refresh, tags};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use plan::Plan;
 use std::cell::Cell;
-use std::ffi::CString;
 use std::time::{Duration, Instant};
 use tally_core::ident::{self, QualifiedName, literal};
-use tally_core::rollup::analysis::{Analysis, SourceKind};
-use tally_core::rollup::definition::{OwnAggregate, Target, Value};
-use tally_core::rollup::level::Below;
-use tally_core::rollup::sql::{self, Build, Origin, Relations};
-use tally_core::rollup::state;
-use tally_core::rollup::validate::validate;
-use tally_core::snapshot;
+use tally_core::rollup::definition::{Column, OwnAggregate};
+use tally_core::rollup::sql::{self, Build, Relations};
+use tally_core::snapshot::{self, Counted};
 
 /// The longest pause between two refreshes that makes sense for a worker.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -40,193 +38,201 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
         return Err(snapshot::Error::NotReadCommitted.into());
     }
     let public = qualify(name)?;
-    let text = CString::new(definition).map_err(|_| Error::new("22021", "the definition contains a zero byte"))?;
-    let mut base = None;
-    let mut analysed = pg::analyze(&text, |relation| {
-        base = find_base(relation).transpose();
-        match &base {
-            Some(Ok(base)) => base.never_null_columns(),
-            _ => vec![],
-        }
-    });
-    let base = base.transpose()?;
-    let source = base.as_ref().map_or(analysed.source, |base| base.rollup.source);
-    if let Some(found) = &mut analysed.analysis.source {
-        if base.is_some() {
-            found.kind = SourceKind::Rollup;
-        } else if found.kind == SourceKind::Table && tags::has_inheritance_children(source)? {
-            found.kind = SourceKind::Inherited;
-        }
-    }
-    let below = match (&base, &analysed.analysis.source) {
-        (Some(base), Some(found)) => Some(Below::new(&base.rollup.definition, &found.alias, base.columns.clone())),
-        _ => None,
-    };
-    for (position, function) in analysed.aggregate_functions().into_iter().enumerate() {
-        analysed.analysis.aggregates[position].support = Some(aggregates::support(function)?);
-    }
-    let mut columns = validate(&analysed.analysis, below.as_ref(), &public)?;
-    let Some(found) = analysed.analysis.source.clone() else {
-        return Err(Error::new("XX000", "the definition was accepted without a table"));
-    };
+    let mut plan = Plan::of(definition, &public)?;
+    let source = plan.source;
     catalog::require_owner(source)?;
     let _settings = pg::pin_settings();
     let started = Instant::now();
     // The lock comes before the snapshot, as in a tick; for a new source there is nobody to meet.
     pg::lock_refresh(sources::table()?, source, true);
     let is_tracked = sources::is_source_now(source)?;
-    let log = if is_tracked { sources::log_now(source)? } else { tags::track(source, &found.name)? };
+    let log = if is_tracked { sources::log_now(source)? } else { tags::track(source, &plan.table()?)? };
+    let name = |suffix: &str| QualifiedName::new(public.schema.clone(), ident::fit(&public.name, suffix));
     let relations = Relations {
         source: catalog::name_of(source)?,
-        rows: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_rows")),
-        changes: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_changes")),
+        rows: name("_rows"),
+        changes: name("_changes"),
         log: catalog::name_of(log)?,
-        stored: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_stored")),
-        retained: QualifiedName::new(public.schema.clone(), ident::fit(&public.name, "_retained")),
-        public,
+        stored: name("_stored"),
+        retained: name("_retained"),
+        public: public.clone(),
     };
-    let bucket = if base.is_none() { bucket_column(&analysed.analysis) } else { None };
-    let time = tags::time_column(source, bucket.as_deref())?;
-    let below_relations = base.as_ref().map(|base| base.rollup.relations()).transpose()?;
-    let origin = match (&below, &below_relations) {
-        (Some(below), Some(relations)) => {
-            columns.time_type = below.time_type().map(String::from);
-            Origin::below(below, relations)
-        }
-        _ => {
-            columns.time_type = time.as_ref().map(|time| time.type_name.clone());
-            Origin::source(&relations, &found.alias, time.as_ref().map(|time| time.name.as_str()))
-        }
-    };
-    let run = |statement: &str| Spi::run(statement).map_err(spi);
-    let condition = analysed.analysis.condition.as_ref().map(|condition| condition.sql.as_str());
-    run(&sql::create_rows_view(&columns, &relations, &origin, condition))?;
-    let rows = catalog::oid_of(&relations.rows)?;
-    if base.is_none() {
-        let read = rollups::column_declarations(source, &analysed.analysis.columns())?;
-        tags::widen_log(log, &relations.source, &read)?;
-    }
-    for aggregate in &columns.aggregates {
-        run(&state::create(aggregate))?;
-        run(&format!("COMMENT ON AGGREGATE {aggregate} IS {}", literal(&aggregate.comment)))?;
-    }
-    run(&sql::create_stored_table(&columns, &relations))?;
-    run(&sql::constrain_stored_table(&columns, &relations))?;
-    for statement in sql::create_retained_table(&columns, &relations) {
-        run(&statement)?;
-    }
-    run(&sql::create_changes_view(&columns, &relations, &origin, condition))?;
-    let stored = catalog::oid_of(&relations.stored)?;
-    let key_columns: Vec<i16> = (1..).take(columns.keys.len()).collect();
-    let targets = analysed.finished_targets(stored, &relations.stored, &key_columns, &columns.finishes);
-    for (target, (_, sql)) in columns.targets.iter_mut().zip(targets) {
-        target.sql = sql;
-    }
-    let slices = plan_slices(source, base.as_ref(), time.as_ref())?;
+    plan.lay_out(&relations)?;
+    plan.create_inputs(&relations, log)?;
+    plan.create_retained(&relations)?;
+    plan.create_changes(&relations)?;
+    let slices = plan.slices()?;
     let build = if slices.is_some() { Build::Running } else { Build::AtOnce };
-    run(&sql::create_public_view(&columns, &relations, build))?;
-    let rollup = Rollup {
-        rollup: catalog::oid_of(&relations.public)?,
-        source,
-        rows,
-        changes: catalog::oid_of(&relations.changes)?,
-        stored,
-        retained: catalog::oid_of(&relations.retained)?,
-        log,
-        below: base.as_ref().map(|base| base.rollup.rollup),
-        level: base.as_ref().map_or(0, |base| base.rollup.level + 1),
-        unbuilt_before: None,
-        definition: columns,
-    };
-    describe(&relations)?;
-    give_to_owner(source, &relations, &rollup.definition.aggregates)?;
+    run(&sql::create_public_view(&plan.columns, &relations, build))?;
+    parts::describe(&relations)?;
+    parts::give_to_owner(source, &relations, &plan.columns.aggregates)?;
 
     let now = Snapshot::take();
     let counted = if is_tracked {
-        // The other rollups of the source come along, since its state is one.
-        let state =
-            now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
-        match refresh::advance(source, &state, &now)? {
-            None => state,
-            Some((counted, report)) => {
-                sources::advance(source, &counted, &report, started.elapsed())?;
-                counted
-            }
-        }
+        catch_up(source, &now, started)?
     } else {
         let counted = refresh::counted_by(&now)?;
         sources::insert(source, log, &counted)?;
         counted
     };
-    let owner =
-        pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{} does not exist", relations.source)))?;
-    let below = match (&base, &below_relations) {
-        (Some(base), Some(relations)) => Some((&base.rollup.definition, relations)),
-        _ => None,
-    };
-    if let Some(retained) = below.and_then(|below| sql::build_retained(&rollup.definition, &relations, below)) {
+    let owner = owner_of(source)?;
+    let below = plan.below_relations.as_ref().zip(plan.base.as_ref());
+    let below = below.map(|(relations, base)| (&base.rollup.definition, relations));
+    if let Some(retained) = below.and_then(|below| sql::build_retained(&plan.columns, &relations, below)) {
         pg::as_user(owner, || now.execute::<0>(&retained))?;
     }
     if slices.is_none() {
         // The groups below may have got theirs from this transaction, which sees that.
-        pg::as_user(owner, || now.execute::<0>(&sql::build(&rollup.definition, &relations, &counted, below)))?;
+        pg::as_user(owner, || now.execute::<0>(&sql::build(&plan.columns, &relations, &counted, below)))?;
     }
-    for index in sql::create_stored_indexes(&rollup.definition, &relations) {
-        run(&index)?;
-    }
-    let query_targets: Vec<(String, String)> =
-        analysed.analysis.targets.iter().map(|target| (target.name.clone(), target.sql.clone())).collect();
-    let keys: Vec<String> = rollup.definition.keys.iter().map(|key| key.sql.clone()).collect();
-    let query = sql::definition_query(&found.name, &found.alias, &query_targets, condition, &keys);
+    plan.create_indexes(&relations)?;
+    let query = plan.query(&relations);
+    let rollup = plan.into_rollup(&relations, log)?;
     rollups::insert(&rollup, &query, refresh_interval)?;
-    if let Some(slices) = slices {
-        builds::insert(rollup.stored, slices.first_times, slices.rows)?;
-        notice!(
-            "{} is being built in slices, newest rows first; it is exact meanwhile (tally.rollup_status)",
-            relations.public
-        );
-    }
+    begin_build(&rollup, &relations, slices)?;
     schedule(source)?;
     Ok(rollup.rollup)
 }
 
-/// The slices in which a rollup is to be built, if it is.
-fn plan_slices(source: Oid, base: Option<&Base>, time: Option<&TimeColumn>) -> Result<Option<build::Slices>> {
-    match (base, time) {
-        // The stored groups below are few, unless they are not all there.
-        (Some(base), _) => build::slices_of(&base.rollup),
-        (None, Some(time)) if time.is_never_null => build::slices_of_table(source, &time.name),
-        _ => Ok(None),
+/// Brings the other rollups of the source along, since its state is one, and answers the state.
+fn catch_up(source: Oid, now: &Snapshot, started: Instant) -> Result<Counted> {
+    let state = now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
+    match refresh::advance(source, &state, now)? {
+        None => Ok(state),
+        Some((counted, report)) => {
+            sources::advance(source, &counted, &report, started.elapsed())?;
+            Ok(counted)
+        }
     }
 }
 
-/// The column that the first bucket of time is over.
-fn bucket_column(analysis: &Analysis) -> Option<String> {
-    let times = analysis.keys.iter().filter(|key| key.never_null).filter_map(|key| key.bucket.as_ref());
-    times.filter_map(|bucket| bucket.time.column()).next().map(String::from)
+fn begin_build(rollup: &Rollup, relations: &Relations, slices: Option<build::Slices>) -> Result<()> {
+    let Some(slices) = slices else { return Ok(()) };
+    builds::insert(rollup.stored, slices.first_times, slices.rows)?;
+    notice!(
+        "{} is being built in slices, newest rows first; it is exact meanwhile (tally.rollup_status)",
+        relations.public
+    );
+    Ok(())
 }
 
-/// The rollup that a new one is defined on.
-struct Base {
-    rollup: Rollup,
-    /// The present names of its visible columns.
-    columns: Vec<String>,
+fn owner_of(source: Oid) -> Result<Oid> {
+    pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))
 }
 
-impl Base {
-    fn never_null_columns(&self) -> Vec<i16> {
-        let is_never_null = |target: &Target| matches!(target.value, Value::Keys { never_null: true, .. });
-        let numbered = (1..).zip(&self.rollup.definition.targets);
-        numbered.filter(|(_, target)| is_never_null(target)).map(|(number, _)| number).collect()
+fn run(statement: &str) -> Result<()> {
+    Spi::run(statement).map_err(spi)
+}
+
+#[pg_extern(sql = false)]
+fn tally_alter_rollup(
+    rollup: Option<Oid>,
+    definition: Option<&str>,
+    refresh_interval: Option<Interval>,
+) -> std::result::Result<(), ErrorReport> {
+    let rollup = rollup.ok_or_else(|| Error::new("22004", "the rollup must not be NULL"))?;
+    if let Some(definition) = definition {
+        redefine(rollup, definition)?;
     }
+    if let Some(interval) = refresh_interval {
+        set_interval(rollup, interval)?;
+    }
+    Ok(())
 }
 
-fn find_base(relation: Oid) -> Result<Option<Base>> {
-    if !rollups::is_rollup(relation) {
-        return Ok(None);
+fn set_interval(rollup: Oid, interval: Interval) -> Result<()> {
+    check_interval(&interval)?;
+    let source = rollups::source_of(rollup)?;
+    catalog::require_owner(source)?;
+    let _settings = pg::pin_settings();
+    rollups::set_interval(rollup, interval)?;
+    schedule(source)
+}
+
+/// Gives a rollup another definition: new columns behind the old ones, or other expressions. Its groups are counted anew, in slices
+/// if they are many; the view reads the rows meanwhile.
+fn redefine(rollup: Oid, definition: &str) -> Result<()> {
+    if !pg::is_read_committed() {
+        return Err(snapshot::Error::NotReadCommitted.into());
     }
-    let rollup = rollups::of_source(rollups::source_of(relation)?)?.into_iter().find(|known| known.rollup == relation);
-    rollup.map(|rollup| Ok(Base { columns: rollups::visible_columns(relation)?, rollup })).transpose()
+    let source = rollups::source_of(rollup)?;
+    catalog::require_owner(source)?;
+    let public = catalog::name_of(rollup)?;
+    let mut plan = Plan::of(definition, &public)?;
+    let _settings = pg::pin_settings();
+    let started = Instant::now();
+    pg::lock_refresh(sources::table()?, source, true);
+    let now = Snapshot::take();
+    let Some(old) = now.read(|| rollups::of_source(source))?.into_iter().find(|entry| entry.rollup == rollup) else {
+        return Err(Error::new("42704", "the rollup has just been dropped by another session"));
+    };
+    if plan.source != source || plan.base.as_ref().map(|base| base.rollup.rollup) != old.below {
+        return Err(Error::new("0A000", format!("rollup {public} cannot be changed to read something else"))
+            .hint("Create another rollup, and drop this one when nobody reads it any more."));
+    }
+    if let Some(above) = rollups::above(rollup)? {
+        return Err(feeds(&public.to_string(), above)?);
+    }
+    let relations = old.relations()?;
+    plan.lay_out(&relations)?;
+    let has_retained = now.is_there(&format!("SELECT EXISTS (SELECT FROM {})", relations.retained))?;
+    plan.columns.is_altered = has_retained;
+    if has_retained && let Some(what) = plan.columns.retained_differently(&old.definition) {
+        return Err(Error::new("55000", format!("rollup {public} counts rows that have left its table, and {what} would miss them"))
+            .hint("Leave keys, condition and present columns as they are, or create another rollup for the rows that are there."));
+    }
+    let counted = catch_up(source, &now, started)?;
+
+    // The view stays, with its rights and whatever is defined on it; everything below it is made anew.
+    let aside = parts::move_aside(&old, has_retained)?;
+    plan.create_inputs(&relations, old.log)?;
+    if has_retained {
+        plan.widen_retained(&old.definition, &relations)?;
+    } else {
+        plan.create_retained(&relations)?;
+    }
+    plan.create_changes(&relations)?;
+    let slices = plan.slices()?;
+    let build = if slices.is_some() { Build::Running } else { Build::AtOnce };
+    run(&sql::replace_public_view(&plan.columns, &relations, build))?;
+    parts::describe(&relations)?;
+    parts::give_to_owner(source, &relations, &plan.columns.aggregates)?;
+    let first = match slices {
+        Some(_) => sql::restore_retained(&plan.columns, &relations),
+        None => sql::rebuild(&plan.columns, &relations, &counted, None)[1].clone(),
+    };
+    pg::as_user(owner_of(source)?, || now.execute::<0>(&first))?;
+    plan.create_indexes(&relations)?;
+    let query = plan.query(&relations);
+    let altered = plan.into_rollup(&relations, old.log)?;
+    builds::delete(old.stored)?;
+    rollups::update(&altered, &query)?;
+    begin_build(&altered, &relations, slices)?;
+    // The event trigger on drops finds nothing to look after.
+    for statement in aside {
+        run(&statement)?;
+    }
+    if has_retained { plan::narrow_retained(&old.definition, &altered, &relations) } else { Ok(()) }
+}
+
+#[pg_extern(sql = false)]
+fn tally_add_aggregate(rollup: Oid, column_name: &str, expression: &str) -> std::result::Result<(), ErrorReport> {
+    Ok(add_aggregate(rollup, column_name, expression)?)
+}
+
+fn add_aggregate(rollup: Oid, column_name: &str, expression: &str) -> Result<()> {
+    let source = rollups::source_of(rollup)?;
+    catalog::require_owner(source)?;
+    let entry = rollups::of_source(source)?.into_iter().find(|entry| entry.rollup == rollup);
+    let Some(entry) = entry else { return Err(Error::new("42704", "the rollup does not exist")) };
+    let from = catalog::name_of(entry.below.unwrap_or(source))?;
+    let mut text = entry.definition.text.clone();
+    // The view keeps the names that its columns have now.
+    for (target, name) in text.targets.iter_mut().zip(rollups::visible_columns(rollup)?) {
+        target.name = name;
+    }
+    text.targets.push(Column { name: column_name.into(), sql: expression.into() });
+    redefine(rollup, &sql::definition_query(&from, &text))
 }
 
 fn check_interval(interval: &Interval) -> Result<()> {
@@ -258,77 +264,6 @@ fn qualify(name: &str) -> Result<QualifiedName> {
         _ => Err(Error::new("42602", format!("{name} is not a name of the form schema.name"))
             .hint("A rollup lives in this database; name its schema at most.")),
     }
-}
-
-/// Comments for whoever meets the relations in psql or pgAdmin.
-fn describe(relations: &Relations) -> Result<()> {
-    let comments = [
-        (
-            "VIEW",
-            &relations.public,
-            format!("rollup of {}, always exact; kept by the extension tally", relations.source),
-        ),
-        (
-            "VIEW",
-            &relations.rows,
-            format!("rows of {} as the rollup {} counts them; part of it", relations.source, relations.public),
-        ),
-        (
-            "VIEW",
-            &relations.changes,
-            format!(
-                "which groups of the rollup {} the changes in {} concern; part of it",
-                relations.public, relations.log
-            ),
-        ),
-        (
-            "TABLE",
-            &relations.stored,
-            format!(
-                "groups of the rollup {} as of the last refresh; read it, but write to {} only",
-                relations.public, relations.source
-            ),
-        ),
-        (
-            "TABLE",
-            &relations.retained,
-            format!(
-                "what the rollup {} goes on counting of rows that have left {}",
-                relations.public, relations.source
-            ),
-        ),
-    ];
-    for (kind, relation, comment) in comments {
-        Spi::run(&format!("COMMENT ON {kind} {relation} IS {}", literal(&comment))).map_err(spi)?;
-    }
-    Ok(())
-}
-
-/// A tick runs as the owner of the source, so that role owns the rollup too.
-fn give_to_owner(source: Oid, relations: &Relations, aggregates: &[OwnAggregate]) -> Result<()> {
-    let owner = no_row_is_none(Spi::get_one_with_args::<String>(
-        "SELECT pg_catalog.quote_ident(a.rolname) FROM pg_catalog.pg_class AS c \
-         JOIN pg_catalog.pg_roles AS a ON a.oid OPERATOR(pg_catalog.=) c.relowner \
-         WHERE c.oid OPERATOR(pg_catalog.=) $1 AND a.rolname OPERATOR(pg_catalog.<>) CURRENT_USER",
-        &[source.into()],
-    ))?;
-    let Some(owner) = owner else {
-        return Ok(());
-    };
-    for (kind, relation) in [
-        ("VIEW", &relations.rows),
-        ("VIEW", &relations.changes),
-        ("VIEW", &relations.public),
-        ("TABLE", &relations.stored),
-        ("TABLE", &relations.retained),
-        ("TABLE", &relations.log),
-    ] {
-        Spi::run(&format!("ALTER {kind} {relation} OWNER TO {owner}")).map_err(spi)?;
-    }
-    for aggregate in aggregates {
-        Spi::run(&format!("ALTER AGGREGATE {aggregate} OWNER TO {owner}")).map_err(spi)?;
-    }
-    Ok(())
 }
 
 /// One job refreshes all rollups of a source, as often as the most impatient of them asks.
@@ -365,7 +300,6 @@ fn drop_rollup(rollup: Oid) -> Result<()> {
     if is_last {
         sources::delete(source)?;
     }
-    let run = |statement: &str| Spi::run(statement).map_err(spi);
     run(&format!("DROP VIEW {}", relations.public))?;
     run(&format!("DROP VIEW {}", relations.changes))?;
     run(&format!("DROP VIEW {}", relations.rows))?;

@@ -166,7 +166,7 @@ fn a_snapshot_from_the_time_of_the_build_is_told_so() {
         build_slice(&mut session);
     }
     assert_equal(&mut reader, "hourly", HOURLY);
-    assert_refused(&mut reader, "SELECT * FROM tenants", "40001", "has been built since", "new transaction");
+    assert_refused(&mut reader, "SELECT * FROM tenants", "40001", "has been built or altered since", "new transaction");
     reader.batch_execute("ROLLBACK").unwrap();
     assert_all_equal(&mut reader);
 }

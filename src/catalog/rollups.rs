@@ -141,6 +141,38 @@ pub(crate) fn insert(rollup: &Rollup, query: &str, refresh_interval: pgrx::datum
     .map_err(spi)
 }
 
+/// Notes another definition, with the relations that were made for it.
+pub(crate) fn update(rollup: &Rollup, query: &str) -> Result<()> {
+    let columns = serde_json::to_value(&rollup.definition)
+        .map_err(|error| Error::new("XX000", format!("a definition could not be stored: {error}")))?;
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "UPDATE tally.rollups SET rows_view = $2, changes_view = $3, stored = $4, retained = $5, definition = $6, columns = $7 \
+             WHERE rollup OPERATOR(pg_catalog.=) $1",
+            &[
+                rollup.rollup.into(),
+                rollup.rows.into(),
+                rollup.changes.into(),
+                rollup.stored.into(),
+                rollup.retained.into(),
+                query.into(),
+                JsonB(columns).into(),
+            ],
+        )
+    })
+    .map_err(spi)
+}
+
+pub(crate) fn set_interval(rollup: Oid, refresh_interval: pgrx::datum::Interval) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "UPDATE tally.rollups SET refresh_interval = $2 WHERE rollup OPERATOR(pg_catalog.=) $1",
+            &[rollup.into(), refresh_interval.into()],
+        )
+    })
+    .map_err(spi)
+}
+
 pub(crate) fn delete(rollup: Oid) -> Result<()> {
     pg::as_extension_owner(|| {
         Spi::run_with_args("DELETE FROM tally.rollups WHERE rollup OPERATOR(pg_catalog.=) $1", &[rollup.into()])

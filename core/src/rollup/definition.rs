@@ -22,6 +22,20 @@ pub struct Definition {
     pub time_type: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aggregates: Vec<OwnAggregate>,
+    /// The query as it was written, with all names qualified.
+    pub text: Text,
+    /// Has it had another definition before, and retained groups from then?
+    pub is_altered: bool,
+}
+
+/// The parts of a defining query.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// What it calls the table.
+    pub alias: String,
+    pub targets: Vec<Column>,
+    pub condition: Option<String>,
+    pub keys: Vec<String>,
 }
 
 /// An aggregate that was made for a rollup and lies beside it.
@@ -69,6 +83,35 @@ impl Definition {
     /// The first key that is a time.
     pub fn time_key(&self) -> Option<&Key> {
         self.keys.iter().find(|key| key.is_time)
+    }
+
+    /// What about this definition does not fit groups that an older one has retained. New partial columns do: nothing is known of
+    /// them for rows that have left.
+    pub fn retained_differently(&self, older: &Self) -> Option<String> {
+        let keys = |definition: &Self| -> Vec<(String, String)> {
+            definition.keys.iter().map(|key| (key.name.clone(), key.sql.clone())).collect()
+        };
+        if keys(self) != keys(older) {
+            return Some("another key".into());
+        }
+        if self.text.condition != older.text.condition {
+            return Some("another condition".into());
+        }
+        let inputs = |definition: &Self, call: &Call| -> Vec<Option<String>> {
+            let find = |list: &[Column], name: &String| {
+                list.iter().find(|column| column.name == *name).map(|column| column.sql.clone())
+            };
+            let arguments = call.arguments.iter().map(|name| find(&definition.arguments, name));
+            arguments.chain(call.filter.iter().map(|name| find(&definition.filters, name))).collect()
+        };
+        let changed = self.partials.iter().find(|partial| {
+            let known = older.partials.iter().find(|known| known.name == partial.name);
+            known.is_some_and(|known| {
+                (&known.call.function, &known.call.form, inputs(older, &known.call))
+                    != (&partial.call.function, &partial.call.form, inputs(self, &partial.call))
+            })
+        });
+        changed.map(|partial| format!("another column {}", quote(&partial.name)))
     }
 
     /// Takes the present schemas of its own aggregates, among those that its view uses.

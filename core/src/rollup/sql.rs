@@ -15,7 +15,7 @@ use same::*;
 pub use tick::*;
 pub use views::*;
 
-use super::definition::{DEPARTURE, Definition, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME, WRITER};
+use super::definition::{DEPARTURE, Definition, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME, Text, WRITER};
 use super::level::Below;
 use super::template::fill;
 use crate::ident::{QualifiedName, literal, quote};

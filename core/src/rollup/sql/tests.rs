@@ -40,6 +40,8 @@ fn definition() -> Definition {
         level: None,
         time_type: Some("timestamp with time zone".into()),
         aggregates: vec![],
+        text: Text::default(),
+        is_altered: false,
     }
 }
 
@@ -160,7 +162,13 @@ fn groups_with_a_null_key_have_an_arm_of_their_own() {
 
 #[test]
 fn a_constant_key_is_not_taken_for_a_position() {
-    let query = definition_query(&relations().source, "e", &[("n".into(), "count(*)".into())], None, &["1".into()]);
+    let text = Text {
+        alias: "e".into(),
+        targets: vec![Column { name: "n".into(), sql: "count(*)".into() }],
+        condition: None,
+        keys: vec!["1".into()],
+    };
+    let query = definition_query(&relations().source, &text);
     assert!(query.ends_with("GROUP BY (1)"), "{query}");
 }
 

@@ -262,10 +262,20 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     let rows = groups(definition, relations, &changed);
     let again = regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat());
     arms.push(format!("SELECT {} FROM (\n{again}\n) AS a", columns_of("a").join(", ")));
+    // A snapshot of the time before the rollup got this definition knows no stored groups for it, nor what is retained.
+    let is_known_as_it_is = if definition.is_altered {
+        format!(
+            "\n WHERE NOT EXISTS (SELECT FROM tally.rollups AS o WHERE o.retained OPERATOR(pg_catalog.=) {}::pg_catalog.regclass \
+             AND o.stored OPERATOR(pg_catalog.<>) {stored}::pg_catalog.regclass AND tally.refuse_old_snapshot(o.stored::text))",
+            literal(&relations.retained.to_string())
+        )
+    } else {
+        String::new()
+    };
     format!(
         "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n), {dirty}, \
          touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty\n)\n\
-         SELECT {}\n FROM (\n{}\n) AS merged",
+         SELECT {}\n FROM (\n{}\n) AS merged{is_known_as_it_is}",
         relations.public,
         targets(definition),
         arms.join("\nUNION ALL\n")
@@ -273,22 +283,16 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
 }
 
 /// The defining query as it is kept: names qualified, aggregates as written. `from` is the table or rollup that it reads.
-pub fn definition_query(
-    from: &QualifiedName,
-    alias: &str,
-    targets: &[(String, String)],
-    condition: Option<&str>,
-    keys: &[String],
-) -> String {
-    let columns: Vec<String> = targets.iter().map(|(name, sql)| format!("{sql} AS {}", quote(name))).collect();
-    let condition = condition.map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
+pub fn definition_query(from: &QualifiedName, text: &Text) -> String {
+    let columns: Vec<String> =
+        text.targets.iter().map(|target| format!("{} AS {}", target.sql, quote(&target.name))).collect();
+    let condition = text.condition.as_ref().map_or_else(String::new, |condition| format!("\n WHERE {condition}"));
     // A bare integer in GROUP BY would be a position of the select list.
-    let keys: Vec<String> = keys.iter().map(|key| format!("({key})")).collect();
+    let keys: Vec<String> = text.keys.iter().map(|key| format!("({key})")).collect();
     format!(
-        "SELECT {}\n FROM {} AS {}{condition}\n GROUP BY {}",
+        "SELECT {}\n FROM {from} AS {}{condition}\n GROUP BY {}",
         columns.join(",\n    "),
-        from,
-        quote(alias),
+        quote(&text.alias),
         keys.join(", ")
     )
 }
