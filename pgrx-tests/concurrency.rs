@@ -74,7 +74,8 @@ fn patience(parallel: bool) -> &'static str {
 
 /// The sources with rows, and one rollup for every other query; sessions create the others in passing.
 fn world(database: &Database, parallel: bool) -> (Arc<World>, Actor) {
-    let mut owner = Actor::new(database, if parallel { "60s" } else { patience(parallel) });
+    // A worker may be refreshing, where there are some.
+    let mut owner = Actor::new(database, "60s");
     owner.client.batch_execute(schema::SCHEMA).unwrap();
     let queries: HashMap<_, _> = SOURCES.map(|source| (source, schema::queries(source))).into();
     let world = World::new(queries.clone(), parallel);
@@ -84,6 +85,7 @@ fn world(database: &Database, parallel: bool) -> (Arc<World>, Actor) {
         world.rollups.lock().unwrap().push(rollup);
     };
     for (first, source) in SOURCES.into_iter().enumerate() {
+        create_permanent(format!("{source}_all"), source, schema::ALL_COLUMNS.replace("{source}", source));
         for (number, query) in queries[source].iter().enumerate().skip(first).step_by(2) {
             let name = format!("{source}_{number}");
             create_permanent(name.clone(), source, query.clone());

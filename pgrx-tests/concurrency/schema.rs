@@ -53,6 +53,11 @@ const QUERIES: [&str; 8] = [
        FROM {source} GROUP BY 1",
 ];
 
+/// Reads every column, so that the change log has them all from the start: whoever creates a rollup later locks nobody out.
+pub const ALL_COLUMNS: &str = "SELECT count(event_time) AS times, count(country) AS countries, count(kind) AS kinds, count(amount) AS amounts, \
+    count(quantity) AS quantities, count(weight) AS weights, count(labels) AS labels, count(place) AS places, count(device) AS devices, tenant \
+    FROM {source} GROUP BY tenant";
+
 /// Queries over a rollup, by the number of the query that it is defined by.
 const LEVELS: [(usize, &str); 4] = [
     (
