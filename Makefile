@@ -6,7 +6,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle kafka bench lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash kafka bench lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -30,6 +30,10 @@ server: install-debug ## the tests over a connection to a throw-away server
 oracle: install-debug ## random histories against the defining queries (SECONDS=180, SEED=a random one)
 	TALLY_ORACLE_SECONDS=$(SECONDS) TALLY_ORACLE_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture --test-threads=1 concurrency::random_history concurrency::random_sessions
+
+crash: install-debug ## kill sessions, workers and servers during load and refresh (KILLS=30, SEED=a random one)
+	TALLY_CRASH_KILLS=$(KILLS) TALLY_CRASH_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
+	    --nocapture crash::killed_again_and_again
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

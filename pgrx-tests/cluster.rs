@@ -254,7 +254,11 @@ impl Cluster {
     /// kill -9 of one process of the server: PostgreSQL then throws out all sessions and recovers by itself.
     /// Returns true when it accepts connections again, and false at once if the process had ended by itself.
     pub fn kill_backend(&self, pid: i32) -> bool {
-        let mut witness = self.connect("postgres");
+        self.kill_before(&mut self.connect("postgres"), pid)
+    }
+
+    /// The same at once, with a session of yours that will end by it: to connect takes longer than some processes live.
+    pub fn kill_before(&self, witness: &mut Client, pid: i32) -> bool {
         // Stopped first: a process that ends by itself in this moment would crash nothing, and we would wait for ever.
         signal(pid, Signal::STOP);
         wait_until("the process has stopped", || state_of(pid).is_none_or(|state| matches!(&*state, "T" | "Z")));
@@ -280,13 +284,18 @@ impl Cluster {
         wait_until("every process of the server is gone", || children.iter().all(|child| !is_running(*child)));
     }
 
+    /// An immediate stop, as by `pg_ctl stop --mode immediate`: all processes end at once and nothing is put in order. It stays down.
+    pub fn abort(&self) {
+        self.end(Signal::QUIT);
+    }
+
     /// [`Cluster::kill_server`], then a start with crash recovery.
     pub fn crash(&self) {
         self.kill_server();
         self.launch();
     }
 
-    /// A clean stop (if it runs) and a start.
+    /// A clean stop, if it runs, and a start.
     pub fn restart(&self) {
         self.stop();
         self.launch();
@@ -294,9 +303,13 @@ impl Cluster {
 
     /// A clean stop: open transactions are rolled back, sessions are ended.
     pub fn stop(&self) {
+        self.end(Signal::INT);
+    }
+
+    fn end(&self, how: Signal) {
         let mut server = self.lock();
         let Some(mut postmaster) = server.take() else { return };
-        signal(postmaster.id().cast_signed(), Signal::INT);
+        signal(postmaster.id().cast_signed(), how);
         wait_until("the server has stopped", || postmaster.try_wait().expect("a child can be waited for").is_some());
     }
 

@@ -1,13 +1,14 @@
-//! Sessions, workers and whole servers are killed with signal 9 while rows are loaded and rollups refreshed. After each crash the
-//! rollups equal their queries, and every transaction is there whole or not at all, the acknowledged ones whole.
+//! Sessions, workers and whole servers are killed while rows are loaded, changed and counted. After each kill the rollups equal
+//! their queries, and every transaction is there whole or not at all, the acknowledged ones whole.
 //!
 //! ```sh
-//! TALLY_CRASH_SEED=17 cargo server crash -- --nocapture    # the same batches and victims; timing is never the same
+//! make crash KILLS=200
+//! make crash SEED=17        # the same batches and victims; timing is never the same
 //! ```
 
 mod loader;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
@@ -22,7 +23,7 @@ use tally_server_tests::cluster::{Cluster, Database};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed};
 use loader::{Batch, Fate, Loader};
 
-const ROUNDS: usize = 20;
+const KILLS: u64 = 30;
 const LOADERS: u64 = 2;
 /// Longer than a recovery takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -118,30 +119,98 @@ fn wait_for_batches<T>(world: &World, number: u64, threads: &[ScopedJoinHandle<'
     }
 }
 
-/// Kills the whole server, a session, or a worker that refreshes; says what it was.
-fn crash(cluster: &Cluster, database: &Database, rng: &mut StdRng) -> String {
-    let workers_first = match rng.random_range(0..3) {
-        0 => {
-            cluster.crash();
-            return "server".into();
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kill {
+    /// Signal 9 for a process, whereupon the server throws out all others.
+    Session,
+    Worker,
+    Launcher,
+    /// pg_terminate_backend of a process; the others go on.
+    EndOfSession,
+    EndOfWorker,
+    /// Signal 9 for all processes.
+    Server,
+    /// An immediate stop, with prepared transactions open.
+    ImmediateStop,
+}
+
+/// How often in relation to each other.
+const KINDS: [(u32, Kill); 7] = [
+    (4, Kill::Session),
+    (4, Kill::Worker),
+    (1, Kill::Launcher),
+    (2, Kill::EndOfSession),
+    (2, Kill::EndOfWorker),
+    (4, Kill::Server),
+    (4, Kill::ImmediateStop),
+];
+
+impl Kill {
+    fn carry_out(self, cluster: &Cluster, database: &Database, rng: &mut StdRng) {
+        let (kind, by_signal) = match self {
+            Kill::Server => return cluster.crash(),
+            Kill::ImmediateStop => {
+                cluster.abort();
+                return cluster.restart();
+            }
+            Kill::Session => ("client backend", true),
+            Kill::Worker => ("tally job worker", true),
+            Kill::Launcher => ("tally launcher", true),
+            Kill::EndOfSession => ("client backend", false),
+            Kill::EndOfWorker => ("tally job worker", false),
+        };
+        let mut watcher = cluster.connect("postgres");
+        let victims = "SELECT pid FROM pg_stat_activity \
+                       WHERE backend_type = $1 AND (datname = $2 OR datname IS NULL) ORDER BY backend_start";
+        let begin = Instant::now();
+        loop {
+            // Clients are always there. A worker starts every second, for some milliseconds.
+            let found = watcher.query(victims, &[&kind, &database.name()]).unwrap();
+            let victim = found.choose(rng).map(|row| row.get::<_, i32>(0));
+            let is_done = victim.is_some_and(|pid| match by_signal {
+                true => cluster.kill_before(&mut watcher, pid),
+                false => watcher.query_one("SELECT pg_terminate_backend($1, 60000)", &[&pid]).unwrap().get(0),
+            });
+            if is_done {
+                return;
+            }
+            assert!(begin.elapsed() < DEADLINE, "there is never a {kind}");
         }
-        kind => kind == 1,
-    };
-    let mut watcher = cluster.connect("postgres");
-    let begin = Instant::now();
-    loop {
-        let query = "SELECT pid, backend_type FROM pg_stat_activity WHERE datname = $1 \
-                     AND backend_type IN ('client backend', 'tally job worker') ORDER BY backend_start";
-        let mut found: Vec<(i32, String)> =
-            watcher.query(query, &[&database.name()]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
-        // A worker starts every second. Clients are always there.
-        if workers_first && begin.elapsed() < Duration::from_secs(1) {
-            found.retain(|(_, kind)| kind == "tally job worker");
+    }
+}
+
+/// Transactions that stay prepared from before an immediate stop until after it.
+struct Keeper {
+    prepared: Vec<i64>,
+    batches: HashMap<i64, Batch>,
+}
+
+impl Keeper {
+    const ROWS: i64 = 3;
+
+    fn prepare(&mut self, session: &mut Client) {
+        for _ in 0..2 {
+            let batch = -1 - i64::try_from(self.batches.len()).expect("few batches");
+            let rows = format!(
+                "SELECT {batch}, '2024-03-31 02:30Z', 1, 'de', 7, i FROM generate_series(1, {}) AS i",
+                Self::ROWS
+            );
+            session
+                .batch_execute(&format!("BEGIN; INSERT INTO events {rows}; PREPARE TRANSACTION 'keeper{batch}'"))
+                .unwrap();
+            self.batches.insert(batch, Batch { rows: Self::ROWS, fate: Fate::Absent });
+            self.prepared.push(batch);
         }
-        if let Some((pid, kind)) = found.choose(rng)
-            && cluster.kill_backend(*pid)
-        {
-            return kind.clone();
+    }
+
+    /// Each commits or rolls back.
+    fn end(&mut self, session: &mut Client, rng: &mut StdRng) {
+        for batch in self.prepared.drain(..) {
+            let commits = rng.random_bool(0.7);
+            let verb = if commits { "COMMIT" } else { "ROLLBACK" };
+            session.batch_execute(&format!("{verb} PREPARED 'keeper{batch}'")).unwrap();
+            self.batches.get_mut(&batch).expect("it was prepared").fate =
+                if commits { Fate::Committed } else { Fate::Absent };
         }
     }
 }
@@ -171,11 +240,16 @@ fn assert_nothing_is_lost(session: &mut Client, batches: &HashMap<i64, Batch>) {
     assert!(counts.is_empty(), "rows of no batch: {counts:?}");
 }
 
+fn number_from(variable: &str, otherwise: impl FnOnce() -> u64) -> u64 {
+    let given = std::env::var(variable).ok().filter(|given| !given.is_empty());
+    given.map_or_else(otherwise, |given| given.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
+}
+
 #[test]
-fn killed_20_times_during_load_and_refresh_equal_after_each() {
-    let seed: u64 = std::env::var("TALLY_CRASH_SEED")
-        .map_or_else(|_| rand::random(), |seed| seed.parse().expect("TALLY_CRASH_SEED is a number"));
-    println!("TALLY_CRASH_SEED={seed}");
+fn killed_again_and_again_during_load_and_refresh_equal_after_each() {
+    let seed = number_from("TALLY_CRASH_SEED", || rand::random_range(0..1 << 32));
+    let kills = number_from("TALLY_CRASH_KILLS", || KILLS);
+    println!("TALLY_CRASH_SEED={seed} TALLY_CRASH_KILLS={kills}");
     let mut rng = StdRng::seed_from_u64(seed);
     let cluster = Cluster::start(&[]);
     let database = cluster.database();
@@ -191,8 +265,10 @@ fn killed_20_times_during_load_and_refresh_equal_after_each() {
         stopped: AtomicBool::new(false),
         door: Mutex::new(()),
     };
+    let mut keeper = Keeper { prepared: vec![], batches: HashMap::new() };
+    let mut kinds: BTreeMap<Kill, u32> = BTreeMap::new();
     let mut left_prepared = 0;
-    let batches: HashMap<i64, Batch> = thread::scope(|scope| {
+    let mut batches: HashMap<i64, Batch> = thread::scope(|scope| {
         let stop = StopAtEnd(&world);
         let loaders: Vec<_> = (0..LOADERS)
             .map(|number| {
@@ -201,26 +277,39 @@ fn killed_20_times_during_load_and_refresh_equal_after_each() {
             })
             .collect();
         let refresher = scope.spawn(|| world.refresh_until_stopped());
-        for round in 1..=ROUNDS {
+        for round in 1..=kills {
+            let kill = KINDS.choose_weighted(&mut rng, |kind| kind.0).expect("there are kinds").1;
+            if kill == Kill::ImmediateStop {
+                keeper.prepare(&mut session);
+            }
             wait_for_batches(&world, rng.random_range(1..40), &loaders);
             assert!(!refresher.is_finished(), "the refresher has failed");
             let door = world.door.lock().unwrap();
             let begin = Instant::now();
-            let victim = crash(&cluster, &database, &mut rng);
+            kill.carry_out(&cluster, &database, &mut rng);
             let down = begin.elapsed();
+            *kinds.entry(kill).or_default() += 1;
             session = database.connect();
             check(&mut session);
             let prepared: i64 = session.query_one("SELECT count(*) FROM pg_prepared_xacts", &[]).unwrap().get(0);
             left_prepared += prepared;
-            println!("round {round}: killed a {victim}, up after {down:.1?}, {prepared} prepared transactions left");
+            println!("{round}: {kill:?}, up after {down:.1?}, {prepared} prepared transactions left");
+            // A job that was running in three crashes in a row is held.
+            session.batch_execute("SELECT tally.resume_job(job_id) FROM tally.jobs").unwrap();
             // The loaders end those first of all.
             drop(door);
             wait_for_batches(&world, 1, &loaders);
             check(&mut session);
+            if rng.random_bool(0.5) {
+                keeper.end(&mut session, &mut rng);
+                check(&mut session);
+            }
         }
         drop(stop);
         loaders.into_iter().flat_map(|loader| loader.join().expect("a loader")).collect()
     });
+    keeper.end(&mut session, &mut rng);
+    batches.extend(keeper.batches);
     for (rollup, query) in ROLLUPS {
         assert_equal_now_and_refreshed(&mut session, rollup, "events", query);
     }
@@ -229,9 +318,9 @@ fn killed_20_times_during_load_and_refresh_equal_after_each() {
     let (committed, refreshes) = (world.committed.into_inner(), world.refreshes.into_inner());
     let unknown = batches.values().filter(|batch| batch.fate == Fate::Unknown).count();
     println!(
-        "{committed} of {} batches acknowledged, {unknown} cut off in the commit, {left_prepared} prepared transactions \
-         survived a crash, {refreshes} refreshes by hand, {runs} by workers",
+        "TALLY_CRASH_SEED={seed}: {kinds:?}; {committed} of {} batches acknowledged, {unknown} cut off in the commit, \
+         {left_prepared} prepared transactions survived a kill, {refreshes} refreshes by hand, {runs} by workers",
         batches.len()
     );
-    assert!(refreshes > 0 && runs > 0, "nothing was refreshed between the crashes");
+    assert!(refreshes > 0 && runs > 0, "nothing was refreshed between the kills");
 }

@@ -1,4 +1,5 @@
-//! Writes batches of random rows in every way a transaction can end, and keeps account of what the server has acknowledged.
+//! Writes batches of random rows in every way a transaction can end, changes and deletes them again, and keeps account of what
+//! the server has acknowledged.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -23,7 +24,7 @@ pub struct Batch {
 pub enum Fate {
     /// The server has acknowledged the commit.
     Committed,
-    /// Rolled back, or never sent to commit.
+    /// Rolled back, deleted, or never sent to commit.
     Absent,
     /// The server crashed between our COMMIT and its answer.
     Unknown,
@@ -74,7 +75,7 @@ impl<'a> Loader<'a> {
     }
 
     fn write(&mut self, client: &mut Client) -> Result<(), Error> {
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..13) {
             0..3 => {
                 let rows = self.rows();
                 self.expect(&rows);
@@ -100,6 +101,7 @@ impl<'a> Loader<'a> {
                 self.batches.insert(self.next, Batch { rows: 0, fate: Fate::Absent });
                 Ok(())
             }
+            9..12 => self.change(client),
             _ if self.prepared.is_some() => self.end_prepared(client),
             _ => self.prepare(client),
         }
@@ -120,6 +122,28 @@ impl<'a> Loader<'a> {
         self.expect(&rows);
         client.batch_execute("COMMIT")?;
         self.acknowledge(self.next);
+        Ok(())
+    }
+
+    /// Rows that are there for sure, and counted by now or not.
+    fn change(&mut self, client: &mut Client) -> Result<(), Error> {
+        let back = self.rng.random_range(1..200);
+        let batch = self.next - back;
+        if self.batches.get(&batch).is_none_or(|batch| batch.fate != Fate::Committed) {
+            return Ok(());
+        }
+        if self.rng.random_bool(0.3) {
+            // Most of them to another partition.
+            let update = format!(
+                "UPDATE events SET amount = coalesce(amount, 0) + 1, event_time = '2024-03-31 {:02}:59Z' WHERE batch = {batch}",
+                self.rng.random_range(0..24)
+            );
+            return client.batch_execute(&update);
+        }
+        let fate = |loader: &mut Self, fate| loader.batches.get_mut(&batch).expect("one of those").fate = fate;
+        fate(self, Fate::Unknown);
+        client.batch_execute(&format!("DELETE FROM events WHERE batch = {batch}"))?;
+        fate(self, Fate::Absent);
         Ok(())
     }
 
@@ -200,7 +224,7 @@ impl<'a> Loader<'a> {
     }
 
     fn rows(&mut self) -> Vec<Row> {
-        let number = self.rng.random_range(1..=60);
+        let number = self.rng.random_range(1..=20);
         (0..number).map(|_| self.row()).collect()
     }
 
