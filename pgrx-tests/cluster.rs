@@ -156,17 +156,55 @@ impl Cluster {
     /// # Panics
     /// When it does not start; the message has the end of the server's log.
     pub fn start(settings: &[(&str, &str)]) -> Cluster {
-        // The socket lies here too, and the path of a socket is limited to 107 bytes: hence not the TMPDIR of the day.
-        let folder = tempfile::Builder::new().prefix("tally-").tempdir_in("/tmp").expect("a folder in /tmp").keep();
-        give_to_server(&folder);
-        let cluster =
-            Cluster { watchdog: watch(&folder), folder, server: Mutex::new(None), databases: AtomicU32::new(0) };
+        let cluster = Cluster::without_files();
         let mut initdb = server_program("initdb");
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
         run(initdb.arg("--pgdata").arg(cluster.data()));
+        cluster.configure(SETTINGS);
         cluster.configure(settings);
         cluster.launch();
         cluster
+    }
+
+    fn without_files() -> Cluster {
+        // The socket lies here too, and the path of a socket is limited to 107 bytes: hence not the TMPDIR of the day.
+        let folder = tempfile::Builder::new().prefix("tally-").tempdir_in("/tmp").expect("a folder in /tmp").keep();
+        give_to_server(&folder);
+        Cluster { watchdog: watch(&folder), folder, server: Mutex::new(None), databases: AtomicU32::new(0) }
+    }
+
+    /// The files of this server as pg_basebackup copies them, in a folder of their own. Nothing runs there until
+    /// [`Cluster::recover`].
+    ///
+    /// # Panics
+    /// When pg_basebackup fails, with what it said.
+    pub fn backup(&self) -> Cluster {
+        let copy = Cluster::without_files();
+        let mut pg_basebackup = server_program("pg_basebackup");
+        pg_basebackup.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync", "--dbname"]);
+        run(pg_basebackup.arg(self.conninfo("postgres")).arg("--pgdata").arg(copy.data()));
+        copy
+    }
+
+    /// Starts a [`Cluster::backup`] with archived WAL; `settings` say where that is and where to stop.
+    pub fn recover(&self, settings: &[(&str, &str)]) {
+        self.start_as("recovery.signal", settings);
+    }
+
+    /// A hot standby that streams from this server.
+    pub fn standby(&self, settings: &[(&str, &str)]) -> Cluster {
+        let standby = self.backup();
+        let primary = self.conninfo("postgres");
+        let settings: Vec<_> =
+            [("primary_conninfo", primary.as_str())].into_iter().chain(settings.iter().copied()).collect();
+        standby.start_as("standby.signal", &settings);
+        standby
+    }
+
+    fn start_as(&self, signal: &str, settings: &[(&str, &str)]) {
+        fs::write(self.data().join(signal), "").expect("the data folder takes a file");
+        self.configure(settings);
+        self.launch();
     }
 
     /// A fresh database with the extension created in it.
@@ -236,10 +274,10 @@ impl Cluster {
 
     /// Takes effect at the next start; see [`Cluster::restart`].
     pub fn configure(&self, settings: &[(&str, &str)]) {
-        let mut lines = String::new();
         let folder = self.folder.display().to_string();
-        let ours = [("unix_socket_directories", folder.as_str())];
-        for (name, value) in SETTINGS.iter().chain(&ours).chain(settings) {
+        let ours = ("unix_socket_directories", folder.as_str());
+        let mut lines = String::new();
+        for (name, value) in [ours].iter().chain(settings) {
             writeln!(lines, "{name} = '{}'", value.replace('\'', "''")).expect("a String takes everything");
         }
         // Included before postgresql.auto.conf is read, so ALTER SYSTEM works on top.
@@ -311,6 +349,11 @@ impl Cluster {
         let Some(mut postmaster) = server.take() else { return };
         signal(postmaster.id().cast_signed(), how);
         wait_until("the server has stopped", || postmaster.try_wait().expect("a child can be waited for").is_some());
+    }
+
+    /// Where the server's files are; it may write more there.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The server's log so far.

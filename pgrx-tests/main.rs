@@ -23,6 +23,8 @@ mod rollup;
 mod servers;
 /// Sketches have the bytes of their format for every plan, and count what they should.
 mod sketch;
+/// A hot standby is right in every snapshot, and counts on when it is promoted.
+mod standby;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
 /// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.

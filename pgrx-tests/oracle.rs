@@ -71,11 +71,17 @@ pub fn state(error: &Error) -> &SqlState {
 }
 
 /// Returns when the session of this process waits for a lock.
+#[track_caller]
 pub fn wait_until_blocked(observer: &mut Client, pid: i32) {
+    wait_until(observer, &format!("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = {pid}"));
+}
+
+/// Returns when the query answers true.
+#[track_caller]
+pub fn wait_until(observer: &mut Client, query: &str) {
     let started = Instant::now();
-    let query = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'";
-    while observer.query(query, &[&pid]).unwrap().is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(60), "process {pid} never waits for a lock");
+    while observer.query_opt(query, &[]).unwrap().and_then(|row| row.get(0)) != Some(true) {
+        assert!(started.elapsed() < Duration::from_secs(60), "it never becomes true: {query}");
         thread::sleep(Duration::from_millis(5));
     }
 }
