@@ -9,13 +9,15 @@ mod crash;
 mod documentation;
 /// The first and the last value of a group, for every type, every plan and in rollups.
 mod first_last;
+/// Where other systems lose rows, count them twice or stall.
+mod lost_rows;
 /// What every rollup test asks.
 mod oracle;
 /// Partition sets: what is made, under which locks, and what is refused.
 mod partition;
 /// docs/reference.md says what the comments in the database say.
 mod reference;
-/// Every row is counted once, nobody waits, and only new rows are read.
+/// Nobody waits for a refresh, and it reads only new rows.
 mod refresh;
 /// What a rollup can be, and what happens when its tables change.
 mod rollup;
@@ -27,5 +29,7 @@ mod sketch;
 mod standby;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
+/// The traps of incremental counting, by number.
+mod traps;
 /// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.
 mod workers;

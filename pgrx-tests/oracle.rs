@@ -85,3 +85,7 @@ pub fn wait_until(observer: &mut Client, query: &str) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+pub fn own_pid(session: &mut Client) -> i32 {
+    session.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0)
+}

@@ -117,7 +117,7 @@ fn wait_for_refreshes(observer: &mut Client, number: u32) {
 }
 
 /// Returns when the standby has done all that the primary has done by now.
-fn catch_up(primary: &mut Client, standby: &mut Client) {
+pub fn catch_up(primary: &mut Client, standby: &mut Client) {
     let written: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).unwrap().get(0);
     wait_until(standby, &format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"));
 }

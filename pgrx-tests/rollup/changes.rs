@@ -209,7 +209,7 @@ fn change_that_no_rollup_reads_is_not_logged() {
 }
 
 #[test]
-fn truncated_tables_are_followed() {
+fn t08_truncated_tables_are_followed() {
     let database = cluster::database();
     let (mut session, mut reader) = (changed_session(&database), database.connect());
     for statement in
@@ -242,7 +242,7 @@ fn truncated_tables_are_followed() {
 }
 
 #[test]
-fn partitions_bring_rows_along() {
+fn t08_attached_partitions_bring_rows_along() {
     let database = cluster::database();
     let (mut session, mut open) = (changed_session(&database), database.connect());
     session

@@ -6,7 +6,7 @@ use super::{QUERY, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
 
 #[test]
-fn tags_that_lie_are_refused() {
+fn t09_tags_that_lie_are_refused() {
     let database = cluster::database();
     let mut session = session(&database);
     let mut writer = database.connect();
@@ -37,7 +37,7 @@ fn tags_that_lie_are_refused() {
 }
 
 #[test]
-fn replica_role_slips_past_no_guard() {
+fn t07_replica_role_slips_past_no_guard() {
     let database = cluster::database();
     let mut session = session(&database);
     session.batch_execute("SET session_replication_role = replica").unwrap();
@@ -79,7 +79,7 @@ fn table_does_not_become_what_cannot_be_counted() {
 }
 
 #[test]
-fn missing_guard_is_noticed_by_the_next_refresh() {
+fn t07_missing_guard_is_noticed_by_the_next_refresh() {
     let database = cluster::database();
     let mut session = session(&database);
     for (broken, mended) in [

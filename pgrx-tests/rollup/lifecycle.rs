@@ -103,28 +103,6 @@ fn drop_that_waited_knows_the_rollup_made_meanwhile() {
     assert_equal_now_and_refreshed(&mut session, "second", "events", SECOND);
 }
 
-#[test]
-fn rewrites_of_the_source_keep_the_rollup() {
-    let database = cluster::database();
-    let mut session = session(&database);
-    insert(&mut session);
-    session.batch_execute("CREATE INDEX by_time ON day_1 (event_time)").unwrap();
-    for statement in [
-        "VACUUM FULL day_1",
-        "CLUSTER day_1 USING by_time",
-        "ALTER TABLE events ADD noise float8 DEFAULT random()",
-        "ALTER TABLE events ALTER note TYPE varchar",
-        "REINDEX TABLE day_1",
-        "VACUUM ANALYZE events",
-        "ALTER TABLE day_2 SET ACCESS METHOD heap",
-    ] {
-        session.batch_execute(statement).unwrap();
-        insert(&mut session);
-        assert_equal(&mut session, "totals", QUERY);
-    }
-    assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
-}
-
 /// Everything about the table that a user could see.
 const SHAPE: &str = "SELECT string_agg(what, E'\\n' ORDER BY what) FROM ( \
       SELECT relid::regclass || ' ' || attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull AS what \
