@@ -9,6 +9,7 @@ mod guards;
 mod levels;
 mod lifecycle;
 mod own_aggregates;
+mod overflow;
 mod values;
 
 use postgres::Client;

@@ -1,8 +1,9 @@
 //! Which queries define a rollup. A refusal names the part in the way and says what to do instead.
 
+use postgres::error::DbError;
 use tally_server_tests::cluster;
 
-use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
+use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused, refusal};
 
 const TABLE: &str =
     "CREATE TABLE events (event_time timestamptz NOT NULL, tenant int, country text, amount numeric, note jsonb)";
@@ -14,7 +15,13 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("", "0A000", "anything but a SELECT", ""),
     ("SELECT tenant FROM events GROUP BY 1; SELECT 1", "0A000", "several statements", "one SELECT"),
     ("WITH w AS (SELECT 1) SELECT tenant, count(*) FROM events GROUP BY 1", "0A000", "WITH", ""),
+    ("WITH w AS (DELETE FROM events RETURNING *) SELECT tenant, count(*) FROM w GROUP BY 1", "0A000", "WITH", ""),
+    ("DELETE FROM events RETURNING tenant", "0A000", "anything but a SELECT", ""),
+    ("EXPLAIN SELECT tenant, count(*) FROM events GROUP BY 1", "0A000", "anything but a SELECT", ""),
+    ("VALUES (1)", "0A000", "without a table", "FROM"),
     ("SELECT tenant FROM events UNION SELECT 1", "0A000", "UNION", ""),
+    ("SELECT tenant FROM events INTERSECT SELECT 1", "0A000", "INTERSECT", ""),
+    ("SELECT tenant FROM events EXCEPT SELECT 1", "0A000", "EXCEPT", "one rollup for each"),
     (
         "SELECT e.tenant, count(*) FROM events e JOIN events f USING (tenant) GROUP BY 1",
         "0A000",
@@ -30,13 +37,16 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("SELECT tenant, (SELECT max(1)), count(*) FROM events GROUP BY 1", "0A000", "a subquery", ""),
     ("SELECT tenant, count(*) FROM events WHERE EXISTS (SELECT) GROUP BY 1", "0A000", "a subquery", ""),
     ("SELECT tenant, sum(count(*)) OVER () FROM events GROUP BY 1", "0A000", "a window function", ""),
+    ("SELECT tenant, count(*) OVER () FROM events GROUP BY 1", "0A000", "a window function", "when you read"),
     ("SELECT generate_series(1, tenant), count(*) FROM events GROUP BY 1", "0A000", "a set-returning function", ""),
     ("SELECT DISTINCT tenant, count(*) FROM events GROUP BY 1", "0A000", "DISTINCT", ""),
+    ("SELECT DISTINCT ON (tenant) tenant, count(*) FROM events GROUP BY 1", "0A000", "DISTINCT", "leave DISTINCT out"),
     ("SELECT tenant, count(*) FROM events GROUP BY 1 HAVING count(*) > 1", "0A000", "HAVING", "WHERE when you read"),
     ("SELECT tenant, count(*) FROM events GROUP BY 1 ORDER BY 1", "0A000", "ORDER BY", "when you read"),
     ("SELECT tenant, count(*) FROM events GROUP BY 1 LIMIT 1", "0A000", "LIMIT", ""),
     ("SELECT tenant, count(*) FROM events GROUP BY 1 OFFSET 1", "0A000", "LIMIT", ""),
     ("SELECT tenant, count(*) FROM events GROUP BY ROLLUP (1)", "0A000", "GROUPING SETS", ""),
+    ("SELECT tenant, count(*) FROM events GROUP BY CUBE (1)", "0A000", "CUBE", "one rollup for each"),
     ("SELECT tenant, count(*) FROM events GROUP BY GROUPING SETS ((tenant), ())", "0A000", "GROUPING SETS", ""),
     ("SELECT tenant, count(*) FROM events TABLESAMPLE system (1) GROUP BY 1", "0A000", "TABLESAMPLE", ""),
     ("SELECT count(*) FROM events", "0A000", "without GROUP BY", "at least one"),
@@ -91,8 +101,15 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("SELECT tenant, count(*) FROM events WHERE event_time > CURRENT_DATE GROUP BY 1", "42P17", "WHERE", ""),
     ("SELECT tenant, count(*) FILTER (WHERE country = CURRENT_USER) FROM events GROUP BY 1", "42P17", "FILTER", ""),
     ("SELECT tenant, sum(amount * random()) FROM events GROUP BY 1", "42P17", "volatile", "when the row is written"),
+    ("SELECT clock_timestamp(), count(*) FROM events GROUP BY 1", "42P17", "clock_timestamp", ""),
     ("SELECT nextval('numbers'), count(*) FROM events GROUP BY 1", "42P17", "volatile", ""),
     ("SELECT current_setting('timezone'), count(*) FROM events GROUP BY 1", "42P17", "only stable", ""),
+    (
+        "SELECT date_trunc('day', event_time, current_setting('timezone')), count(*) FROM events GROUP BY 1",
+        "42P17",
+        "current_setting",
+        "Name the time zone",
+    ),
     ("SELECT shifting(tenant), count(*) FROM events GROUP BY 1", "42P17", "only stable", ""),
     // Keys without an equality of their own
     ("SELECT note -> 'a', max(tenant), min(note) FROM events GROUP BY 1", "42883", "min(jsonb)", ""),
@@ -104,6 +121,9 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("SELECT tenant, cuont(*) FROM events GROUP BY 1", "42883", "cuont", ""),
     ("SELECT nobody, count(*) FROM events GROUP BY 1", "42703", "nobody", ""),
     ("SELECT tenant, count(*) FROM nowhere GROUP BY 1", "42P01", "nowhere", ""),
+    ("SELECT tenant, count(*) FROM nowhere.events GROUP BY 1", "42P01", "nowhere.events", ""),
+    ("SELECT tenant, count(*) FROM other.public.events GROUP BY 1", "0A000", "other.public.events", ""),
+    ("SELECT tenant, count(*) FROM events GROUP BY 1 FOR UPDATE", "0A000", "FOR UPDATE", ""),
     ("SELECT tenant, count(*) FROM events WHERE tenant = $1 GROUP BY 1", "42P02", "$1", ""),
     ("SELEC tenant", "42601", "SELEC", ""),
 ];
@@ -138,6 +158,8 @@ fn queries_that_cannot_be_kept_are_refused_by_the_part_in_the_way() {
     for (definition, state, message, hint) in REFUSED {
         let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             assert_refused(&mut session, &create_sql(definition), state, message, hint);
+            let error = refusal(&mut session, &create_sql(definition));
+            assert!(error.hint().is_some() || !is_by_tally(&error), "{definition}\nno hint: {}", error.message());
         }));
         if let Err(panic) = answer {
             wrong.push(panic.downcast_ref::<String>().cloned().unwrap_or_default());
@@ -147,6 +169,11 @@ fn queries_that_cannot_be_kept_are_refused_by_the_part_in_the_way() {
     // Nothing of them is left behind.
     let tracked = "SELECT FROM pg_attribute WHERE attrelid = 'events'::regclass AND attname = 'tally_tag'";
     assert!(session.query(tracked, &[]).unwrap().is_empty());
+}
+
+/// What PostgreSQL refuses while it reads the query comes from its parser.
+fn is_by_tally(error: &DbError) -> bool {
+    error.file().is_some_and(|file| file.ends_with(".rs"))
 }
 
 #[test]
@@ -214,6 +241,130 @@ fn arguments_that_make_no_sense_are_refused() {
     }
 }
 
+const COUNT: &str = "SELECT tenant, count(*) AS n FROM events GROUP BY 1";
+
+#[test]
+fn names_that_are_taken_are_refused() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session
+        .batch_execute(&format!(
+            "{TABLE}; CREATE TABLE taken_table (); CREATE VIEW taken_view AS SELECT 1; CREATE TYPE taken_type AS (a int); \
+             CREATE SEQUENCE taken_sequence; CREATE INDEX taken_index ON events (tenant); CREATE TABLE free_stored (); \
+             CREATE MATERIALIZED VIEW \"taken. View\" AS SELECT 1"
+        ))
+        .unwrap();
+    for _ in 0..2 {
+        for name in
+            ["taken_table", "taken_view", "taken_type", "taken_sequence", "taken_index", "free", "\"taken. View\""]
+        {
+            let create = format!("SELECT tally.create_rollup('{name}', '{COUNT}')");
+            assert_refused(&mut session, &create, "42P07", name.trim_matches('"'), "");
+        }
+        // And once more where a rollup is already.
+        session
+            .execute("SELECT tally.create_rollup('taken_rollup', $1)", &[&COUNT])
+            .map_or_else(|error| assert_eq!(error.code().unwrap().code(), "42P07"), |rows| assert_eq!(rows, 1));
+    }
+    assert_equal_now_and_refreshed(&mut session, "taken_rollup", "events", COUNT);
+}
+
+#[test]
+#[ignore = "the message names a relation that the user has not asked for (events_changes, taken_rows), without a hint"]
+fn taken_name_is_the_one_in_the_message() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session.batch_execute(TABLE).unwrap();
+    session.execute("SELECT tally.create_rollup('taken', $1)", &[&COUNT]).unwrap();
+    for name in ["events", "taken"] {
+        let error = refusal(&mut session, &format!("SELECT tally.create_rollup('{name}', '{COUNT}')"));
+        assert!(error.message().contains(&format!("\"{name}\"")), "{}", error.message());
+        assert!(error.hint().is_some(), "{}", error.message());
+    }
+}
+
+/// Other sessions could not read its groups, and nothing tells the extension when the session has ended.
+#[test]
+#[ignore = "accepted: then every refresh of the source fails, also after the session has ended"]
+fn rollup_in_a_temporary_schema_is_refused() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session.batch_execute(TABLE).unwrap();
+    session.execute("SELECT tally.create_rollup('totals', $1)", &[&COUNT]).unwrap();
+    let refused = session.execute("SELECT tally.create_rollup('pg_temp.passing', $1)", &[&COUNT]).is_err();
+    session.batch_execute("SET search_path = pg_temp, public").unwrap();
+    let refused_by_path = session.execute("SELECT tally.create_rollup('passing_too', $1)", &[&COUNT]).is_err();
+    session.batch_execute("INSERT INTO events (event_time, tenant) VALUES ('2024-01-01Z', 1)").unwrap();
+    assert_equal_now_and_refreshed(&mut database.connect(), "totals", "events", COUNT);
+    drop(session);
+    assert_equal_now_and_refreshed(&mut database.connect(), "totals", "events", COUNT);
+    assert!(refused && refused_by_path);
+}
+
+#[test]
+fn definitions_wider_than_a_table_are_refused() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session.batch_execute(TABLE).unwrap();
+    let keys = |number: usize| {
+        let keys: Vec<String> = (1..=number).map(|key| format!("tenant + {key} AS k{key}")).collect();
+        let positions: Vec<String> = (1..=number).map(|key| key.to_string()).collect();
+        format!("SELECT {}, count(*) AS n FROM events GROUP BY {}", keys.join(", "), positions.join(", "))
+    };
+    let aggregates = |number: usize, aggregate: &str| {
+        let sums: Vec<String> = (1..=number).map(|sum| format!("{aggregate}(tenant + {sum}) AS s{sum}")).collect();
+        format!("SELECT tenant, {} FROM events GROUP BY 1", sums.join(", "))
+    };
+    for (definition, message) in [
+        (aggregates(1700, "sum"), "1664"),
+        (aggregates(1600, "sum"), "1600 columns"),
+        // Each average is kept as a sum and a count.
+        (aggregates(850, "avg"), "16"),
+        (keys(33), "32 columns in an index"),
+    ] {
+        assert_refused(&mut session, &create_sql(&definition), "54011", message, "");
+    }
+    for (number, definition) in [aggregates(300, "avg"), keys(32)].iter().enumerate() {
+        let name = format!("wide_{number}");
+        session.execute("SELECT tally.create_rollup($1, $2)", &[&name, definition]).unwrap();
+        session
+            .batch_execute("INSERT INTO events (event_time, tenant) VALUES ('2024-01-01Z', 1), ('2024-01-01Z', NULL)")
+            .unwrap();
+        assert_equal_now_and_refreshed(&mut session, &name, "events", definition);
+        session.batch_execute(&format!("SELECT tally.drop_rollup('{name}')")).unwrap();
+    }
+}
+
+#[test]
+fn roles_without_the_rights_are_refused() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    let role = format!("stranger_{}", database.name());
+    session
+        .batch_execute(&format!(
+            "{TABLE}; CREATE ROLE {role} LOGIN; GRANT ALL ON events TO {role}; CREATE SCHEMA closed; \
+             CREATE TABLE own (tenant int); ALTER TABLE own OWNER TO {role}"
+        ))
+        .unwrap();
+    let mut stranger = database.connect_as(&role);
+    assert_refused(&mut stranger, &create_sql(COUNT), "42501", "must be owner of table", "Ask its owner");
+    let of_own = COUNT.replace("events", "own");
+    assert_refused(&mut stranger, &create_sql(&of_own), "42501", "schema public", "");
+    session
+        .batch_execute(&format!("GRANT CREATE ON SCHEMA public TO {role}; REVOKE ALL ON events FROM {role}"))
+        .unwrap();
+    assert_refused(&mut stranger, &create_sql(COUNT), "42501", "events", "");
+    let in_closed = create_sql(&of_own).replace("'refused'", "'closed.refused'");
+    assert_refused(&mut stranger, &in_closed, "42501", "schema closed", "");
+    session.batch_execute("REVOKE EXECUTE ON FUNCTION tally.create_rollup FROM PUBLIC").unwrap();
+    assert_refused(&mut stranger, &create_sql(&of_own), "42501", "create_rollup", "");
+    session.batch_execute("GRANT EXECUTE ON FUNCTION tally.create_rollup TO PUBLIC").unwrap();
+    stranger.batch_execute(&create_sql(&of_own)).unwrap();
+    assert_equal_now_and_refreshed(&mut stranger, "refused", "own", &of_own);
+    drop(stranger);
+    session.batch_execute(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}")).unwrap();
+}
+
 #[test]
 fn constants_mean_the_same_whatever_the_formats_of_the_creator() {
     const STATEMENT: &str = "SELECT tenant, count(*) FILTER (WHERE event_time >= '2024-02-01 00:00:00Z') AS late, \
@@ -269,6 +420,10 @@ fn names_of_every_kind_are_kept() {
         (&long, "r".repeat(63)),
         ("\"日本語の表\"", format!("\"{}\"", "日".repeat(21))),
         ("\"it's $1 {0}\"", "\"{a} it's %s\"".to_owned()),
+        ("\"dots.in.it\"", "\"to.totals\"".to_owned()),
+        ("\"new\nline\t\"", "\"\n\r\n\"".to_owned()),
+        ("\"back\\slash\"", "\"\\x41\"\"'\"".to_owned()),
+        ("\"-- /* $$ ;\"", "\"*/ $r ; --\"".to_owned()),
     ]
     .into_iter()
     .enumerate()
