@@ -8,8 +8,8 @@ mod departures;
 mod guards;
 mod levels;
 mod lifecycle;
-mod own_aggregates;
 mod overflow;
+mod own_aggregates;
 mod values;
 
 use postgres::Client;

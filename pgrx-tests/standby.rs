@@ -193,7 +193,6 @@ fn reads_on_a_standby_equal_in_every_snapshot() {
 }
 
 #[test]
-#[ignore = "rollup_status and partition_status assign a transaction id, which a standby cannot"]
 fn status_is_readable_on_a_standby_and_takes_no_transaction_id() {
     let primary = Cluster::start(&[]);
     let database = primary.database();
@@ -209,7 +208,6 @@ fn status_is_readable_on_a_standby_and_takes_no_transaction_id() {
 }
 
 #[test]
-#[ignore = "refused by what happens to fail first: 55000 (a lock) or XX000 (a transaction id)"]
 fn what_writes_is_refused_on_a_standby() {
     let primary = Cluster::start(&[]);
     let database = primary.database();

@@ -10,10 +10,17 @@ pub(crate) mod sources;
 
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::Oid;
-use pgrx::Spi;
+use pgrx::datum::DatumWithOid;
+use pgrx::{FromDatum, IntoDatum, Spi};
 use tally_core::ident::QualifiedName;
 
-/// The present name of a relation. Like every reading here by `select` and not by `Spi::get_..`, which would assign a transaction id.
+/// The first column of the first row that a query answers. By `select` and not by `Spi::get_..`, which would assign a transaction
+/// id: that is too much for a look, and impossible on a standby.
+pub(crate) fn look_up<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid]) -> Result<Option<T>> {
+    no_row_is_none(Spi::connect(|client| client.select(query, Some(1), arguments)?.first().get_one::<T>()))
+}
+
+/// The present name of a relation.
 pub(crate) fn name_of(relation: Oid) -> Result<QualifiedName> {
     let name = Spi::connect(|client| {
         client

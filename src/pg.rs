@@ -29,7 +29,9 @@ pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
 pub(crate) use process::is_member;
 pub(crate) use setting_scope::with_settings;
-pub(crate) use snapshot::{Snapshot, is_read_committed, next_xid, own_xid, owner_of, system_identifier};
+pub(crate) use snapshot::{
+    Snapshot, is_read_committed, next_xid, own_xid, owner_of, require_primary, system_identifier,
+};
 pub(crate) use tag::{note_incarnation_written, own_tag, wrote_incarnation};
 pub(crate) use timezone::TimeZone;
 pub(crate) use utility::before_taking_over;

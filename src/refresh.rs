@@ -69,6 +69,7 @@ pub(crate) struct Reached<'a> {
 }
 
 pub(crate) fn require_fresh_transaction() -> Result<()> {
+    pg::require_primary()?;
     if !pg::is_read_committed() {
         return Err(snapshot::Error::NotReadCommitted.into());
     }
@@ -346,17 +347,16 @@ fn tally_pending_rows(source: Oid) -> std::result::Result<Option<i64>, pgrx::pg_
 
 fn pending_rows(source: Oid) -> Result<Option<i64>> {
     let Some(owner) = pg::owner_of(source) else { return Ok(None) };
-    let may_know = Spi::get_one_with_args::<bool>(
+    let may_know = catalog::look_up::<bool>(
         "SELECT pg_catalog.pg_has_role($1, 'MEMBER') OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER')",
         &[owner.into()],
-    )
-    .map_err(spi)?;
+    )?;
     let Some(state) = sources::state(source)?.filter(|_| may_know == Some(true)) else { return Ok(None) };
     let name = catalog::name_of(source)?;
     let _settings = pg::pin_settings();
     let Some(log) = sources::log_of(source)? else { return Ok(None) };
     let log = catalog::name_of(log)?;
-    let count = |statement: &str| Spi::get_one::<i64>(statement).map(|count| count.unwrap_or(0)).map_err(spi);
+    let count = |statement: &str| catalog::look_up::<i64>(statement, &[]).map(|count| count.unwrap_or(0));
     pg::as_user(owner, || {
         Ok(Some(count(&sql::count_pending(&name, &state))? + count(&sql::count_changes(&log, &state))?))
     })

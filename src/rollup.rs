@@ -15,7 +15,7 @@ use pgrx::prelude::*;
 use plan::Plan;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
-use tally_core::ident::{self, QualifiedName, literal};
+use tally_core::ident::{QualifiedName, literal};
 use tally_core::rollup::definition::{Column, OwnAggregate};
 use tally_core::rollup::sql::{self, Build, Relations};
 use tally_core::snapshot::{self, Counted};
@@ -33,6 +33,7 @@ fn tally_create_rollup(
 }
 
 fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oid> {
+    pg::require_primary()?;
     check_interval(&refresh_interval)?;
     if !pg::is_read_committed() {
         return Err(snapshot::Error::NotReadCommitted.into());
@@ -41,22 +42,17 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let mut plan = Plan::of(definition, &public)?;
     let source = plan.source;
     catalog::require_owner(source)?;
+    parts::require_free_names(&public)?;
     let _settings = pg::pin_settings();
     let started = Instant::now();
     // The lock comes before the snapshot, as in a tick; for a new source there is nobody to meet.
     pg::lock_refresh(sources::table()?, source, true);
     let is_tracked = sources::is_source_now(source)?;
     let log = if is_tracked { sources::log_now(source)? } else { tags::track(source, &plan.table()?)? };
-    let name = |suffix: &str| QualifiedName::new(public.schema.clone(), ident::fit(&public.name, suffix));
-    let relations = Relations {
-        source: catalog::name_of(source)?,
-        rows: name("_rows"),
-        changes: name("_changes"),
-        log: catalog::name_of(log)?,
-        stored: name("_stored"),
-        retained: name("_retained"),
-        public: public.clone(),
-    };
+    let [rows, changes, stored, retained] = parts::names(&public);
+    let source_name = catalog::name_of(source)?;
+    let log_name = catalog::name_of(log)?;
+    let relations = Relations { source: source_name, public, rows, changes, stored, retained, log: log_name };
     plan.lay_out(&relations)?;
     plan.create_inputs(&relations, log)?;
     plan.create_retained(&relations)?;
@@ -152,6 +148,7 @@ fn set_interval(rollup: Oid, interval: Interval) -> Result<()> {
 /// Gives a rollup another definition: new columns behind the old ones, or other expressions. Its groups are counted anew, in slices
 /// if they are many; the view reads the rows meanwhile.
 fn redefine(rollup: Oid, definition: &str) -> Result<()> {
+    pg::require_primary()?;
     if !pg::is_read_committed() {
         return Err(snapshot::Error::NotReadCommitted.into());
     }
@@ -251,7 +248,7 @@ fn qualify(name: &str) -> Result<QualifiedName> {
     let parts = Spi::get_one_with_args::<Vec<String>>("SELECT pg_catalog.parse_ident($1)", &[name.into()])
         .map_err(spi)?
         .unwrap_or_default();
-    match parts.as_slice() {
+    let qualified = match parts.as_slice() {
         [schema, name] => Ok(QualifiedName::new(schema, name)),
         [name] => {
             let schema = Spi::get_one::<String>("SELECT pg_catalog.current_schema()::text").map_err(spi)?;
@@ -263,7 +260,12 @@ fn qualify(name: &str) -> Result<QualifiedName> {
         }
         _ => Err(Error::new("42602", format!("{name} is not a name of the form schema.name"))
             .hint("A rollup lives in this database; name its schema at most.")),
+    }?;
+    if qualified.schema.starts_with("pg_temp") {
+        return Err(Error::new("0A000", "a rollup cannot be temporary")
+            .hint("Name a permanent schema: other sessions and workers have to reach its groups."));
     }
+    Ok(qualified)
 }
 
 /// One job refreshes all rollups of a source, as often as the most impatient of them asks.
@@ -280,6 +282,7 @@ fn tally_drop_rollup(rollup: Oid) -> std::result::Result<(), ErrorReport> {
 }
 
 fn drop_rollup(rollup: Oid) -> Result<()> {
+    pg::require_primary()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let _settings = pg::pin_settings();

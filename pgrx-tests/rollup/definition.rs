@@ -270,7 +270,6 @@ fn names_that_are_taken_are_refused() {
 }
 
 #[test]
-#[ignore = "the message names a relation that the user has not asked for (events_changes, taken_rows), without a hint"]
 fn taken_name_is_the_one_in_the_message() {
     let database = cluster::database();
     let mut session = database.connect();
@@ -285,7 +284,6 @@ fn taken_name_is_the_one_in_the_message() {
 
 /// Other sessions could not read its groups, and nothing tells the extension when the session has ended.
 #[test]
-#[ignore = "accepted: then every refresh of the source fails, also after the session has ended"]
 fn rollup_in_a_temporary_schema_is_refused() {
     let database = cluster::database();
     let mut session = database.connect();

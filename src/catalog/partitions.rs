@@ -14,12 +14,12 @@ pub(crate) struct Row {
 
 /// The partition sets of the database whose table is there.
 pub(crate) fn sets() -> Result<Vec<Oid>> {
-    Spi::get_one::<Vec<Oid>>(
+    super::look_up::<Vec<Oid>>(
         "SELECT pg_catalog.array_agg(c.oid ORDER BY c.oid) FROM tally.partition_policies p \
          JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.parent",
+        &[],
     )
     .map(Option::unwrap_or_default)
-    .map_err(spi)
 }
 
 /// What the owner of a set asked for, if it is one.

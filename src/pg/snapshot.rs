@@ -150,6 +150,21 @@ pub(crate) fn is_read_committed() -> bool {
     unsafe { pg_sys::XactIsoLevel <= pg_sys::XACT_READ_COMMITTED as i32 }
 }
 
+/// Refuses what writes on a standby, and in a read-only transaction.
+pub(crate) fn require_primary() -> Result<()> {
+    // SAFETY: plain variables of this process, and a look into shared memory.
+    let (is_standby, is_read_only) = unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactReadOnly) };
+    if is_standby {
+        return Err(error::Error::new("25006", "a standby cannot be written to")
+            .hint("Run it on the primary. Rollups can be read here; they are exact."));
+    }
+    if is_read_only {
+        return Err(error::Error::new("25006", "this transaction is read-only")
+            .hint("BEGIN READ WRITE, or SET default_transaction_read_only = off."));
+    }
+    Ok(())
+}
+
 /// The identifier that initdb gave the cluster.
 pub(crate) fn system_identifier() -> i64 {
     // SAFETY: reads the control file's copy in shared memory.

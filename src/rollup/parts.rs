@@ -1,12 +1,38 @@
 //! What the relations of a rollup have besides their contents: comments, owner, names.
 
 use crate::catalog::{self, rollups::Rollup};
-use crate::error::{Result, no_row_is_none, spi};
+use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::Oid;
 use pgrx::prelude::*;
-use tally_core::ident::{QualifiedName, literal, quote};
+use tally_core::ident::{self, QualifiedName, literal, quote};
 use tally_core::rollup::definition::OwnAggregate;
 use tally_core::rollup::sql::Relations;
+
+/// The names of rows view, changes view, stored groups and retained groups.
+pub(super) fn names(public: &QualifiedName) -> [QualifiedName; 4] {
+    ["_rows", "_changes", "_stored", "_retained"]
+        .map(|suffix| QualifiedName::new(public.schema.clone(), ident::fit(&public.name, suffix)))
+}
+
+/// Refuses a name that is taken, or that makes a name of a part of the rollup that is.
+pub(super) fn require_free_names(public: &QualifiedName) -> Result<()> {
+    let is_taken = |name: &QualifiedName| {
+        let query = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+        catalog::look_up::<bool>(query, &[name.to_string().into()]).map(|taken| taken == Some(true))
+    };
+    let name = quote(&public.name);
+    if is_taken(public)? {
+        return Err(Error::new("42P07", format!("relation {name} already exists"))
+            .hint("Choose another name, or drop what has it; tally.alter_rollup changes a rollup."));
+    }
+    for part in names(public) {
+        if is_taken(&part)? {
+            return Err(Error::new("42P07", format!("a rollup {name} needs the name {part}, which is taken"))
+                .hint("Choose another name, or rename or drop that relation."));
+        }
+    }
+    Ok(())
+}
 
 /// Comments for whoever meets the relations in psql or pgAdmin.
 pub(super) fn describe(relations: &Relations) -> Result<()> {

@@ -54,6 +54,7 @@ fn tally_start_due_job(
     >,
     ErrorReport,
 > {
+    pg::require_primary()?;
     let now = process::clock();
     let caller = pg::process::current_role();
     let due = jobs::list()?.into_iter().filter(|job| job.id > after_job_id && is_enabled(job.kind) && !job.paused);

@@ -78,9 +78,11 @@ pub fn create_changes_view(
         format!("{} AS {SIGN}", origin.sign),
     ];
     let select = select_inputs(definition, &origin.changes, &besides, condition);
+    // Of the very types of the other half: only then PostgreSQL computes no more columns of the view than are asked for.
     let keys = definition.keys.iter().map(|key| format!("t.{}", quote(&key.name)));
     let inputs = definition.arguments.iter().chain(&definition.filters).map(|_| "NULL".to_string());
-    let released: Vec<String> = keys.chain(inputs).chain(["0", "d.released_by", "0"].map(String::from)).collect();
+    let released: Vec<String> =
+        keys.chain(inputs).chain(["0::bigint", "d.released_by", "0::smallint"].map(String::from)).collect();
     format!(
         "CREATE VIEW {} AS\n{select}\nUNION ALL\nSELECT {}\n FROM {} AS t JOIN tally.departures AS d ON {} \
          WHERE d.released_by IS NOT NULL",
