@@ -156,13 +156,32 @@ impl Cluster {
     /// # Panics
     /// When it does not start; the message has the end of the server's log.
     pub fn start(settings: &[(&str, &str)]) -> Cluster {
+        let cluster = Cluster::without_databases(settings);
+        cluster.launch();
+        cluster
+    }
+
+    /// A new cluster with everything that is in this one, which must be stopped, as pg_upgrade carries it over.
+    ///
+    /// # Panics
+    /// When pg_upgrade fails, with what it said.
+    pub fn upgrade(&self) -> Cluster {
+        let upgraded = Cluster::without_databases(&[]);
+        let mut pg_upgrade = server_program("pg_upgrade");
+        pg_upgrade.args(["--username", SUPERUSER, "--old-bindir"]).arg(bindir()).arg("--new-bindir").arg(bindir());
+        pg_upgrade.arg("--old-datadir").arg(self.data()).arg("--new-datadir").arg(upgraded.data());
+        run(pg_upgrade.arg("--socketdir").arg(&upgraded.folder).current_dir(&upgraded.folder));
+        upgraded.launch();
+        upgraded
+    }
+
+    fn without_databases(settings: &[(&str, &str)]) -> Cluster {
         let cluster = Cluster::without_files();
         let mut initdb = server_program("initdb");
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
         run(initdb.arg("--pgdata").arg(cluster.data()));
         cluster.configure(SETTINGS);
         cluster.configure(settings);
-        cluster.launch();
         cluster
     }
 
@@ -567,7 +586,12 @@ fn give_to_server(folder: &Path) {
 
 fn run(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 

@@ -1,4 +1,4 @@
-//! What a rollup can be, what is refused and how, and what happens to it when its tables change.
+//! What a rollup can be, what is refused and how, and what happens to it when its tables or the database change.
 
 mod alter;
 mod build;
@@ -10,6 +10,7 @@ mod levels;
 mod lifecycle;
 mod overflow;
 mod own_aggregates;
+mod restore;
 mod values;
 
 use postgres::Client;

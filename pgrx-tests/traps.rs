@@ -7,7 +7,7 @@
 //! | T3 | a standby shows no running transactions | here; more in standby.rs |
 //! | T4 | thousands of open transactions | here |
 //! | T5 | the fast default gives history one tag | traps/tags.rs |
-//! | T6 | transaction ids of other clusters | traps/tags.rs; more in restore.rs |
+//! | T6 | transaction ids of other clusters | traps/tags.rs; more in rollup/restore.rs |
 //! | T7 | triggers that do not fire | rollup/guards.rs |
 //! | T8 | ATTACH, TRUNCATE, rows that move | rollup/changes.rs |
 //! | T9 | copied tags | traps/tags.rs; refused ones in rollup/guards.rs |

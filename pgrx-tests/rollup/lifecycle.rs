@@ -1,11 +1,10 @@
-//! From the first row to the last: creation on a table in use, renames, other owners, drops by hand, dumps.
+//! From the first row to the last: creation on a table in use, renames, other owners, drops by hand.
 
 use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use postgres::Client;
-use tally_server_tests::cluster::{self, Cluster, Database, feed};
+use tally_server_tests::cluster;
 
 use super::{QUERY, create, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused, pending, wait_until_blocked};
@@ -320,97 +319,4 @@ fn conditions_on_keys_reach_the_index_of_the_stored_groups() {
     let plan = database.psql("EXPLAIN (COSTS OFF) SELECT * FROM totals WHERE tenant = 7 AND bucket >= '2024-01-01Z'");
     assert!(plan.contains("Index Cond: ((tenant = 7)") && !plan.contains("Seq Scan on totals_stored"), "{plan}");
     assert!(plan.contains("events_tally_tag_idx"), "{plan}");
-}
-
-pub(super) fn dump(database: &Database, options: &[&str]) -> String {
-    let output = run(database.dump_command().args(options));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn run(command: &mut Command) -> Output {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-#[track_caller]
-pub(super) fn restore(database: &Database, dump: &str, options: &[&str]) {
-    let mut psql = database.psql_command();
-    let output = feed(psql.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).args(options), dump);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-#[test]
-fn dump_of_one_schema_answers_from_raw() {
-    let cluster = Cluster::shared();
-    let database = cluster.database();
-    let mut session = session(&database);
-    insert(&mut session);
-    let text = dump(&database, &["--schema=public"]);
-    // The state is not in it. `pg_dump` says CREATE SCHEMA for the one schema that it was asked for.
-    let restored = cluster.database();
-    restored.connect().batch_execute("DROP SCHEMA public").unwrap();
-    restore(&restored, &text, &[]);
-    let mut session = restored.connect();
-    session.batch_execute("SET search_path = public").unwrap();
-    insert(&mut session);
-    assert_equal(&mut session, "totals", QUERY);
-}
-
-/// A full dump, restored into another database of the cluster, where transaction ids go on, and into another cluster, where they
-/// start anew and mean other transactions.
-#[test]
-fn restored_database_counts_what_was_waiting_and_what_comes() {
-    let shared = Cluster::shared();
-    let database = shared.database();
-    let (mut session, mut writer) = (session(&database), database.connect());
-    // The other cluster is then thousands of ids behind.
-    let pass_ids = "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
-    session.batch_execute(pass_ids).unwrap();
-    writer.batch_execute("BEGIN").unwrap();
-    insert(&mut writer);
-    session.batch_execute("CALL tally.refresh('totals')").unwrap();
-    insert(&mut session);
-    session.batch_execute("UPDATE events SET amount = amount + 1, tenant = 7 WHERE tenant = 1").unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let archive = folder.path().join("archive");
-    let archive = archive.to_str().unwrap();
-    let plain = dump(&database, &[]);
-    let inserts = dump(&database, &["--rows-per-insert=7"]);
-    run(database.dump_command().args(["--format=directory", "--file", archive]));
-    writer.batch_execute("COMMIT").unwrap();
-
-    let elsewhere = Cluster::start(&[]);
-    for cluster in [shared, &elsewhere] {
-        let (from_plain, from_inserts, from_archive) =
-            (cluster.empty_database(), cluster.empty_database(), cluster.empty_database());
-        restore(&from_plain, &plain, &[]);
-        restore(&from_inserts, &inserts, &["--single-transaction"]);
-        run(from_archive.restore_command().args(["--exit-on-error", "--jobs=2", archive]));
-        for restored in [from_plain, from_inserts, from_archive] {
-            let mut session = restored.connect();
-            assert_equal(&mut session, "totals", QUERY);
-            insert(&mut session);
-            session.batch_execute("DELETE FROM events WHERE tenant = 2").unwrap();
-            assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
-            create(&mut session, "second", SECOND);
-            insert(&mut session);
-            assert_equal_now_and_refreshed(&mut session, "second", "events", SECOND);
-            assert_equal(&mut session, "totals", QUERY);
-        }
-    }
-}
-
-/// Rows that are restored over a rollup bring tags of transactions that ended elsewhere.
-#[test]
-fn rows_of_a_dump_restored_over_a_rollup_count_once() {
-    let cluster = Cluster::shared();
-    let (database, restored) = (cluster.database(), cluster.database());
-    insert(&mut session(&database));
-    let mut session = session(&restored);
-    let rows = dump(&database, &["--data-only", "--table=events", "--table=day_*"]);
-    restore(&restored, &rows, &[]);
-    assert_equal(&mut session, "totals", QUERY);
-    insert(&mut session);
-    assert_equal_now_and_refreshed(&mut session, "totals", "events", QUERY);
 }

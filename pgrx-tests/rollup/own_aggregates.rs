@@ -4,7 +4,7 @@ use postgres::Client;
 use tally_server_tests::cluster::{self, Cluster, Database};
 
 use super::create;
-use super::lifecycle::{dump, restore};
+use super::restore::{dump, restore};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
 
 /// Strict and not, with an initial state and without, with a final function and without; functions of PostgreSQL that insist on
