@@ -6,6 +6,7 @@
 mod change;
 mod copy;
 mod dashboard;
+mod idle;
 mod reference;
 mod report;
 mod sketch;
@@ -39,6 +40,8 @@ enum Measure {
     Change,
     /// A refresh over new rows, against INSERT .. SELECT .. GROUP BY.
     Tick,
+    /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
+    Idle,
     /// hll_agg against count(*).
     Sketch,
     /// The loader from a Kafka broker, against psql's \copy of the same rows.
@@ -69,6 +72,7 @@ fn main() {
             Measure::Copy => copy::measure,
             Measure::Change => change::measure,
             Measure::Tick => tick::measure,
+            Measure::Idle => idle::measure,
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
             Measure::Dashboard => dashboard::measure,

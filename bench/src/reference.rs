@@ -27,18 +27,22 @@ pub const COUNTS_AND_SUMS: &str = "
 
 /// An empty table `events` with one partition per day of the reference events.
 pub fn create_events(session: &mut Client, days: u32) {
-    let mut sql = "CREATE TABLE events (
+    let sql = format!(
+        "CREATE TABLE events (
             event_id bigserial, event_time timestamptz NOT NULL, customer_id bigint NOT NULL,
             event_type text, country text, browser text, device_id bigint, session_id bigint
-        ) PARTITION BY RANGE (event_time);"
-        .to_owned();
-    for day in 1..=days {
-        let next = day + 1;
-        sql += &format!(
-            "CREATE TABLE events_{day} PARTITION OF events
-             FOR VALUES FROM ('2025-01-{day:02} 00:00:00Z') TO ('2025-01-{next:02} 00:00:00Z');"
-        );
-    }
+        ) PARTITION BY RANGE (event_time);
+        DO $$
+        DECLARE
+          midnight timestamptz := '2025-01-01 00:00:00Z';
+        BEGIN
+          FOR day IN 1..{days} LOOP
+            EXECUTE format('CREATE TABLE events_%s PARTITION OF events FOR VALUES FROM (%L) TO (%L)',
+                           day, midnight, midnight + interval '24 hours');
+            midnight := midnight + interval '24 hours';
+          END LOOP;
+        END $$"
+    );
     session.batch_execute(&sql).unwrap();
 }
 

@@ -15,6 +15,12 @@ pub enum Goal {
     NanosecondsAbove { at_most: f64, rows: u64 },
     /// Rows per second, at least.
     RowsPerSecond { at_least: f64, rows: u64 },
+    /// Time of tally in milliseconds, at most.
+    MillisecondsAtMost(f64),
+    /// Milliseconds above the baseline, at most.
+    MillisecondsAbove(f64),
+    /// Reported without a goal: time of tally divided by time of the baseline.
+    Times,
     /// Reported without a goal: time of the baseline divided by time of tally.
     Faster,
     /// Reported without a goal: nanoseconds per row above the baseline.
@@ -103,10 +109,26 @@ impl Report {
                 let speed = rows as f64 / ours;
                 (format!("{speed:.0} rows/s"), format!(">= {at_least}"), verdict(speed >= at_least))
             }
+            Goal::MillisecondsAtMost(limit) => {
+                (format!("{:.2} ms", ours * 1e3), format!("<= {limit} ms"), verdict(ours * 1e3 <= limit))
+            }
+            Goal::MillisecondsAbove(limit) => {
+                let above = (ours - base) * 1e3;
+                (format!("{above:+.2} ms"), format!("<= +{limit} ms"), verdict(above <= limit))
+            }
+            Goal::Times => (format!("{:.2}x the time", ours / base), String::new(), ""),
             Goal::Faster => (format!("{:.1}x as fast", base / ours), String::new(), ""),
             Goal::Above { rows } => (format!("{:+.1} ns/row", above(rows)), String::new(), ""),
         };
-        let line = format!("| {what} | {baseline} | {tally} | {figure} | {goal} | {verdict} |");
+        self.add_line(format!("| {what} | {baseline} | {tally} | {figure} | {goal} | {verdict} |"));
+    }
+
+    /// Something that is counted and not timed.
+    pub fn add_count(&mut self, what: &str, baseline: &str, tally: &str) {
+        self.add_line(format!("| {what} | {baseline} | {tally} | | | |"));
+    }
+
+    fn add_line(&mut self, line: String) {
         eprintln!("bench: {line}");
         self.lines.push(line);
     }
