@@ -7,6 +7,7 @@ mod change;
 mod copy;
 mod dashboard;
 mod idle;
+mod late;
 mod reference;
 mod report;
 mod sketch;
@@ -42,6 +43,8 @@ enum Measure {
     Tick,
     /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
     Idle,
+    /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
+    Late,
     /// hll_agg against count(*).
     Sketch,
     /// The loader from a Kafka broker, against psql's \copy of the same rows.
@@ -73,6 +76,7 @@ fn main() {
             Measure::Change => change::measure,
             Measure::Tick => tick::measure,
             Measure::Idle => idle::measure,
+            Measure::Late => late::measure,
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
             Measure::Dashboard => dashboard::measure,
