@@ -8,6 +8,7 @@ mod copy;
 mod dashboard;
 mod idle;
 mod late;
+mod levels;
 mod reference;
 mod report;
 mod sketch;
@@ -41,6 +42,8 @@ enum Measure {
     Change,
     /// A refresh over new rows, against INSERT .. SELECT .. GROUP BY.
     Tick,
+    /// A refresh of 10 rollups with 2 levels above each, against one of a single rollup.
+    Levels,
     /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
     Idle,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
@@ -75,6 +78,7 @@ fn main() {
             Measure::Copy => copy::measure,
             Measure::Change => change::measure,
             Measure::Tick => tick::measure,
+            Measure::Levels => levels::measure,
             Measure::Idle => idle::measure,
             Measure::Late => late::measure,
             Measure::Sketch => sketch::measure,
