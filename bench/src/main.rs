@@ -14,6 +14,7 @@ mod report;
 mod sketch;
 mod stream;
 mod tick;
+mod year;
 
 use clap::{Parser, ValueEnum};
 use tally_server_tests::cluster::Cluster;
@@ -54,6 +55,8 @@ enum Measure {
     Stream,
     /// The queries of the dashboard from rollups, against the same from raw rows.
     Dashboard,
+    /// The same over a year, from hourly rollups.
+    Year,
 }
 
 /// Durable, as a server in use is, and without the processes that would make one round differ from the next.
@@ -84,6 +87,7 @@ fn main() {
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
             Measure::Dashboard => dashboard::measure,
+            Measure::Year => year::measure,
         };
         eprintln!("bench: {measure:?}");
         run(&cluster, arguments.rows, &mut report);
