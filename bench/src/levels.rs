@@ -12,7 +12,7 @@ use crate::report::{Goal, Report, time};
 
 /// What a dashboard of many tenants asks: each tenant's own figures, and those of the whole by its dimensions. The first is the one
 /// that is measured alone.
-const ROLLUPS: &[(&str, &str, &[(&str, &str)])] = &[
+const ROLLUPS: &[(&str, &str, &[Column])] = &[
     ("tenant", "customer_id", &[EVENTS, PURCHASES, ("total", "sum(session_id)")]),
     ("total", "", &[EVENTS, DEVICES, SESSIONS]),
     ("type", "event_type", &[EVENTS, DEVICES]),
@@ -24,10 +24,12 @@ const ROLLUPS: &[(&str, &str, &[(&str, &str)])] = &[
     ("tenant_country", "customer_id, country", &[EVENTS, PURCHASES]),
     ("tenant_devices", "customer_id", &[DEVICES]),
 ];
-const EVENTS: (&str, &str) = ("events", "count(*)");
-const PURCHASES: (&str, &str) = ("purchases", "count(*) FILTER (WHERE event_type = 'buy')");
-const DEVICES: (&str, &str) = ("devices", "tally.hll_agg(device_id)");
-const SESSIONS: (&str, &str) = ("sessions", "tally.hll_agg(session_id)");
+/// A name and the aggregate over rows.
+type Column = (&'static str, &'static str);
+const EVENTS: Column = ("events", "count(*)");
+const PURCHASES: Column = ("purchases", "count(*) FILTER (WHERE event_type = 'buy')");
+const DEVICES: Column = ("devices", "tally.hll_agg(device_id)");
+const SESSIONS: Column = ("sessions", "tally.hll_agg(session_id)");
 
 pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
     let database = cluster.database();
