@@ -2,8 +2,9 @@
 
 -- 1. Row tags
 
+-- No unique index: the first writers after a restore may all write the row of the new cluster, and none may wait for another.
 CREATE TABLE tally.incarnations (
-  id smallint PRIMARY KEY CHECK (id > 0),
+  id smallint NOT NULL CHECK (id > 0),
   system_identifier bigint NOT NULL,
   noted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );

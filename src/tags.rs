@@ -44,10 +44,11 @@ pub(crate) fn incarnation() -> Result<Incarnation> {
     };
     let number = newest_number.checked_add(1).ok_or_else(|| Error::new("54000", "too many incarnations"))?;
     pg::note_incarnation_written();
-    // Another session may be about to write the same row, since it is as new here as we are. It is the same incarnation then.
+    // Another session may be about to write the same row, since it is as new here as we are. It is the same incarnation then, and
+    // the table takes both: a unique index would have the one wait for the end of the other's transaction.
     pg::as_extension_owner(|| {
         Spi::run_with_args(
-            "INSERT INTO tally.incarnations (id, system_identifier) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO tally.incarnations (id, system_identifier) VALUES ($1, $2)",
             &[number.into(), here.into()],
         )
     })

@@ -179,7 +179,7 @@ fn raw(session: &mut Client) -> Vec<String> {
 }
 
 fn incarnations(session: &mut Client) -> i64 {
-    session.query_one("SELECT count(*) FROM tally.incarnations", &[]).unwrap().get(0)
+    session.query_one("SELECT count(DISTINCT id) FROM tally.incarnations", &[]).unwrap().get(0)
 }
 
 fn pass_ids(session: &mut Client, number: u32) {
