@@ -116,19 +116,34 @@ pub(super) fn end_of(key: &Key, bucket: &str, widths: &[String]) -> String {
 
 /// Is the row `r` of a group in `dirty`? For buckets of time, that bounds where its rows have to be looked for.
 pub(super) fn of_changed_group(definition: &Definition) -> String {
-    let mut same = vec![same_group(definition, "r", "d")];
+    let mut conditions = bounds_of_rows(definition);
+    conditions.push(is_changed(definition));
+    conditions.join(" AND ")
+}
+
+/// Where the rows `r` are that make the buckets in `dirty`.
+pub(super) fn bounds_of_rows(definition: &Definition) -> Vec<String> {
     let mut bounds = vec![];
+    for key in &definition.keys {
+        let Some(range) = &key.bucket else { continue };
+        let (bucket, column) = (quote(&key.name), quote(&range.column));
+        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{bucket}) FROM dirty AS d)");
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.>=) {}", of_all("min")));
+        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &of_all("max"), &range.widths)));
+    }
+    bounds
+}
+
+/// Is the group of the row `r` in `dirty`, which says where its buckets lie as well?
+pub(super) fn is_changed(definition: &Definition) -> String {
+    let mut same = vec![same_group(definition, "r", "d")];
     for key in &definition.keys {
         let Some(range) = &key.bucket else { continue };
         let (bucket, column) = (quote(&key.name), quote(&range.column));
         same.push(format!("r.{column} OPERATOR(pg_catalog.>=) d.{bucket}"));
         same.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &format!("d.{bucket}"), &range.widths)));
-        let of_all = |function: &str| format!("(SELECT pg_catalog.{function}(d.{bucket}) FROM dirty AS d)");
-        bounds.push(format!("r.{column} OPERATOR(pg_catalog.>=) {}", of_all("min")));
-        bounds.push(format!("r.{column} OPERATOR(pg_catalog.<=) {}", end_of(key, &of_all("max"), &range.widths)));
     }
-    bounds.push(format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND ")));
-    bounds.join(" AND ")
+    format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND "))
 }
 
 /// Merges the rows that are new to `state` and counted by `now` into the stored tables of a rollup and of those that gather its
