@@ -302,27 +302,39 @@ fn random_test_notices_stored_groups_that_count_too_much() {
     assert_noticed(true, &["UPDATE events_0_stored SET n = n + 1"]);
 }
 
-/// With this fault planted a history fails, and at most so many of its steps are enough to fail again.
-fn assert_minimised(fault: &str, most: usize) {
+/// Another session than those of the random histories.
+const WRITER: usize = OWNER + 1;
+
+/// In the middle of a history these statements plant a fault, so that it fails, and at most so many of its steps are enough to fail
+/// again.
+fn assert_minimised(fault: &[(usize, &str)], most: usize) {
     let seed = seed();
     let cluster = Cluster::start(&QUIET);
     let database = cluster.database();
     let (world, mut owner) = small_world(&database);
     let mut sessions = sessions(&database, &world);
     let mut rng = StdRng::seed_from_u64(seed);
-    let deadline = Instant::now() + Duration::from_secs(240);
-    let failure = (0..)
-        .take_while(|_| Instant::now() < deadline)
-        .try_for_each(|turn| {
-            if turn % 4 == 2 {
-                by_owner(&world, &mut owner, Action::Statement(fault.into(), Expect::SuccessOrBusy))?;
-            }
-            take_turn(&mut sessions, &mut rng)
+    let before = (0..60)
+        .try_for_each(|_| take_turn(&mut sessions, &mut rng))
+        .and_then(|()| sessions.iter_mut().try_for_each(|session| session.finish(&mut rng)));
+    assert_eq!(before, Ok(()), "TALLY_ORACLE_SEED={seed}: red before the fault");
+    let checks: Vec<Arc<Check>> = {
+        let rollups = world.rollups.lock().unwrap();
+        rollups.iter().filter(|rollup| rollup.permanent).map(|rollup| Arc::clone(&rollup.check)).collect()
+    };
+    let mut writer = Actor::new(&database, "60s");
+    let failure = fault
+        .iter()
+        .try_for_each(|(session, sql)| {
+            let actor = if *session == WRITER { &mut writer } else { &mut owner };
+            let action = Action::Statement((*sql).into(), Expect::Success);
+            world.take(actor, Step { session: *session, action, tolerated: &[], error: None })?;
+            checks.iter().try_for_each(|check| by_owner(&world, &mut owner, Action::Check(Arc::clone(check))).map(drop))
         })
         .expect_err("the oracle has not noticed the fault");
     assert!(matches!(failure, Failure::Rows { .. }), "TALLY_ORACLE_SEED={seed}: {failure}");
     let history = world.history();
-    drop((sessions, owner, database));
+    drop((sessions, owner, writer, database));
     let laboratory = Laboratory::new(&cluster, &failure);
     let steps = laboratory.minimise(&history).expect("the history fails again");
     println!("{} of {} steps:\n{}", steps.len(), history.len(), script(&steps));
@@ -332,18 +344,37 @@ fn assert_minimised(fault: &str, most: usize) {
 
 #[test]
 fn history_with_a_forgotten_transaction_becomes_a_short_one() {
-    // A rollup, a transaction that has an id and writes after the refresh, another one, a row to refresh for, the fault: some 10.
-    assert_minimised("UPDATE tally.sources SET open_tags = '{}'", 14);
+    let row = "INSERT INTO clicks (event_time, tenant) VALUES ('2024-04-01Z', 1)";
+    assert_minimised(
+        &[
+            (WRITER, "BEGIN"),
+            (WRITER, row),
+            (OWNER, row),
+            (OWNER, "CALL tally.refresh('clicks_all')"),
+            (OWNER, "UPDATE tally.sources SET open_tags = '{}'"),
+            (WRITER, "COMMIT"),
+        ],
+        // A rollup, these, and the check.
+        9,
+    );
 }
 
 /// The audit finds the trigger in its place; that it does nothing shows in the rollups only.
 #[test]
 fn history_with_a_lame_trigger_becomes_a_short_one() {
     assert_minimised(
-        "CREATE OR REPLACE FUNCTION lame() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
-         SET allow_system_table_mods = on; \
-         UPDATE pg_trigger SET tgfoid = 'lame'::regproc WHERE tgrelid = 'day_0'::regclass AND tgname = 'tally_delete'; \
-         RESET allow_system_table_mods; ALTER TABLE day_0 SET (fillfactor = 100)",
-        14,
+        &[
+            (OWNER, "INSERT INTO day_0 (event_time, tenant) VALUES ('2024-03-30 07:00Z', 1)"),
+            (OWNER, "CALL tally.refresh('events_all')"),
+            (
+                OWNER,
+                "CREATE OR REPLACE FUNCTION lame() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+                 SET allow_system_table_mods = on; \
+                 UPDATE pg_trigger SET tgfoid = 'lame'::regproc WHERE tgrelid = 'day_0'::regclass AND tgname = 'tally_delete'; \
+                 RESET allow_system_table_mods; ALTER TABLE day_0 SET (fillfactor = 100)",
+            ),
+            (OWNER, "DELETE FROM day_0 WHERE event_time = '2024-03-30 07:00Z'"),
+        ],
+        7,
     );
 }
