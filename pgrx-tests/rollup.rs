@@ -11,6 +11,7 @@ mod lifecycle;
 mod overflow;
 mod own_aggregates;
 mod restore;
+mod seal;
 mod values;
 
 use postgres::Client;

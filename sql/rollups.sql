@@ -49,7 +49,11 @@ CREATE TABLE tally.sources (
   refreshed_at timestamptz,
   refresh_duration interval,
   refreshed_rows bigint,
-  refreshed_groups bigint
+  refreshed_groups bigint,
+  sealed_before timestamp,
+  settled_before timestamp,
+  watched_since timestamptz,
+  watched_tag bigint
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tally.sources IS
   'tables that feed rollups, and the snapshot up to which their rows are counted: a row is counted when its tally_tag is below next_tag and not in open_tags';
@@ -62,6 +66,12 @@ COMMENT ON COLUMN tally.sources.refreshed_at IS 'when a refresh last counted row
 COMMENT ON COLUMN tally.sources.refresh_duration IS 'how long that took';
 COMMENT ON COLUMN tally.sources.refreshed_rows IS 'source rows that it counted';
 COMMENT ON COLUMN tally.sources.refreshed_groups IS 'groups that it touched, over all rollups of the source';
+COMMENT ON COLUMN tally.sources.sealed_before IS
+  'partitions that begin before this time are sealed: every row that comes to them is logged; in UTC if the time has a zone';
+COMMENT ON COLUMN tally.sources.settled_before IS
+  'partitions that begin before this time are sealed and have no row that is not counted by its tag: nobody looks into them for new rows';
+COMMENT ON COLUMN tally.sources.watched_since IS 'since when it is watched which partitions get rows';
+COMMENT ON COLUMN tally.sources.watched_tag IS 'rows that have come since then have this tag or a later one';
 SELECT pg_catalog.pg_extension_config_dump('tally.sources', '');
 GRANT SELECT ON tally.sources TO PUBLIC;
 
@@ -131,6 +141,26 @@ $$;
 COMMENT ON FUNCTION tally.refuse_old_snapshot(text) IS
   'part of the views of rollups: an error in a transaction whose snapshot is older than the end of the build, or than a change of the definition';
 
+CREATE FUNCTION tally.settled_before(stored pg_catalog.regclass, kind anyelement) RETURNS anyelement
+  LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'tally_settled_before';
+COMMENT ON FUNCTION tally.settled_before(pg_catalog.regclass, anyelement) IS
+  'part of the views of rollups: rows of the table before this time are all counted; immutable in name only, so that the planner leaves out their partitions';
+
+CREATE FUNCTION tally.unchanged_before(stored pg_catalog.regclass, kind anyelement, reach interval) RETURNS anyelement
+  LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'tally_unchanged_before';
+COMMENT ON FUNCTION tally.unchanged_before(pg_catalog.regclass, anyelement, interval) IS
+  'part of the views of rollups: no row before this time is in a group that has to be counted anew; immutable in name only, so that the planner leaves out partitions';
+
+CREATE FUNCTION tally.refuse_stale_plan() RETURNS boolean
+  LANGUAGE plpgsql STABLE COST 1 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION 'old rows of the rollup''s table were changed while this query was being planned'
+    USING ERRCODE = '40001', DETAIL = 'The plan leaves out partitions that have to be read.', HINT = 'Run the query again.';
+END
+$$;
+COMMENT ON FUNCTION tally.refuse_stale_plan() IS
+  'part of the views of rollups: an error in the rare query whose plan was made with another snapshot, in which partitions could be left out';
+
 CREATE SEQUENCE tally.departures_departure_seq AS bigint;
 COMMENT ON SEQUENCE tally.departures_departure_seq IS 'numbers of departures, never used twice';
 CREATE TABLE tally.departures (
@@ -163,6 +193,10 @@ COMMENT ON FUNCTION tally._log_change() IS
 CREATE FUNCTION tally._before_truncate() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'tally_before_truncate';
 COMMENT ON FUNCTION tally._before_truncate() IS
   'trigger of a source and of its partitions: empties the rollups of a source that is about to be truncated, logs the rows of a partition';
+
+CREATE FUNCTION tally._seal_row() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'tally_seal_row';
+COMMENT ON FUNCTION tally._seal_row() IS
+  'trigger of a sealed partition: takes the tag from new rows, so that the triggers of the table log them';
 
 CREATE FUNCTION tally._follow_attach(partition pg_catalog.regclass) RETURNS void
   LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_follow_attach_wrapper';
@@ -414,6 +448,23 @@ END
 $$;
 COMMENT ON PROCEDURE tally.rebuild(pg_catalog.regclass, timestamptz, timestamptz) IS
   'makes the stored groups of a rollup anew from the rows of its table, range by range, each in a transaction of its own; for a repair after damage, of all buckets or of those from from_time on and before to_time';
+
+-- The step of seal_partitions, which commits between them.
+CREATE FUNCTION tally.seal_some_partitions(source pg_catalog.regclass, before timestamptz) RETURNS integer
+  LANGUAGE C VOLATILE STRICT AS 'MODULE_PATHNAME', 'tally_seal_some_partitions_wrapper';
+COMMENT ON FUNCTION tally.seal_some_partitions(pg_catalog.regclass, timestamptz) IS
+  'part of tally.seal_partitions: seals some partitions that end before this time and that nobody writes to just now; returns how many';
+
+CREATE PROCEDURE tally.seal_partitions(source pg_catalog.regclass, before timestamptz) LANGUAGE plpgsql AS $$
+BEGIN
+  COMMIT;
+  WHILE tally.seal_some_partitions(source, before) OPERATOR(pg_catalog.>) 0 LOOP
+    COMMIT;
+  END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE tally.seal_partitions(pg_catalog.regclass, timestamptz) IS
+  'seals now what the refresh job would seal after tally.seal_after: partitions that end before this time; refreshes and readers no longer look into them, and rows that still come are logged';
 
 -- The steps of forget, which commits between them.
 CREATE FUNCTION tally.forgettable_partitions(source pg_catalog.regclass, older_than timestamptz) RETURNS oid[]

@@ -3,7 +3,7 @@
 use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
-use crate::{refresh, tags};
+use crate::{refresh, seal, tags};
 use pgrx::prelude::*;
 use tally_core::ident::{QualifiedName, quote};
 use tally_core::rollup::definition::{SIGN, TAG, WRITER};
@@ -55,11 +55,12 @@ fn follow_attach(partition: Oid) -> Result<()> {
     let now = Snapshot::latest();
     let name = catalog::name_of(partition)?;
     let next = snapshot::tag(tags::incarnation()?.number.cast_unsigned(), pg::next_xid())?;
-    if now.is_there(&sql::has_row_from_the_future(&name, next))? {
+    if now.is_there(&sql::has_row_from_the_future(&name, next, None))? {
         return Err(snapshot::Error::CopiedFromTheFuture { source: name.to_string() }.into());
     }
     if let Some(source) = now.read(|| sources::source_of(partition))? {
         departures::release(source, partition)?;
+        seal::follow_arrival(source, partition)?;
     }
     log_rows(partition, 1, &now)
 }
@@ -104,13 +105,14 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
             };
             retain(&rows, departure, &refresh::families(&rollups, &relations), owner)?;
             // The stored groups lack these rows, and the next refresh will not find them any more.
-            let uncounted = format!(" WHERE NOT {}", state.is_counted(&format!("r.{TAG}")));
+            let uncounted = format!(" WHERE NOT {}", state.counted.is_counted(&format!("r.{TAG}")));
             let condition = if is_building { "" } else { &uncounted };
             log_each(table, log, &BEFORE_TRACKING.to_string(), 0, condition, &now)?;
         }
         if !is_drop {
             let drop = format!("DROP TRIGGER tally_truncate ON {name}");
             pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
+            pg::as_user(owner, || seal::drop_trigger(table))?;
         }
     }
     Ok(())
@@ -168,6 +170,8 @@ fn log_each(table: Oid, log: Oid, tag: &str, sign: i16, condition: &str, now: &S
         list("r.")
     );
     pg::as_user(owner, || now.execute::<0>(&statement))?;
+    // Plans may have been made without the rows of these groups.
+    pg::invalidate_plans(log);
     Ok(())
 }
 

@@ -8,7 +8,6 @@ use crate::{refresh, tags};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use tally_core::bucket::Timestamp;
 use tally_core::ident::quote;
 use tally_core::partition::Key;
 use tally_core::rollup::sql;
@@ -48,17 +47,8 @@ fn tally_forgettable_partitions(
 
 fn forgettable_partitions(source: Oid, older_than: TimestampWithTimeZone) -> Result<Vec<Oid>> {
     let Some(time) = tags::time_column(source, None)? else { return Ok(vec![]) };
-    let (key, limit) = match time.type_name.as_str() {
-        "timestamp with time zone" => (Key::Instant, Some(older_than)),
-        other => {
-            // The limit as the session's clock shows it.
-            let key = if other == "date" { Key::Date } else { Key::WallClock };
-            let query = "SELECT pg_catalog.timezone('UTC', $1::timestamp)";
-            (key, Spi::get_one_with_args::<TimestampWithTimeZone>(query, &[older_than.into()]).map_err(spi)?)
-        }
-    };
-    let Some(limit) = limit else { return Ok(vec![]) };
-    let limit = Timestamp(limit.into_inner());
+    let key = Key::of_type(&time.type_name);
+    let limit = tags::key_value(key, older_than)?;
     let partitions = pg::range_partitions(source, key).into_iter();
     Ok(partitions.filter(|bounds| bounds.range.upper <= limit).map(|bounds| bounds.partition).collect())
 }
@@ -134,7 +124,9 @@ fn forget_rows(source: Oid, part: Oid, older_than: TimestampWithTimeZone, time_c
         let rows = |member: &sql::Member| sql::retain_deleted(member.definition, member.relations, writer, departure);
         changes::retain(&rows, departure, &refresh::families(&rollups, &relations), owner)?;
         let is_building = now.read(|| builds::is_any(source))?;
-        for statement in sql::settle_deleted(&catalog::name_of(log)?, writer, Some(&state).filter(|_| !is_building)) {
+        for statement in
+            sql::settle_deleted(&catalog::name_of(log)?, writer, Some(&state.counted).filter(|_| !is_building))
+        {
             pg::as_user(owner, || Snapshot::latest().execute::<0>(&statement))?;
         }
     }

@@ -15,6 +15,7 @@ mod partition;
 mod pg;
 mod refresh;
 mod rollup;
+mod seal;
 mod settings;
 mod sketch;
 mod tags;

@@ -9,6 +9,7 @@ mod event_trigger;
 pub(crate) mod function;
 mod lock;
 mod owner;
+mod planned_bound;
 pub(crate) mod process;
 pub(crate) mod relation;
 mod setting_scope;
@@ -17,6 +18,7 @@ mod snapshot;
 mod tag;
 mod timezone;
 pub(crate) mod types;
+mod unaltered;
 mod utility;
 pub(crate) mod value;
 pub(crate) mod varlena;
@@ -28,12 +30,14 @@ pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_sett
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
 pub(crate) use process::is_member;
+pub(crate) use relation::invalidate_plans;
 pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{
     Snapshot, is_read_committed, next_xid, own_xid, owner_of, require_primary, system_identifier,
 };
 pub(crate) use tag::{note_incarnation_written, own_tag, wrote_incarnation};
 pub(crate) use timezone::TimeZone;
+pub(crate) use unaltered::{is_unaltered, note_unaltered};
 pub(crate) use utility::before_taking_over;
 
 use pgrx::pg_sys;

@@ -11,10 +11,11 @@
 //! them by their tag.
 
 use crate::catalog::rollups::{self, Rollup};
+use crate::catalog::sources::State;
 use crate::catalog::{self, aggregates, departures, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
-use crate::tags;
+use crate::{seal, tags};
 use pgrx::prelude::*;
 use std::time::Instant;
 use tally_core::ident::quote;
@@ -88,11 +89,11 @@ fn tick_locked(source: Oid, and_then: &mut dyn FnMut(&Reached) -> Result<i64>) -
     };
     let advanced = advance(source, &state, &now)?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
-    let counted = advanced.as_ref().map_or(state, |(counted, _)| counted.clone());
+    let counted = advanced.as_ref().map_or(state.counted, |(state, _)| state.counted.clone());
     let more = and_then(&Reached { source, owner, now: &now, counted })?;
     let mut report = Report { rows: more, groups: 0 };
-    if let Some((counted, delta)) = advanced {
-        sources::advance(source, &counted, &delta, started.elapsed())?;
+    if let Some((state, delta)) = advanced {
+        sources::advance(source, &state, &delta, started.elapsed())?;
         report.rows += delta.rows;
         report.groups += delta.groups;
     }
@@ -106,14 +107,17 @@ fn tick_locked(source: Oid, and_then: &mut dyn FnMut(&Reached) -> Result<i64>) -
 
 /// Merges into every rollup of the source what is new to `state` and counted by the snapshot. The caller holds the refresh
 /// lock and stores the state that comes back. None: there was nothing new, and nothing has been written.
-pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Option<(Counted, Report)>> {
+pub(crate) fn advance(source: Oid, state: &State, now: &Snapshot) -> Result<Option<(State, Report)>> {
     let name = now.read(|| catalog::name_of(source))?;
     let counted = counted_by(now)?;
-    counted.follows(state)?;
+    counted.follows(&state.counted)?;
     let rollups = now.read(|| rollups::of_source(source))?;
     // The statement that waited for the lock has an older snapshot, which may not know a rollup that was made meanwhile.
     let relations = now.read(|| rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>())?;
-    now.read(|| tags::audit(source, &name))?;
+    now.read(|| tags::audit(source, &name, state))?;
+    let settled = now.read(|| seal::settled(source, state))?;
+    let is_settling = state.is_settling();
+    let State { counted: state, sealed_before, .. } = state;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
     for (rollup, relations) in rollups.iter().zip(&relations) {
         require_one_owner(owner, rollup, relations)?;
@@ -121,24 +125,27 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
     let _settings = pg::pin_settings_of_tick();
     let is_there = |statement: &str| pg::as_user(owner, || now.is_there(statement));
     let log = relations.first().map(|relations| &relations.log);
-    let has_new_row = is_there(&sql::has_new_row(&name, state))?;
+    let has_new_row = is_there(&sql::has_new_row(&name, state, settled.as_ref()))?;
     let has_release = is_there(&sql::has_release(&name, &counted))?;
     let has_change = has_release || log.map_or(Ok(false), |log| is_there(&sql::has_change(log, state, &counted)))?;
-    if !has_new_row && !has_change {
+    if !has_new_row && !has_change && !is_settling {
         return Ok(None);
     }
+    let takes =
+        has_release || has_change && log.map_or(Ok(false), |log| is_there(&sql::has_removal(log, state, &counted)))?;
     // Now, because each statement below would read every page that is not noted.
     note_new_pages(block_range_indexes(source)?.iter().filter(|entry| !entry.is_stored))?;
     let incarnation = tags::incarnation()?.number as u16;
     let not_yet_assigned = snapshot::tag(incarnation, pg::next_xid())?;
-    if is_there(&sql::has_row_from_the_future(&name, not_yet_assigned))? {
+    if is_there(&sql::has_row_from_the_future(&name, not_yet_assigned, settled.as_ref()))? {
         return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
     }
     let mut report = Report::default();
-    let with_changes = has_change.then_some((state, &counted));
+    let changes = sql::Changes { are_there: has_change, take: takes };
+    let with_changes = takes.then_some((state, &counted));
     for family in families(&rollups, &relations) {
         recount(&family[0], None, owner, with_changes, now)?;
-        let statement = sql::merge_delta(&family, state, &counted, has_change);
+        let statement = sql::merge_delta(&family, state, &counted, settled.as_ref(), changes);
         if let Some([groups, rows]) = pg::as_user(owner, || now.execute::<2>(&statement))? {
             report.groups += groups;
             report.rows = report.rows.max(rows);
@@ -159,10 +166,10 @@ pub(crate) fn advance(source: Oid, state: &Counted, now: &Snapshot) -> Result<Op
         }
         departures::delete_released(source, &counted.is_counted("d.released_by"))?;
     }
-    Ok(Some((counted, report)))
+    Ok(Some((State { counted, sealed_before: *sealed_before, settled_before: *sealed_before }, report)))
 }
 
-/// Makes the groups anew that changes concern.
+/// Makes the groups anew that changes take something from.
 fn recount(
     member: &Member,
     below: Option<&Member>,
@@ -356,8 +363,10 @@ fn pending_rows(source: Oid) -> Result<Option<i64>> {
     let _settings = pg::pin_settings();
     let Some(log) = sources::log_of(source)? else { return Ok(None) };
     let log = catalog::name_of(log)?;
+    let settled = seal::settled(source, &state)?;
     let count = |statement: &str| catalog::look_up::<i64>(statement, &[]).map(|count| count.unwrap_or(0));
     pg::as_user(owner, || {
-        Ok(Some(count(&sql::count_pending(&name, &state))? + count(&sql::count_changes(&log, &state))?))
+        let pending = count(&sql::count_pending(&name, &state.counted, settled.as_ref()))?;
+        Ok(Some(pending + count(&sql::count_changes(&log, &state.counted))?))
     })
 }

@@ -94,10 +94,10 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
 fn catch_up(source: Oid, now: &Snapshot, started: Instant) -> Result<Counted> {
     let state = now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
     match refresh::advance(source, &state, now)? {
-        None => Ok(state),
-        Some((counted, report)) => {
-            sources::advance(source, &counted, &report, started.elapsed())?;
-            Ok(counted)
+        None => Ok(state.counted),
+        Some((state, report)) => {
+            sources::advance(source, &state, &report, started.elapsed())?;
+            Ok(state.counted)
         }
     }
 }

@@ -21,6 +21,7 @@ static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static LOCK_TRY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
 static PREMAKE_OUTAGE: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static PREMAKE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static SEAL_AFTER: GucSetting<i32> = GucSetting::<i32>::new(3_600);
 static BUILD_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
 
 /// Called once, when the library is loaded.
@@ -120,6 +121,16 @@ pub(crate) fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"tally.seal_after",
+        c"Sets how long a partition must have ended, and got few rows, before refreshes and readers no longer look into it for new rows.",
+        c"Rows that still come to a sealed partition are logged one by one, which makes writing them slower; -1 seals none.",
+        &SEAL_AFTER,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
     define_partition_settings();
     sketch::define();
     crate::pg::reserve_setting_prefix();
@@ -171,6 +182,11 @@ pub(crate) fn premake_outage() -> i64 {
 /// The most partitions that a set has ahead of the clock.
 pub(crate) fn premake_max() -> usize {
     PREMAKE_MAX.get().max(2) as usize
+}
+
+/// How long a partition must have been cold before it is sealed, in microseconds; None for ever.
+pub(crate) fn seal_after() -> Option<i64> {
+    u32::try_from(SEAL_AFTER.get()).ok().map(|seconds| i64::from(seconds) * tally_core::bucket::SECOND)
 }
 
 /// About how many rows one step of a build counts.

@@ -3,14 +3,20 @@
 //! ```text
 //!  INSERT, COPY ──> row, tally_tag = row_tag() ──> counted by the first tick whose snapshot sees its transaction committed
 //!  UPDATE, DELETE, a copied tag ──> change log ──> the groups concerned are aggregated again by the next tick
+//!  INSERT, COPY into a sealed partition (see `seal.rs`) ──> the same
 //!  TRUNCATE ──> the same, by a trigger of each table
 //! ```
 
+use crate::catalog::sources::State;
 use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
+use crate::seal;
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::time::Duration;
+use tally_core::bucket::Timestamp;
 use tally_core::ident::{self, QualifiedName};
+use tally_core::partition::Key;
 use tally_core::rollup::definition::{SIGN, TAG, WRITER};
 use tally_core::rollup::sql::PAGES_PER_RANGE;
 use tally_core::snapshot::BEFORE_TRACKING;
@@ -197,6 +203,7 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName, log: Oid) -> Result<()>
     for relation in tree {
         let partition = crate::catalog::name_of(relation)?;
         run(&format!("DROP TRIGGER tally_truncate ON {partition}"))?;
+        seal::drop_trigger(relation)?;
     }
     run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))?;
     match pg::owner_of(log) {
@@ -236,13 +243,22 @@ pub(crate) struct TimeColumn {
     pub name: String,
     pub type_name: String,
     pub is_never_null: bool,
+    /// The table is partitioned by it.
+    pub is_key: bool,
+}
+
+impl TimeColumn {
+    /// Do the bounds of its partition say in which range the time of each row lies?
+    pub(crate) fn is_bound(&self) -> bool {
+        self.is_key && self.is_never_null
+    }
 }
 
 /// The column of time by which a table is partitioned, or else the one of the given name.
 pub(crate) fn time_column(source: Oid, otherwise: Option<&str>) -> Result<Option<TimeColumn>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.attnotnull FROM pg_catalog.pg_attribute AS a \
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.attnotnull, p.partrelid IS NOT NULL FROM pg_catalog.pg_attribute AS a \
                LEFT JOIN pg_catalog.pg_partitioned_table AS p ON p.partrelid OPERATOR(pg_catalog.=) a.attrelid \
                     AND p.partstrat OPERATOR(pg_catalog.=) 'r' AND p.partnatts OPERATOR(pg_catalog.=) 1 \
                     AND p.partattrs[0] OPERATOR(pg_catalog.=) a.attnum \
@@ -259,12 +275,23 @@ pub(crate) fn time_column(source: Oid, otherwise: Option<&str>) -> Result<Option
                 name: row.get(1)?.unwrap_or_default(),
                 type_name: row.get(2)?.unwrap_or_default(),
                 is_never_null: row.get(3)?.unwrap_or(false),
+                is_key: row.get(4)?.unwrap_or(false),
             })
         });
         found.collect::<pgrx::spi::Result<Vec<_>>>()
     })
     .map(|found| found.into_iter().next())
     .map_err(spi)
+}
+
+/// An instant as the values of a column by which a table is partitioned: where these have no zone, as the session's clock shows it.
+pub(crate) fn key_value(key: Key, at: TimestampWithTimeZone) -> Result<Timestamp> {
+    if key == Key::Instant {
+        return Ok(Timestamp(at.into_inner()));
+    }
+    let query = "SELECT pg_catalog.timezone('UTC', $1::timestamp)";
+    let shown = Spi::get_one_with_args::<TimestampWithTimeZone>(query, &[at.into()]).map_err(spi)?;
+    Ok(shown.map_or(Timestamp::NEG_INFINITY, |shown| Timestamp(shown.into_inner())))
 }
 
 /// The table that a partition belongs to.
@@ -325,21 +352,31 @@ pub(crate) fn partition_tree(source: Oid) -> Result<Vec<Oid>> {
     .map_err(spi)
 }
 
-/// Refuses a source whose triggers are not what [`track`] made: changes may have slipped past. Partitions and triggers are looked
-/// up in the active snapshot alike (pg_partition_tree() would know a partition that was attached since, and not its triggers).
-pub(crate) fn audit(source: Oid, name: &QualifiedName) -> Result<()> {
+/// Refuses a source whose triggers are not what [`track`] and [`seal`] made: changes may have slipped past. Partitions and triggers
+/// are looked up in the active snapshot alike (pg_partition_tree() would know a partition that was attached since, and not its
+/// triggers). A session looks again when a table has been altered.
+pub(crate) fn audit(source: Oid, name: &QualifiedName, state: &State) -> Result<()> {
+    if pg::is_unaltered(source, state.sealed_before) {
+        return Ok(());
+    }
     let query = "WITH RECURSIVE tree (relid) AS (SELECT $1::pg_catalog.oid UNION ALL \
               SELECT i.inhrelid FROM tree AS t JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) t.relid) \
          SELECT pg_catalog.format('%s on %s', w.tgname, p.relid::pg_catalog.regclass) FROM tree AS p \
-          CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate')) AS w (tgname) \
+          CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate'), ('tally_seal')) AS w (tgname) \
            LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid OPERATOR(pg_catalog.=) p.relid \
                  AND g.tgname OPERATOR(pg_catalog.=) w.tgname::pg_catalog.name \
-          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" LIMIT 1";
+          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" \
+            AND (w.tgname OPERATOR(pg_catalog.<>) 'tally_seal' OR p.relid OPERATOR(pg_catalog.=) ANY ($2)) LIMIT 1";
+    let sealed = seal::to_be_sealed(source, state)?;
+    let tables = partition_tree(source)?;
     let broken = no_row_is_none(Spi::connect(|client| {
-        client.select(query, Some(1), &[source.into()])?.first().get_one::<String>()
+        client.select(query, Some(1), &[source.into(), sealed.into()])?.first().get_one::<String>()
     }))?;
     match broken {
-        None => Ok(()),
+        None => {
+            pg::note_unaltered(source, state.sealed_before, tables);
+            Ok(())
+        }
         Some(trigger) => Err(Error::new("55000", format!("the rollups of {name} can no longer be trusted"))
             .detail(format!("Trigger {trigger} is missing or disabled; changes may have slipped past it."))
             .hint(

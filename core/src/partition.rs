@@ -30,6 +30,15 @@ pub enum Key {
 }
 
 impl Key {
+    /// Of a column of this type, which is one of these three.
+    pub fn of_type(name: &str) -> Self {
+        match name {
+            "timestamp with time zone" => Self::Instant,
+            "date" => Self::Date,
+            _ => Self::WallClock,
+        }
+    }
+
     /// The value that a row of this instant has.
     pub fn value(self, zone: &dyn Zone, at: Timestamp) -> Timestamp {
         match self {

@@ -200,7 +200,7 @@ fn change_that_no_rollup_reads_is_not_logged() {
     let mut session = session(&database);
     let logged =
         |session: &mut Client| -> i64 { session.query_one("SELECT count(*) FROM events_changes", &[]).unwrap().get(0) };
-    session.batch_execute("UPDATE events SET note = repeat('z', 10000), event_time = event_time + '1 min'").unwrap();
+    session.batch_execute("UPDATE events SET note = repeat('z', 10000)").unwrap();
     session.batch_execute("UPDATE events SET amount = amount, tenant = tenant").unwrap();
     assert_eq!(logged(&mut session), 0);
     session.batch_execute("UPDATE events SET amount = NULL WHERE tenant = 1").unwrap();

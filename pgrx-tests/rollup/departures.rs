@@ -35,7 +35,7 @@ const ROLLUPS: [(&str, &str); 5] = [
     ),
 ];
 
-fn rolled_session(database: &Database) -> Client {
+pub(super) fn rolled_session(database: &Database) -> Client {
     let mut session = session(database);
     session.batch_execute("CREATE TABLE gone (event_time timestamptz, tenant int, amount int, note text)").unwrap();
     create(&mut session, ROLLUPS[1].0, ROLLUPS[1].1);
@@ -54,7 +54,7 @@ fn rolled_session(database: &Database) -> Client {
 
 /// Every rollup equals its query over the table and `gone`, the rows that have left it.
 #[track_caller]
-fn assert_kept(session: &mut Client) {
+pub(super) fn assert_kept(session: &mut Client) {
     for (name, query) in ROLLUPS {
         let all = "FROM (SELECT event_time, tenant, amount, note FROM events UNION ALL SELECT * FROM gone) AS events";
         assert_equal(session, name, &query.replace("FROM events", all));
@@ -64,13 +64,13 @@ fn assert_kept(session: &mut Client) {
 }
 
 #[track_caller]
-fn assert_kept_and_refreshed(session: &mut Client) {
+pub(super) fn assert_kept_and_refreshed(session: &mut Client) {
     assert_kept(session);
     session.batch_execute("CALL tally.refresh('totals')").unwrap();
     assert_kept(session);
 }
 
-fn run(session: &mut Client, statement: &str) {
+pub(super) fn run(session: &mut Client, statement: &str) {
     session.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
 }
 

@@ -5,6 +5,7 @@ use crate::pg::{self, Oid};
 use crate::refresh::Report;
 use pgrx::Spi;
 use std::time::Duration;
+use tally_core::bucket::Timestamp;
 use tally_core::snapshot::Counted;
 
 /// The OID of the table itself, which names the lock of a refresh.
@@ -15,19 +16,72 @@ pub(crate) fn table() -> Result<Oid> {
         .ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
 }
 
+/// What the last tick of a source has left behind.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub counted: Counted,
+    /// Partitions below this time are sealed.
+    pub sealed_before: Option<Timestamp>,
+    /// Partitions below this time are sealed, and no row in them is new.
+    pub settled_before: Option<Timestamp>,
+}
+
+impl State {
+    /// Has the next tick to note that sealed partitions are settled?
+    pub(crate) fn is_settling(&self) -> bool {
+        self.settled_before != self.sealed_before
+    }
+}
+
 /// The state of a source in the active snapshot, or None if it feeds no rollup.
-pub(crate) fn state(source: Oid) -> Result<Option<Counted>> {
+pub(crate) fn state(source: Oid) -> Result<Option<State>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT s.next_tag, s.open_tags FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1",
+            "SELECT s.next_tag, s.open_tags, s.sealed_before, s.settled_before FROM tally.sources AS s \
+             WHERE s.source OPERATOR(pg_catalog.=) $1",
             Some(1),
             &[source.into()],
         )?;
         if rows.is_empty() {
             return Ok(None);
         }
-        let (next, open) = rows.first().get_two::<i64, Vec<i64>>()?;
-        Ok(Some(Counted { next: next.unwrap_or(0), open: open.unwrap_or_default() }))
+        let row = rows.first();
+        let counted = Counted { next: row.get(1)?.unwrap_or(0), open: row.get(2)?.unwrap_or_default() };
+        let time =
+            |column| row.get::<pgrx::datum::Timestamp>(column).map(|time| time.map(|time| Timestamp(time.into())));
+        Ok(Some(State { counted, sealed_before: time(3)?, settled_before: time(4)? }))
+    })
+    .map_err(spi)
+}
+
+/// What the planner of a reader wants to know of the source of a rollup that has settled partitions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SettledRollup {
+    pub source: Oid,
+    pub log: Oid,
+    pub before: Timestamp,
+    /// A detached partition has come back.
+    pub has_release: bool,
+}
+
+/// Of the rollup with this table of stored groups.
+pub(crate) fn settled_rollup(stored: Oid) -> Result<Option<SettledRollup>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid, s.settled_before, EXISTS (SELECT FROM tally.departures AS d \
+                    WHERE d.source OPERATOR(pg_catalog.=) s.source AND d.released_by IS NOT NULL) \
+               FROM tally.sources AS s JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
+              WHERE u.stored OPERATOR(pg_catalog.=) $1 AND s.settled_before IS NOT NULL",
+            Some(1),
+            &[stored.into()],
+        )?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let row = rows.first();
+        let before = row.get::<pgrx::datum::Timestamp>(3)?;
+        let (Some(source), Some(log), Some(before)) = (row.get(1)?, row.get(2)?, before) else { return Ok(None) };
+        Ok(Some(SettledRollup { source, log, before: Timestamp(before.into()), has_release: row.get(4)?.unwrap_or(true) }))
     })
     .map_err(spi)
 }
@@ -82,20 +136,77 @@ pub(crate) fn insert(source: Oid, log: Oid, counted: &Counted) -> Result<()> {
 }
 
 /// Stores the snapshot of a tick, in the transaction that merged its delta.
-pub(crate) fn advance(source: Oid, counted: &Counted, report: &Report, duration: Duration) -> Result<()> {
+pub(crate) fn advance(source: Oid, state: &State, report: &Report, duration: Duration) -> Result<()> {
     pg::as_extension_owner(|| {
         Spi::run_with_args(
             "UPDATE tally.sources SET next_tag = $2, open_tags = $3, refreshed_at = pg_catalog.clock_timestamp(), \
-             refresh_duration = pg_catalog.make_interval(secs => $4), refreshed_rows = $5, refreshed_groups = $6 \
-             WHERE source OPERATOR(pg_catalog.=) $1",
+             refresh_duration = pg_catalog.make_interval(secs => $4), refreshed_rows = $5, refreshed_groups = $6, \
+             settled_before = $7 WHERE source OPERATOR(pg_catalog.=) $1",
             &[
                 source.into(),
-                counted.next.into(),
-                counted.open.clone().into(),
+                state.counted.next.into(),
+                state.counted.open.clone().into(),
                 duration.as_secs_f64().into(),
                 report.rows.into(),
                 report.groups.into(),
+                state.settled_before.map(to_sql).into(),
             ],
+        )
+    })
+    .map_err(spi)
+}
+
+fn to_sql(time: Timestamp) -> pgrx::datum::Timestamp {
+    // Bounds of partitions come from PostgreSQL.
+    pgrx::datum::Timestamp::saturating_from_raw(time.0)
+}
+
+/// Notes that partitions below a time are sealed, by this transaction.
+pub(crate) fn seal(source: Oid, before: Timestamp) -> Result<()> {
+    update(source, "sealed_before = $2", before)
+}
+
+/// Notes that partitions from a time on have rows again that are new by their tags.
+pub(crate) fn unsettle(source: Oid, from: Timestamp) -> Result<()> {
+    update(source, "settled_before = LEAST(settled_before, $2)", from)
+}
+
+fn update(source: Oid, assignment: &str, time: Timestamp) -> Result<()> {
+    let statement = format!("UPDATE tally.sources SET {assignment} WHERE source OPERATOR(pg_catalog.=) $1");
+    pg::as_extension_owner(|| Spi::run_with_args(&statement, &[source.into(), to_sql(time).into()])).map_err(spi)
+}
+
+/// Since when it is watched which partitions get rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch {
+    pub since: Timestamp,
+    /// Rows since then have this tag or a later one, but for those of transactions that were open.
+    pub tag: i64,
+}
+
+pub(crate) fn watch(source: Oid) -> Result<Option<Watch>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT s.watched_since, s.watched_tag FROM tally.sources AS s \
+             WHERE s.source OPERATOR(pg_catalog.=) $1 AND s.watched_since IS NOT NULL",
+            Some(1),
+            &[source.into()],
+        )?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (since, tag) = rows.first().get_two::<pgrx::datum::TimestampWithTimeZone, i64>()?;
+        Ok(since.zip(tag).map(|(since, tag)| Watch { since: Timestamp(since.into_inner()), tag }))
+    })
+    .map_err(spi)
+}
+
+pub(crate) fn set_watch(source: Oid, tag: i64, since: Timestamp) -> Result<()> {
+    let since = pgrx::datum::TimestampWithTimeZone::try_from(since.0).ok();
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "UPDATE tally.sources SET watched_since = $2, watched_tag = $3 WHERE source OPERATOR(pg_catalog.=) $1",
+            &[source.into(), since.into(), tag.into()],
         )
     })
     .map_err(spi)

@@ -213,7 +213,7 @@ unsafe fn source(entry: *mut pg_sys::RangeTblEntry, alias: *const c_char) -> Sou
         let name =
             QualifiedName::new(text(pg_sys::get_namespace_name(form.relnamespace)), text(form.relname.data.as_ptr()));
         pg_sys::RelationClose(relation);
-        Source { name, alias: text(alias), kind, only: !(*entry).inh }
+        Source { name, alias: text(alias), kind, only: !(*entry).inh, partition_key: None }
     }
 }
 

@@ -9,17 +9,23 @@ use pgrx::{PgTupleDesc, is_a};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use tally_core::rollup::definition::{SIGN, TAG, WRITER};
+use tally_core::rollup::definition::{SIGN, WRITER};
 use tally_core::snapshot::{self, Copied};
 
 super::function::sql_functions! {
     tally_log_change => log_change,
     tally_before_truncate => before_truncate,
+    tally_seal_row => seal_row,
 }
+
+/// [`TAG`](tally_core::rollup::definition::TAG) for PostgreSQL.
+const TAG_NAME: &std::ffi::CStr = c"tally_tag";
 
 /// Where the rows of a table are logged.
 struct Target {
     log: Oid,
+    /// The table is a sealed partition.
+    is_sealed: bool,
     columns: Vec<Value>,
     /// Position of the tag in the rows of the table.
     tag: usize,
@@ -77,7 +83,9 @@ fn log_change(call: Call<'_>) -> Result<Datum> {
         match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_INSERT => {
                 check_copied(tag_of(data.tg_trigslot, &target), (*data.tg_relation).rd_id)?;
-                write(&target, &[(data.tg_trigslot, 1)])?;
+                // A frozen row is visible to older snapshots already, so it cannot be added: its group is made anew.
+                let sign = if is_frozen(data.tg_trigtuple) { 0 } else { 1 };
+                write(&target, &[(data.tg_trigslot, sign)])?;
             }
             pg_sys::TRIGGER_EVENT_DELETE => write(&target, &[(data.tg_trigslot, -1)])?,
             _ => {
@@ -92,6 +100,33 @@ fn log_change(call: Call<'_>) -> Result<Datum> {
         }
     }
     Ok(Datum::from(0))
+}
+
+/// Trigger before an INSERT into a sealed partition: the row gets the tag of rows that have been counted, so that it is logged.
+fn seal_row(call: Call<'_>) -> Result<Datum> {
+    let data = trigger_data(call)?;
+    // SAFETY: a row trigger BEFORE INSERT has the row, valid for the call; the table has the column, which is NOT NULL.
+    unsafe {
+        let relation = &*data.tg_relation;
+        let tag = call.remembered(|_| Ok(pg_sys::get_attnum(relation.rd_id, TAG_NAME.as_ptr())))?;
+        let (mut position, mut value, mut is_null) = (i32::from(tag), Datum::from(snapshot::BEFORE_TRACKING), false);
+        let row = pg_sys::heap_modify_tuple_by_cols(
+            data.tg_trigtuple,
+            relation.rd_att,
+            1,
+            &mut position,
+            &mut value,
+            &mut is_null,
+        );
+        Ok(Datum::from(row))
+    }
+}
+
+/// COPY FREEZE has written the row.
+unsafe fn is_frozen(row: pg_sys::HeapTuple) -> bool {
+    let frozen = pg_sys::HEAP_XMIN_FROZEN as u16;
+    // SAFETY: a row of a table.
+    unsafe { (*(*row).t_data).t_infomask & frozen == frozen }
 }
 
 unsafe fn tag_of(slot: *mut pg_sys::TupleTableSlot, target: &Target) -> i64 {
@@ -152,6 +187,9 @@ unsafe fn deform(slot: *mut pg_sys::TupleTableSlot) {
 
 /// A row of another transaction comes in. Its tag must be one that no tick to come can take for new once more.
 fn check_copied(tag: i64, table: Oid) -> Result<()> {
+    if tag == snapshot::BEFORE_TRACKING {
+        return Ok(());
+    }
     let incarnation = crate::tags::incarnation()?.number.cast_unsigned();
     let next = super::next_xid();
     let source = || crate::catalog::name_of(table).map(|name| name.to_string());
@@ -175,6 +213,9 @@ unsafe fn write(target: &Target, rows: &[(*mut pg_sys::TupleTableSlot, i16)]) ->
     let writer = super::tag::own_tag()?;
     let mut values = vec![Datum::from(0); target.columns.len()];
     let mut nulls = vec![true; target.columns.len()];
+    if target.is_sealed && rows.iter().any(|(_, sign)| *sign < 1) {
+        super::invalidate_plans(target.log);
+    }
     // SAFETY: the log is an ordinary table, locked while it is written to; the slots hold rows whose columns have the types of
     // the log's. Values that lie out of line are fetched by the insert itself.
     unsafe {
@@ -249,9 +290,9 @@ fn find_target(table: Oid) -> Result<Target> {
         });
         let columns = columns.collect::<Result<Vec<Value>>>();
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        let tag = std::ffi::CString::new(TAG).ok().and_then(|name| position(&name));
-        let tag = tag.ok_or_else(|| Error::new("55000", format!("a source has lost its column {TAG}")))?;
-        Ok(Target { log, columns: columns?, tag })
+        let tag = position(TAG_NAME).ok_or_else(|| Error::new("55000", "a source has lost its column tally_tag"))?;
+        let is_sealed = crate::seal::is_sealed_partition(table)?;
+        Ok(Target { log, is_sealed, columns: columns?, tag })
     }
 }
 

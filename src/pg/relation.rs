@@ -33,6 +33,12 @@ pub(crate) fn try_lock(relation: Oid, mode: Mode) -> bool {
     unsafe { pg_sys::ConditionalLockRelationOid(relation, mode.number()) }
 }
 
+/// Has every session plan its statements anew that read the table, once this transaction has committed, and this one at once.
+pub(crate) fn invalidate_plans(relation: Oid) {
+    // SAFETY: the table exists; the message is sent with the commit.
+    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) }
+}
+
 /// Assigns the transaction's id. From here on each query of SPI takes a snapshot of its own, so it sees what others committed
 /// while we waited for a lock.
 pub(crate) fn begin_writing() {

@@ -44,8 +44,12 @@ impl Plan {
         if let Some(found) = &mut analysed.analysis.source {
             if base.is_some() {
                 found.kind = SourceKind::Rollup;
-            } else if found.kind == SourceKind::Table && tags::has_inheritance_children(source)? {
-                found.kind = SourceKind::Inherited;
+            } else {
+                if found.kind == SourceKind::Table && tags::has_inheritance_children(source)? {
+                    found.kind = SourceKind::Inherited;
+                }
+                let time = tags::time_column(source, None)?;
+                found.partition_key = time.filter(TimeColumn::is_bound).map(|time| time.name);
             }
         }
         for (position, function) in analysed.aggregate_functions().into_iter().enumerate() {
@@ -79,6 +83,10 @@ impl Plan {
                 (Origin::source(relations, &alias, time), time_type)
             }
         };
+        let is_partitioned = match &self.base {
+            Some(base) => base.rollup.definition.is_partitioned,
+            None => self.time.as_ref().is_some_and(TimeColumn::is_bound),
+        };
         let targets = analysis.targets.iter();
         self.columns.text = Text {
             alias,
@@ -87,6 +95,7 @@ impl Plan {
             keys: self.columns.keys.iter().map(|key| key.sql.clone()).collect(),
         };
         self.columns.time_type = time_type;
+        self.columns.is_partitioned = is_partitioned;
         self.origin = Some(origin);
         Ok(())
     }
@@ -101,7 +110,9 @@ impl Plan {
         let (origin, condition) = self.origin()?;
         run(&sql::create_rows_view(&self.columns, relations, origin, condition))?;
         if self.base.is_none() {
-            let read = rollups::column_declarations(self.source, &self.analysed.analysis.columns())?;
+            let mut columns = self.analysed.analysis.columns();
+            columns.extend(self.time.iter().map(|time| time.name.clone()));
+            let read = rollups::column_declarations(self.source, &columns)?;
             tags::widen_log(log, &relations.source, &read)?;
         }
         for aggregate in &self.columns.aggregates {

@@ -5,7 +5,7 @@ use crate::catalog::jobs::{Job, Run, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
 use crate::pg::{self, process};
-use crate::{build, partition, refresh, settings};
+use crate::{build, partition, refresh, seal, settings};
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::Outcome;
@@ -38,9 +38,14 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
     }
     Ok(match job.kind {
         Kind::Refresh => {
-            let report = refresh::tick_unless_busy(job.object, &mut build::step)?;
+            let mut is_sealing = false;
+            let report = refresh::tick_unless_busy(job.object, &mut |reached| {
+                let rows = build::step(reached)?;
+                is_sealing = seal::step(reached)?;
+                Ok(rows)
+            })?;
             // A view that is being read could not be replaced: there is time for that.
-            let more = pg::own_xid().is_some() && build::is_unfinished(job.object)?;
+            let more = is_sealing || pg::own_xid().is_some() && build::is_unfinished(job.object)?;
             report.map(|report| Progress { rows: report.rows, more })
         }
         Kind::Premake => {

@@ -42,6 +42,8 @@ pub struct Source {
     pub kind: SourceKind,
     /// `FROM ONLY`.
     pub only: bool,
+    /// The column of time by which the table is partitioned, if it is NOT NULL.
+    pub partition_key: Option<String>,
 }
 
 /// What sort of relation the source is.

@@ -20,6 +20,9 @@ pub struct Definition {
     pub level: Option<Level>,
     /// The type of the column [`TIME`] of the rows view, if it has one.
     pub time_type: Option<String>,
+    /// Is that the column by which the source is partitioned, with ranges of it as bounds? Then cold partitions can be
+    /// sealed, and need not be looked at.
+    pub is_partitioned: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aggregates: Vec<OwnAggregate>,
     /// The query as it was written, with all names qualified.
@@ -83,6 +86,12 @@ impl Definition {
     /// The first key that is a time.
     pub fn time_key(&self) -> Option<&Key> {
         self.keys.iter().find(|key| key.is_time)
+    }
+
+    /// How far the rows of a group lie apart, in the column by which the source is partitioned: widths to be added up.
+    pub fn reach(&self) -> Option<&[String]> {
+        let ranges = self.keys.iter().filter_map(|key| key.bucket.as_ref());
+        ranges.filter(|range| range.is_partition_key).map(|range| range.widths.as_slice()).next()
     }
 
     /// What about this definition does not fit groups that an older one has retained. New partial columns do: nothing is known of
@@ -182,6 +191,8 @@ pub struct GroupRange {
 pub struct BucketRange {
     pub column: String,
     pub widths: Vec<String>,
+    /// Is `column` the one by which the source is partitioned, with ranges of it as bounds?
+    pub is_partition_key: bool,
 }
 
 /// A named expression.
@@ -256,7 +267,7 @@ pub const ROWS: &str = "_rows";
 pub const DEPARTURE: &str = "_departure";
 /// The column of a rows view that says which table the row lies in.
 pub const TABLE: &str = "tally_table";
-/// The column of a rows view that holds the time by which the source is partitioned, or else the time of the first bucket.
+/// The column of a rows view, and of a changes view, that holds the time by which the source is partitioned, or else the time of the first bucket.
 pub const TIME: &str = "tally_time";
 /// The column of a source that holds the row tag; in its change log, the tag of the row that was changed.
 pub const TAG: &str = "tally_tag";

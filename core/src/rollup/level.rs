@@ -124,7 +124,8 @@ impl<'a> Below<'a> {
 
     /// The FROM of the changes view above: the changes view below.
     pub fn changes(&self, changes: &QualifiedName) -> String {
-        self.relation(changes, &[TAG, WRITER, SIGN], true)
+        let times = self.definition.time_type.as_ref().map(|_| TIME);
+        self.relation(changes, &[TAG, WRITER, SIGN].into_iter().chain(times).collect::<Vec<_>>(), true)
     }
 
     /// The FROM of what is gathered from groups of the rollup below: `groups` has the columns of its stored table, and `besides`.
@@ -132,7 +133,7 @@ impl<'a> Below<'a> {
         self.relation(groups, &[ROWS].into_iter().chain(besides).collect::<Vec<_>>(), false)
     }
 
-    /// The type of the column [`TIME`] of the rows below.
+    /// The type of the column [`TIME`] of the rows and changes below.
     pub fn time_type(&self) -> Option<&str> {
         self.definition.time_type.as_deref()
     }

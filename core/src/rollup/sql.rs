@@ -72,6 +72,11 @@ fn groups_of(definition: &Definition, rows: &str, condition: &str) -> String {
     format!("SELECT {}\n FROM {rows} AS r{condition}\n GROUP BY {}", columns.join(", "), keys.join(", "))
 }
 
+/// The groups of all rows of `arms`, which are queries with the inputs of the aggregates.
+fn groups_of_all(definition: &Definition, arms: &[String]) -> String {
+    groups_of(definition, &format!("(\n{}\n)", arms.join("\nUNION ALL ")), "")
+}
+
 /// Every column of the stored table: keys, partial columns, `_rows`.
 fn stored_columns(definition: &Definition) -> Vec<String> {
     let keys = definition.keys.iter().map(|key| quote(&key.name));

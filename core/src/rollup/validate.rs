@@ -34,7 +34,7 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
     if let Some(condition) = &analysis.condition {
         check_row_expression("WHERE", condition, below)?;
     }
-    let mut layout = Layout::new(below, rollup);
+    let mut layout = Layout::new(below, source.partition_key.as_deref(), rollup);
     for (position, key) in analysis.keys.iter().enumerate() {
         check_row_expression("GROUP BY", &key.expression, below)?;
         if !key.deterministic {
@@ -143,12 +143,13 @@ struct Layout<'a> {
     own: OwnAggregates,
     names: Names,
     below: Option<&'a Below<'a>>,
+    partition_key: Option<&'a str>,
 }
 
 impl<'a> Layout<'a> {
-    fn new(below: Option<&'a Below<'a>>, rollup: &QualifiedName) -> Self {
+    fn new(below: Option<&'a Below<'a>>, partition_key: Option<&'a str>, rollup: &QualifiedName) -> Self {
         let names = Names::new(RESERVED.map(String::from));
-        Self { definition: Definition::default(), own: OwnAggregates::new(rollup), names, below }
+        Self { definition: Definition::default(), own: OwnAggregates::new(rollup), names, below, partition_key }
     }
 
     /// The column of the rows view for this argument; equal expressions share one.
@@ -301,14 +302,21 @@ impl<'a> Layout<'a> {
         };
         let mut widths: Vec<String> = key.bucket.iter().map(|bucket| bucket.width.clone()).collect();
         let time = key.bucket.as_ref().map_or(&key.expression, |bucket| &bucket.time);
-        let sql = match range_below(time) {
+        let (sql, is_partition_key) = match range_below(time) {
             Some((Some(below), range)) => {
                 widths.extend(range.widths);
-                below.hidden(&range.column)
+                (below.hidden(&range.column), range.is_partition_key)
             }
-            _ => key.bucket.as_ref()?.time.sql.clone(),
+            _ => {
+                let is_partition_key = time.column().is_some_and(|column| Some(column) == self.partition_key);
+                // That column itself is a bucket without width.
+                if key.bucket.is_none() && !is_partition_key {
+                    return None;
+                }
+                (time.sql.clone(), is_partition_key)
+            }
         };
-        Some(BucketRange { column: self.argument(&sql), widths })
+        Some(BucketRange { column: self.argument(&sql), widths, is_partition_key })
     }
 
     /// Where the groups of the level below are that make a bucket.

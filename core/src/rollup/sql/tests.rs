@@ -1,5 +1,7 @@
 use super::super::definition::{BucketRange, Call, Column, Target, Value};
 use super::*;
+use crate::bucket::Timestamp;
+use crate::partition;
 
 fn key(name: &str, never_null: bool, is_time: bool, type_name: &str) -> Key {
     let (name, sql, type_name) = (name.into(), format!("e.{name}"), type_name.into());
@@ -42,6 +44,7 @@ fn definition() -> Definition {
         aggregates: vec![],
         text: Text::default(),
         is_altered: false,
+        is_partitioned: false,
     }
 }
 
@@ -58,15 +61,19 @@ fn relations() -> Relations {
     }
 }
 
+fn bucket() -> BucketRange {
+    BucketRange { column: "argument_2".into(), widths: vec!["01:00:00".into()], is_partition_key: true }
+}
+
 fn recounted(definition: &Definition, state: &Counted, now: &Counted) -> String {
     let member = Member { definition, relations: &relations(), below: None, unbuilt_before: None };
     recount(&member, state, now, None)
 }
 
-fn merged_alone(state: &Counted, now: &Counted, changes: bool) -> String {
+fn merged_alone(state: &Counted, now: &Counted, changes: Changes) -> String {
     let (definition, relations) = (definition(), relations());
     let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: None };
-    merge_delta(&[member], state, now, changes)
+    merge_delta(&[member], state, now, None, changes)
 }
 
 #[test]
@@ -98,7 +105,7 @@ fn the_index_puts_the_tenant_before_the_bucket() {
 fn a_tick_merges_what_is_new_to_the_state_and_counted_by_the_snapshot() {
     let state = Counted { next: 100, open: vec![90] };
     let now = Counted { next: 200, open: vec![150] };
-    let sql = merged_alone(&state, &now, false);
+    let sql = merged_alone(&state, &now, Changes::default());
     assert!(sql.contains(&state.is_new("r.tally_tag")) && sql.contains(&now.is_counted("r.tally_tag")), "{sql}");
     assert!(sql.contains("FROM delta_0 AS s ORDER BY \"bucket\", \"customer_id\", \"country\""), "{sql}");
     assert!(sql.contains("ON CONFLICT (\"customer_id\", \"bucket\", \"country\") DO UPDATE SET"), "{sql}");
@@ -116,7 +123,7 @@ fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
     definition.partials[0].name = "{b}".into();
     let state = Counted { next: 100, open: vec![] };
     let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
-    let sql = merge_delta(&[member], &state, &state, false);
+    let sql = merge_delta(&[member], &state, &state, None, Changes::default());
     assert!(sql.contains("\"{b}\" = COALESCE(s.\"{b}\" + excluded.\"{b}\", s.\"{b}\", excluded.\"{b}\")"), "{sql}");
 }
 
@@ -127,7 +134,7 @@ fn a_merge_may_look_at_a_column_beside() {
     definition.partials[0].beside = Some("{a} at".into());
     let state = Counted { next: 100, open: vec![] };
     let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
-    let sql = merge_delta(&[member], &state, &state, false);
+    let sql = merge_delta(&[member], &state, &state, None, Changes::default());
     let merged = "later(s.\"revenue\", s.\"{a} at\", excluded.\"revenue\", excluded.\"{a} at\")";
     assert!(sql.contains(&format!("\"revenue\" = {merged}")), "{sql}");
     let view = create_public_view(&definition, &relations(), Build::AtOnce);
@@ -154,10 +161,10 @@ fn keys_that_may_be_null_are_compared_by_hashable_conditions() {
 #[test]
 fn groups_with_a_null_key_have_an_arm_of_their_own() {
     let view = create_public_view(&definition(), &relations(), Build::AtOnce);
-    assert_eq!(view.matches("UNION ALL").count(), 7);
+    assert_eq!(view.matches("UNION ALL").count(), 8);
     let mut without = definition();
     without.keys.pop();
-    assert_eq!(create_public_view(&without, &relations(), Build::AtOnce).matches("UNION ALL").count(), 5);
+    assert_eq!(create_public_view(&without, &relations(), Build::AtOnce).matches("UNION ALL").count(), 6);
 }
 
 #[test]
@@ -184,7 +191,7 @@ fn a_recount_looks_where_the_changed_buckets_are() {
     let (state, now) = (Counted { next: 100, open: vec![90] }, Counted { next: 200, open: vec![] });
     let mut definition = definition();
     assert!(!recounted(&definition, &state, &now).contains("min(d.\"bucket\")"));
-    definition.keys[0].bucket = Some(BucketRange { column: "argument_2".into(), widths: vec!["01:00:00".into()] });
+    definition.keys[0].bucket = Some(bucket());
     let sql = recounted(&definition, &state, &now);
     for bound in [
         "r.\"argument_2\" OPERATOR(pg_catalog.>=) (SELECT pg_catalog.min(d.\"bucket\") FROM dirty AS d)",
@@ -221,10 +228,43 @@ fn what_a_table_counts_for_is_looked_up_by_its_times() {
 }
 
 #[test]
-fn groups_that_changes_concern_are_not_merged_into() {
+fn rows_that_changes_add_are_merged_and_groups_that_they_take_from_are_not() {
     let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
-    assert!(!merged_alone(&state, &now, false).contains("dirty"));
-    assert!(merged_alone(&state, &now, true).contains("NOT EXISTS (SELECT FROM dirty_0 AS p"));
+    let sql = |are_there, take| merged_alone(&state, &now, Changes { are_there, take });
+    assert!(!sql(false, false).contains("r_changes"));
+    let adds = sql(true, false);
+    assert!(
+        adds.contains("r_changes\" AS c WHERE c.tally_sign OPERATOR(pg_catalog.=) 1") && !adds.contains("dirty"),
+        "{adds}"
+    );
+    assert!(sql(true, true).contains("NOT EXISTS (SELECT FROM dirty_0 AS p"));
+}
+
+#[test]
+fn settled_partitions_are_left_out() {
+    let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
+    let settled = Settled { column: "event_time".into(), key: partition::Key::Instant, before: Timestamp(0) };
+    let (relations, bound) = (relations(), "OPERATOR(pg_catalog.>=) '2000-01-01 00:00:00+00'");
+    assert!(has_new_row(&relations.source, &state, Some(&settled)).contains(&format!("r.\"event_time\" {bound}")));
+    let merged = |is_partitioned| {
+        let definition = Definition { is_partitioned, ..definition() };
+        let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: None };
+        merge_delta(&[member], &state, &now, Some(&settled), Changes::default())
+    };
+    assert!(merged(true).contains(&format!("r.tally_time {bound}")));
+    assert!(!merged(false).contains(bound));
+    let view = |is_partitioned, bucket| {
+        let mut definition = Definition { is_partitioned, ..definition() };
+        definition.keys[0].bucket = bucket;
+        create_public_view(&definition, &relations, Build::AtOnce)
+    };
+    let again = "r.tally_time OPERATOR(pg_catalog.>=) tally.unchanged_before(";
+    assert!(view(true, Some(bucket())).contains("r.tally_time OPERATOR(pg_catalog.>=) tally.settled_before("));
+    assert!(view(true, Some(bucket())).contains(again) && view(true, Some(bucket())).contains("'01:00:00'::interval)"));
+    // The rows of a group may be anywhere.
+    let elsewhere = BucketRange { is_partition_key: false, ..bucket() };
+    assert!(!view(true, Some(elsewhere)).contains(again) && !view(true, None).contains(again));
+    assert!(!view(false, None).contains("tally.refuse_stale_plan"));
 }
 
 #[test]
@@ -234,7 +274,7 @@ fn a_rollup_that_is_being_built_takes_rows_of_built_times_only() {
     let before = Some("2024-01-01 00:00:00+00");
     let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: before };
     let built = " AND r.tally_time OPERATOR(pg_catalog.>=) '2024-01-01 00:00:00+00'::timestamp with time zone";
-    assert!(merge_delta(&[member], &state, &now, true).contains(built));
+    assert!(merge_delta(&[member], &state, &now, None, Changes::default()).contains(built));
     assert!(recount(&member, &state, &now, None).contains(built));
     let slice = build_slice(&definition, &relations, &now, before, "infinity");
     assert!(slice.contains(built) && slice.contains("OPERATOR(pg_catalog.<) 'infinity'"), "{slice}");

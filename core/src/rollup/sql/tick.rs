@@ -1,27 +1,70 @@
 //! What a tick reads and writes.
 
 use super::*;
+use crate::bucket::Timestamp;
+use crate::partition;
+
+/// Partitions below a time are settled: no row in them is new by its tag. See [`crate::rollup::seal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The column by which the source is partitioned.
+    pub column: String,
+    pub key: partition::Key,
+    pub before: Timestamp,
+}
+
+impl Settled {
+    /// A further condition that rows lie above, by their column `time`. It is constant, so the planner forgets the partitions below.
+    fn is_above(&self, time: &str) -> String {
+        format!(" AND {time} OPERATOR(pg_catalog.>=) {}", partition::sql::bound(self.key, self.before))
+    }
+}
+
+/// Where the new rows of a source are.
+fn above(settled: Option<&Settled>) -> String {
+    settled.map_or_else(String::new, |settled| settled.is_above(&format!("r.{}", quote(&settled.column))))
+}
 
 /// Is there a row that a tick would count?
-pub fn has_new_row(source: &QualifiedName, state: &Counted) -> String {
-    format!("SELECT EXISTS (SELECT FROM {source} AS r WHERE {})", state.is_new(&format!("r.{TAG}")))
+pub fn has_new_row(source: &QualifiedName, state: &Counted, settled: Option<&Settled>) -> String {
+    format!("SELECT EXISTS (SELECT FROM {source} AS r WHERE {}{})", state.is_new(&format!("r.{TAG}")), above(settled))
 }
 
 /// Is there a row that no transaction so far can have written? `not_yet_assigned` is the tag of the next transaction id.
-pub fn has_row_from_the_future(source: &QualifiedName, not_yet_assigned: i64) -> String {
+pub fn has_row_from_the_future(source: &QualifiedName, not_yet_assigned: i64, settled: Option<&Settled>) -> String {
     format!(
-        "SELECT EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint)"
+        "SELECT EXISTS (SELECT FROM {source} AS r WHERE r.{TAG} OPERATOR(pg_catalog.>=) {not_yet_assigned}::bigint{})",
+        above(settled)
     )
 }
 
 /// How many rows of the source no tick has counted.
-pub fn count_pending(source: &QualifiedName, state: &Counted) -> String {
-    format!("SELECT pg_catalog.count(*) FROM {source} AS r WHERE {}", state.is_new(&format!("r.{TAG}")))
+pub fn count_pending(source: &QualifiedName, state: &Counted, settled: Option<&Settled>) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) FROM {source} AS r WHERE {}{}",
+        state.is_new(&format!("r.{TAG}")),
+        above(settled)
+    )
 }
 
 /// Has a row that `state` counts been changed since, by a transaction that `now` counts?
 pub fn has_change(log: &QualifiedName, state: &Counted, now: &Counted) -> String {
     format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {})", changed(state, now))
+}
+
+/// Is there one that takes something away, so that groups have to be made anew?
+pub fn has_removal(log: &QualifiedName, state: &Counted, now: &Counted) -> String {
+    format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {} AND {})", changed(state, now), takes("c"))
+}
+
+/// Has anything been taken away from below, as far as the log says?
+pub fn has_removal_before(log: &QualifiedName, settled: &Settled) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM {log} AS c WHERE {} AND NOT COALESCE(c.{} OPERATOR(pg_catalog.>=) {}, false))",
+        takes("c"),
+        quote(&settled.column),
+        partition::sql::bound(settled.key, settled.before)
+    )
 }
 
 /// How many changes no tick has followed.
@@ -43,13 +86,43 @@ pub(super) fn changed(state: &Counted, now: &Counted) -> String {
     format!("{} AND {}", changed_since(state), now.is_counted(&format!("c.{WRITER}")))
 }
 
-/// The groups that changes concern, as a common table expression `dirty`.
-pub(super) fn dirty(definition: &Definition, relations: &Relations, condition: &str) -> String {
-    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
-    format!("dirty AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {condition}\n)", relations.changes)
+/// Does the change `alias` add a row, and nothing else? Rows that have come are counted as new ones are.
+fn adds(alias: &str) -> String {
+    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) 1::smallint")
 }
 
-/// Deletes the stored groups that changes concern: [`recount`] makes them anew. Two statements, because groups without a NULL
+/// Does it take something away? Then its group has to be made anew.
+pub(super) fn takes(alias: &str) -> String {
+    format!("{alias}.{SIGN} OPERATOR(pg_catalog.<>) 1::smallint")
+}
+
+/// Keys, arguments and filters of the rows `r` that meet a condition.
+pub(super) fn new_rows(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    format!("SELECT {} FROM {} AS r WHERE {condition}", inputs(definition), relations.rows)
+}
+
+/// The same of the logged changes `c` that add a row.
+pub(super) fn added_rows(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    format!("SELECT {} FROM {} AS c WHERE {} AND {condition}", inputs(definition), relations.changes, adds("c"))
+}
+
+fn inputs(definition: &Definition) -> String {
+    let keys = definition.keys.iter().map(|key| &key.name);
+    let inputs = definition.arguments.iter().chain(&definition.filters).map(|column| &column.name);
+    keys.chain(inputs).map(|name| quote(name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The groups that changes take something from, as a common table expression `dirty`.
+pub(super) fn dirty(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    format!(
+        "dirty AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {condition} AND {}\n)",
+        relations.changes,
+        takes("c")
+    )
+}
+
+/// Deletes the stored groups that changes take something from: [`recount`] makes them anew. Two statements, because groups without a NULL
 /// key are found through the unique index.
 pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> Vec<String> {
     let dirty = dirty(definition, relations, &changed(state, now));
@@ -59,7 +132,7 @@ pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Co
     by_null_keys(definition, |condition, filter| statement(&format!("{condition}{filter}")))
 }
 
-/// Aggregates the groups that changes concern again, from the rows that `now` counts, all in one snapshot; or, if `below` is
+/// Aggregates those groups again, from the rows that `now` counts, all in one snapshot; or, if `below` is
 /// given, from the stored groups of the rollup below, which have followed already.
 pub fn recount(member: &Member, state: &Counted, now: &Counted, below: Option<(&Definition, &Relations)>) -> String {
     let Member { definition, relations, .. } = *member;
@@ -76,7 +149,7 @@ pub fn recount(member: &Member, state: &Counted, now: &Counted, below: Option<(&
             let condition = format!(
                 "{}{} AND {}",
                 now.is_counted(&format!("r.{TAG}")),
-                is_built(member),
+                is_built(member, "r"),
                 of_changed_group(definition)
             );
             let rows = groups(definition, relations, &format!("\n WHERE {condition}"));
@@ -146,10 +219,25 @@ pub(super) fn is_changed(definition: &Definition) -> String {
     format!("EXISTS (SELECT FROM dirty AS d WHERE {})", same.join(" AND "))
 }
 
-/// Merges the rows that are new to `state` and counted by `now` into the stored tables of a rollup and of those that gather its
-/// groups, all in one snapshot and one scan. With `changes`, groups that changes concern are left to [`recount`]. Answers one
-/// row: groups touched, source rows counted.
-pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: bool) -> String {
+/// What a tick has found in the change log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Changes of any kind.
+    pub are_there: bool,
+    /// Some take something away.
+    pub take: bool,
+}
+
+/// Merges the rows that are new to `state` and counted by `now`, and those that changes add, into the stored tables of a rollup
+/// and of those that gather its groups, all in one snapshot and one scan. Groups that changes take something from are left to
+/// [`recount`]. Answers one row: groups touched, source rows counted.
+pub fn merge_delta(
+    family: &[Member],
+    state: &Counted,
+    now: &Counted,
+    settled: Option<&Settled>,
+    changes: Changes,
+) -> String {
     let tag = format!("r.{TAG}");
     let mut parts = vec![];
     let mut counts = vec![];
@@ -158,12 +246,20 @@ pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: b
         let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
         let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
         let delta = delta.unwrap_or_else(|| {
-            let condition = format!("\n WHERE {} AND {}{}", state.is_new(&tag), now.is_counted(&tag), is_built(member));
-            groups(definition, relations, &condition)
+            let above = settled.filter(|_| definition.is_partitioned);
+            let above = above.map_or_else(String::new, |settled| settled.is_above(&format!("r.{TIME}")));
+            let condition =
+                format!("{} AND {}{}{above}", state.is_new(&tag), now.is_counted(&tag), is_built(member, "r"));
+            let mut arms = vec![new_rows(definition, relations, &condition)];
+            if changes.are_there {
+                let condition = format!("{}{}", changed(state, now), is_built(member, "c"));
+                arms.push(added_rows(definition, relations, &condition));
+            }
+            groups_of_all(definition, &arms)
         });
         parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
         let mut untouched = String::new();
-        if changes {
+        if changes.take {
             let dirty = dirty(definition, relations, &changed(state, now));
             // Named apart, each with its own rollup's keys.
             parts.push(dirty.replacen("dirty AS", &format!("dirty_{position} AS"), 1));
@@ -185,11 +281,11 @@ pub fn merge_delta(family: &[Member], state: &Counted, now: &Counted, changes: b
     )
 }
 
-/// A further condition on rows `r`: a rollup that is being built has no groups of older ones.
-fn is_built(member: &Member) -> String {
+/// A further condition on rows `alias`: a rollup that is being built has no groups of older ones.
+fn is_built(member: &Member, alias: &str) -> String {
     match (member.unbuilt_before, &member.definition.time_type) {
         (Some(before), Some(kind)) => {
-            format!(" AND r.{TIME} OPERATOR(pg_catalog.>=) {}::{kind}", literal(before))
+            format!(" AND {alias}.{TIME} OPERATOR(pg_catalog.>=) {}::{kind}", literal(before))
         }
         _ => String::new(),
     }

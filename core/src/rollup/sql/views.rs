@@ -9,10 +9,10 @@ pub struct Origin {
     rows: String,
     /// The FROM of the changes view.
     changes: String,
-    /// Columns of the first: see [`TABLE`] and [`TIME`].
+    /// A column of the first: see [`TABLE`].
     table: String,
+    /// Columns of both, or of the second alone: see [`TIME`].
     time: Option<String>,
-    /// Columns of both, or of the second alone.
     tag: String,
     writer: String,
     sign: String,
@@ -72,17 +72,19 @@ pub fn create_changes_view(
     origin: &Origin,
     condition: Option<&str>,
 ) -> String {
-    let besides = [
+    let mut besides = vec![
         format!("{} AS {TAG}", origin.tag),
         format!("{} AS {WRITER}", origin.writer),
         format!("{} AS {SIGN}", origin.sign),
     ];
+    besides.extend(origin.time.iter().map(|time| format!("{time} AS {TIME}")));
     let select = select_inputs(definition, &origin.changes, &besides, condition);
     // Of the very types of the other half: only then PostgreSQL computes no more columns of the view than are asked for.
     let keys = definition.keys.iter().map(|key| format!("t.{}", quote(&key.name)));
     let inputs = definition.arguments.iter().chain(&definition.filters).map(|_| "NULL".to_string());
-    let released: Vec<String> =
-        keys.chain(inputs).chain(["0::bigint", "d.released_by", "0::smallint"].map(String::from)).collect();
+    let time = origin.time.as_ref().map(|_| "NULL".to_string());
+    let hidden = ["0::bigint", "d.released_by", "0::smallint"].map(String::from).into_iter().chain(time);
+    let released: Vec<String> = keys.chain(inputs).chain(hidden).collect();
     format!(
         "CREATE VIEW {} AS\n{select}\nUNION ALL\nSELECT {}\n FROM {} AS t JOIN tally.departures AS d ON {} \
          WHERE d.released_by IS NOT NULL",
@@ -157,6 +159,20 @@ pub fn replace_public_view(definition: &Definition, relations: &Relations, build
     create_public_view(definition, relations, build).replacen("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
 }
 
+/// Rows before this time are counted. The planner evaluates it, and plans for no partition below it.
+fn settled_before(relations: &Relations, kind: &str) -> String {
+    format!("tally.settled_before({}::pg_catalog.regclass, NULL::{kind})", literal(&relations.stored.to_string()))
+}
+
+/// Rows before this time are in no group that has to be made anew, if rows of one group lie no farther apart than `reach`. The
+/// planner evaluates it as well.
+fn unchanged_before(relations: &Relations, kind: &str, reach: &[String]) -> String {
+    let widths = reach.iter().map(|width| format!("{}::interval", literal(width))).collect::<Vec<_>>();
+    let reach = if widths.is_empty() { "'0'::interval".into() } else { widths.join(" OPERATOR(pg_catalog.+) ") };
+    let stored = literal(&relations.stored.to_string());
+    format!("tally.unchanged_before({stored}::pg_catalog.regclass, NULL::{kind}, {reach})")
+}
+
 /// How a rollup gets its first groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
@@ -185,11 +201,22 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
         ),
         Build::AtOnce | Build::Running => String::new(),
     };
-    let known = format!(
-        "SELECT s.next_tag, s.open_tags FROM tally.sources AS s \
-         JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
-         WHERE u.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass{guard}"
+    let source = format!(
+        "tally.sources AS s JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
+         AND u.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass"
     );
+    let known = if definition.is_partitioned {
+        // What the plan leaves out has to be settled in the reader's snapshot as well.
+        let planned = settled_before(relations, "timestamp without time zone");
+        format!(
+            "SELECT s.next_tag, s.open_tags FROM (SELECT {planned} AS settled_before) AS plan LEFT JOIN ({source}) ON true \
+             WHERE CASE WHEN plan.settled_before OPERATOR(pg_catalog.=) '-infinity' \
+                          OR plan.settled_before OPERATOR(pg_catalog.<=) s.settled_before THEN true \
+                        ELSE tally.refuse_stale_plan() END{guard}"
+        )
+    } else {
+        format!("SELECT s.next_tag, s.open_tags FROM {source} WHERE true{guard}")
+    };
     let state = |column: &str| format!("(SELECT k.{column} FROM known AS k)");
     let is_known = format!("{} IS NOT NULL", state("next_tag"));
     // The planner cannot know the state. Bounds on both sides let it expect half a percent of the table for each half of the
@@ -204,24 +231,6 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
         first_open = state("open_tags[1]"),
         last_open = state("open_tags[pg_catalog.array_length(k.open_tags, 1)]"),
     );
-    let pending = match (build, &definition.time_type) {
-        (Build::Running, Some(kind)) => {
-            // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed. A snapshot that
-            // is older than the rollup knows no build.
-            let boundary = format!(
-                "COALESCE((SELECT b.unbuilt_before FROM tally.builds AS b \
-                 WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass), '-infinity')::{kind}"
-            );
-            let rows = format!(
-                "(SELECT * FROM {rows} AS r WHERE r.{TIME} OPERATOR(pg_catalog.>=) {boundary} AND ({is_pending})\n\
-                 UNION ALL SELECT * FROM {rows} AS r WHERE r.{TIME} OPERATOR(pg_catalog.<) {boundary})",
-                rows = relations.rows
-            );
-            groups_of(definition, &rows, "")
-        }
-        _ => groups(definition, relations, &format!("\n WHERE {is_pending}")),
-    };
-    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
     // Changes count only where the state is known: a snapshot that knows none reads every row as it is.
     let is_new = |column: &str| {
         format!(
@@ -230,10 +239,49 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
             state("open_tags")
         )
     };
+    let is_change = format!("{} AND NOT {}", is_new(&format!("c.{WRITER}")), is_new(&format!("c.{TAG}")));
+    let from_time = |alias: &str, bound: &str| format!(" AND {alias}.{TIME} OPERATOR(pg_catalog.>=) {bound}");
+    // What the planner may leave out, as far as it knows.
+    let partition_key = definition.time_type.as_deref().filter(|_| definition.is_partitioned);
+    let hot = partition_key.map_or_else(String::new, |kind| from_time("r", &settled_before(relations, kind)));
+    let pending = match (build, &definition.time_type) {
+        (Build::Running, Some(kind)) => {
+            // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed. A snapshot that
+            // is older than the rollup knows no build.
+            let boundary = format!(
+                "COALESCE((SELECT b.unbuilt_before FROM tally.builds AS b \
+                 WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass), '-infinity')::{kind}"
+            );
+            let arms = [
+                new_rows(definition, relations, &format!("({is_pending}){hot}{}", from_time("r", &boundary))),
+                new_rows(definition, relations, &format!("r.{TIME} OPERATOR(pg_catalog.<) {boundary}")),
+                added_rows(definition, relations, &format!("{is_change}{}", from_time("c", &boundary))),
+            ];
+            groups_of_all(definition, &arms)
+        }
+        _ => groups_of_all(
+            definition,
+            &[
+                new_rows(definition, relations, &format!("({is_pending}){hot}")),
+                added_rows(definition, relations, &is_change),
+            ],
+        ),
+    };
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
     let dirty = dirty(
         definition,
         relations,
-        &format!("{} AND NOT {}", is_new(&format!("c.{WRITER}")), is_new(&format!("c.{TAG}"))),
+        &match partition_key.filter(|_| definition.reach().is_some()) {
+            // The rows of these groups have to be in the plan.
+            Some(kind) => format!(
+                "CASE WHEN {is_change} AND {} THEN \
+                   CASE WHEN {planned} OPERATOR(pg_catalog.=) '-infinity' OR c.{TIME} OPERATOR(pg_catalog.>=) {planned} THEN true \
+                        ELSE tally.refuse_stale_plan() END ELSE false END",
+                takes("c"),
+                planned = unchanged_before(relations, kind, &[])
+            ),
+            None => is_change,
+        },
     );
     let columns_of = |alias: &str| -> Vec<String> {
         stored_columns(definition).iter().filter(|c| *c != ROWS).map(|column| format!("{alias}.{column}")).collect()
@@ -267,7 +315,10 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     }));
     // Fenced by OFFSET 0: the planner would think about a join of each partition with `dirty`, in a time that grows with the square
     // of their number.
-    let bounds: String = bounds_of_rows(definition).iter().map(|bound| format!(" AND {bound}")).collect();
+    let mut bounds: String = bounds_of_rows(definition).iter().map(|bound| format!(" AND {bound}")).collect();
+    if let (Some(kind), Some(reach)) = (partition_key, definition.reach()) {
+        bounds += &from_time("r", &unchanged_before(relations, kind, reach));
+    }
     let rows = format!("(SELECT * FROM {} AS r WHERE EXISTS (SELECT FROM dirty){bounds} OFFSET 0)", relations.rows);
     let rows = groups_of(definition, &rows, &format!("\n WHERE {}", is_changed(definition)));
     let again = regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat());
