@@ -10,6 +10,8 @@ use crate::reference::{PER_HOUR, create_events, fill_events};
 use crate::report::{Goal, Report, time};
 
 const PARTITIONS: u32 = 1_000;
+/// The newest ones are not sealed: today's, yesterday's, and a week of premade ones.
+const HOT: u32 = 9;
 /// A sample is the mean of so many calls.
 const CALLS: u32 = 20;
 /// The last of the days, by hour.
@@ -50,6 +52,14 @@ fn prepare(database: &Database, partitions: u32, rows: u32) {
     session.execute("SELECT tally.create_rollup('per_hour', $1)", &[&PER_HOUR]).unwrap();
     fill_events(&mut session, rows, partitions);
     session.batch_execute("CALL tally.refresh('per_hour')").unwrap();
+    if partitions > HOT {
+        let seal = format!(
+            "CALL tally.seal_partitions('events', '2025-01-01Z'::timestamptz + interval '{} days')",
+            partitions - HOT
+        );
+        session.batch_execute(&seal).unwrap();
+        session.batch_execute("CALL tally.refresh('per_hour')").unwrap();
+    }
     for statement in ["VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"] {
         session.batch_execute(statement).unwrap();
     }

@@ -1,5 +1,5 @@
-//! What late rows cost: a tick over one row of each of 1,000 devices, spread over a year of 5-minute buckets and its 365
-//! partitions, against a tick over as many rows of the current bucket.
+//! What late rows cost: an INSERT of one row of each of 1,000 devices, spread over a year of 5-minute buckets and its 365
+//! partitions, all but the last days of them sealed, and the tick over these rows; against as many rows of the current bucket.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use postgres::Client;
 use tally_server_tests::cluster::Cluster;
 
 use crate::reference::{create_events, fill_events};
-use crate::report::{Goal, Report, time};
+use crate::report::{Goal, Report, Samples, time};
 
 const DAYS: u32 = 365;
 const DEVICES: u32 = 1_000;
@@ -30,17 +30,23 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
     fill_events(&mut session, rows, DAYS);
     session.batch_execute("SET tally.build_rows = 1000000000").unwrap();
     session.execute("SELECT tally.create_rollup('per_device', $1)", &[&PER_DEVICE]).unwrap();
-    for statement in ["VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"] {
+    let seal = "CALL tally.seal_partitions('events', '2025-12-29Z')";
+    for statement in [seal, "CALL tally.refresh('per_device')", "VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"] {
         session.batch_execute(statement).unwrap();
     }
     let mut round = 0;
     let mut read = [vec![], vec![]];
+    let mut written = [vec![], vec![]];
     let [current, late] = report.interleave([("current", (0, CURRENT)), ("late", (1, LATE))], |(position, at)| {
         round += 1;
-        let (taken, rows) = refresh(&mut session, at, round);
+        written[*position].push(insert(&mut session, at, round));
+        let (taken, rows) = refresh(&mut session);
         read[*position].push(rows);
         taken
     });
+    let [inserted_current, inserted_late] = written;
+    let what = format!("INSERT of {DEVICES} such late rows, against {DEVICES} rows of the current bucket");
+    report.add(&what, &Samples::new(inserted_current), &Samples::new(inserted_late), Goal::Times);
     let what = format!(
         "tick over {DEVICES} late rows all over a year of {rows} rows in {DAYS} partitions, against {DEVICES} rows of the current bucket"
     );
@@ -52,12 +58,15 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
     report.add_count("rows of the table that such a tick reads, not milliseconds", &current, &late);
 }
 
-fn refresh(session: &mut Client, at: &str, round: i64) -> (Duration, i64) {
+fn insert(session: &mut Client, at: &str, round: i64) -> Duration {
     let insert = format!(
         "INSERT INTO events (event_time, customer_id, event_type, device_id, session_id)
          SELECT {at}, 1, 'click', device, device FROM generate_series(1, {DEVICES}) AS device, (VALUES ({round})) AS r (round)"
     );
-    session.batch_execute(&insert).unwrap();
+    time(|| session.batch_execute(&insert).unwrap())
+}
+
+fn refresh(session: &mut Client) -> (Duration, i64) {
     session.batch_execute("CHECKPOINT").unwrap();
     let before = rows_read(session);
     let taken = time(|| session.batch_execute("CALL tally.refresh('per_device')").unwrap());
