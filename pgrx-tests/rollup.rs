@@ -12,6 +12,7 @@ mod overflow;
 mod own_aggregates;
 mod restore;
 mod seal;
+mod subtract;
 mod values;
 
 use postgres::Client;

@@ -129,6 +129,7 @@ fn forget_rows(source: Oid, part: Oid, older_than: TimestampWithTimeZone, time_c
         {
             pg::as_user(owner, || Snapshot::latest().execute::<0>(&statement))?;
         }
+        pg::invalidate_plans(log);
     }
     Ok(deleted)
 }

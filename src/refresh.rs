@@ -141,19 +141,30 @@ pub(crate) fn advance(source: Oid, state: &State, now: &Snapshot) -> Result<Opti
         return Err(snapshot::Error::TagFromTheFuture { source: name.to_string() }.into());
     }
     let mut report = Report::default();
+    let has_upheaval = has_release || takes && log.map_or(Ok(false), |log| is_there(&sql::has_upheaval(log)))?;
     let changes = sql::Changes { are_there: has_change, take: takes };
-    let with_changes = takes.then_some((state, &counted));
+    let changes_of = |member: &Member| {
+        let is_anew = if member.definition.subtracts() { has_upheaval } else { takes };
+        is_anew.then_some((state, &counted))
+    };
     for family in families(&rollups, &relations) {
-        recount(&family[0], None, owner, with_changes, now)?;
+        recount(&family[0], None, owner, changes_of(&family[0]), now)?;
         let statement = sql::merge_delta(&family, state, &counted, settled.as_ref(), changes);
         if let Some([groups, rows]) = pg::as_user(owner, || now.execute::<2>(&statement))? {
             report.groups += groups;
             report.rows = report.rows.max(rows);
         }
+        if takes {
+            for member in &family {
+                for statement in sql::delete_emptied(member.definition, member.relations, state, &counted) {
+                    pg::as_user(owner, || now.execute::<0>(&statement))?;
+                }
+            }
+        }
         // A rollup over a rollup is recounted from groups that are up to date by now.
         for member in &family[1..] {
             let below = member.below.and_then(|below| family.get(below));
-            recount(member, below, owner, with_changes, now)?;
+            recount(member, below, owner, changes_of(member), now)?;
         }
     }
     // Also changes of rows that were not counted yet: they have been read as they are.
@@ -169,7 +180,7 @@ pub(crate) fn advance(source: Oid, state: &State, now: &Snapshot) -> Result<Opti
     Ok(Some((State { counted, sealed_before: *sealed_before, settled_before: *sealed_before }, report)))
 }
 
-/// Makes the groups anew that changes take something from.
+/// Makes groups anew whose changes cannot be added up.
 fn recount(
     member: &Member,
     below: Option<&Member>,

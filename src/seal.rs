@@ -221,21 +221,30 @@ pub(crate) fn follow_arrival(source: Oid, partition: Oid) -> Result<()> {
 
 /// Where the planner need not look for new rows: see `pg/planned_bound.rs`. As the active snapshot has it.
 pub(crate) fn settled_before(stored: Oid) -> Result<Option<Timestamp>> {
-    Ok(sources::settled_rollup(stored)?.map(|settled| settled.before))
+    Ok(sources::of_stored(stored)?.and_then(|found| found.settled_before))
 }
 
 /// Where no group has to be made anew: no change below has taken anything away, and no detached partition has come back.
 pub(crate) fn unchanged_before(stored: Oid) -> Result<Option<Timestamp>> {
-    let Some(settled) = sources::settled_rollup(stored)?.filter(|settled| !settled.has_release) else {
+    let Some(found) = sources::of_stored(stored)?.filter(|found| !found.has_release) else { return Ok(None) };
+    let (Some(before), Some((column, key))) = (found.settled_before, partition_key(found.source)?) else {
         return Ok(None);
     };
-    let (Some((column, key)), Some(owner)) = (partition_key(settled.source)?, pg::owner_of(settled.log)) else {
-        return Ok(None);
-    };
-    let query =
-        sql::has_removal_before(&catalog::name_of(settled.log)?, &Settled { column, key, before: settled.before });
-    let has_removal = pg::as_user(owner, || catalog::look_up::<bool>(&query, &[]))?;
-    Ok((has_removal == Some(false)).then_some(settled.before))
+    let query = sql::has_removal_before(&catalog::name_of(found.log)?, &Settled { column, key, before });
+    Ok(is_false(&found, &query)?.then_some(before))
+}
+
+/// The same of a rollup that takes rows out of its groups again: there only upheavals count, wherever they are.
+pub(crate) fn calm_before(stored: Oid) -> Result<Option<Timestamp>> {
+    let Some(found) = sources::of_stored(stored)?.filter(|found| !found.has_release) else { return Ok(None) };
+    let query = sql::has_upheaval(&catalog::name_of(found.log)?);
+    Ok(is_false(&found, &query)?.then_some(Timestamp::INFINITY))
+}
+
+/// Asks the change log, which only the owner of the source may read.
+fn is_false(found: &sources::OfStored, query: &str) -> Result<bool> {
+    let Some(owner) = pg::owner_of(found.log) else { return Ok(false) };
+    pg::as_user(owner, || catalog::look_up::<bool>(query, &[])).map(|answer| answer == Some(false))
 }
 
 /// A step of `CALL tally.seal_partitions(source, before)`.

@@ -54,24 +54,24 @@ pub(crate) fn state(source: Oid) -> Result<Option<State>> {
     .map_err(spi)
 }
 
-/// What the planner of a reader wants to know of the source of a rollup that has settled partitions.
+/// What the planner of a reader wants to know of the source of a rollup.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SettledRollup {
+pub(crate) struct OfStored {
     pub source: Oid,
     pub log: Oid,
-    pub before: Timestamp,
+    pub settled_before: Option<Timestamp>,
     /// A detached partition has come back.
     pub has_release: bool,
 }
 
 /// Of the rollup with this table of stored groups.
-pub(crate) fn settled_rollup(stored: Oid) -> Result<Option<SettledRollup>> {
+pub(crate) fn of_stored(stored: Oid) -> Result<Option<OfStored>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid, s.settled_before, EXISTS (SELECT FROM tally.departures AS d \
                     WHERE d.source OPERATOR(pg_catalog.=) s.source AND d.released_by IS NOT NULL) \
                FROM tally.sources AS s JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
-              WHERE u.stored OPERATOR(pg_catalog.=) $1 AND s.settled_before IS NOT NULL",
+              WHERE u.stored OPERATOR(pg_catalog.=) $1",
             Some(1),
             &[stored.into()],
         )?;
@@ -79,9 +79,9 @@ pub(crate) fn settled_rollup(stored: Oid) -> Result<Option<SettledRollup>> {
             return Ok(None);
         }
         let row = rows.first();
-        let before = row.get::<pgrx::datum::Timestamp>(3)?;
-        let (Some(source), Some(log), Some(before)) = (row.get(1)?, row.get(2)?, before) else { return Ok(None) };
-        Ok(Some(SettledRollup { source, log, before: Timestamp(before.into()), has_release: row.get(4)?.unwrap_or(true) }))
+        let settled_before = row.get::<pgrx::datum::Timestamp>(3)?.map(|before| Timestamp(before.into()));
+        let (Some(source), Some(log)) = (row.get(1)?, row.get(2)?) else { return Ok(None) };
+        Ok(Some(OfStored { source, log, settled_before, has_release: row.get(4)?.unwrap_or(true) }))
     })
     .map_err(spi)
 }

@@ -99,10 +99,10 @@ unsafe fn describe(query: *mut pg_sys::Query, never_null_of: impl FnOnce(Oid) ->
         if !analysed.analysis.unsupported.is_empty() {
             return analysed;
         }
-        let context =
-            Deparser { context: pg_sys::deparse_context_for(alias, (*entry).relid), relation: (*entry).relid };
-        let mut never_null = not_null_columns((*entry).relid);
-        never_null.extend(never_null_of((*entry).relid));
+        let mut not_null = not_null_columns((*entry).relid);
+        not_null.extend(never_null_of((*entry).relid));
+        let context = pg_sys::deparse_context_for(alias, (*entry).relid);
+        let context = Deparser { context, relation: (*entry).relid, not_null };
         let condition = (*(*query).jointree).quals;
         if !condition.is_null() {
             analysed.analysis.condition = Some(context.expression(condition));
@@ -117,7 +117,7 @@ unsafe fn describe(query: *mut pg_sys::Query, never_null_of: impl FnOnce(Oid) ->
                 .find(|other| !(**other).resjunk && pg_sys::equal((**other).expr.cast(), (*target).expr.cast()))
                 .map(|other| text((*other).resname));
             let expression: *mut Node = (*target).expr.cast();
-            analysed.analysis.keys.push(key(&context, expression, name, &never_null));
+            analysed.analysis.keys.push(key(&context, expression, name));
             analysed.keys.push(expression);
         }
         for target in all.iter_ptr().filter(|target| !(**target).resjunk) {
@@ -217,7 +217,7 @@ unsafe fn source(entry: *mut pg_sys::RangeTblEntry, alias: *const c_char) -> Sou
     }
 }
 
-unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, not_null: &[i16]) -> Key {
+unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>) -> Key {
     // SAFETY: see `analyze`.
     unsafe {
         let type_oid = pg_sys::exprType(expression);
@@ -232,7 +232,7 @@ unsafe fn key(context: &Deparser, expression: *mut Node, name: Option<String>, n
         Key {
             expression: context.expression(expression),
             name,
-            never_null: never_null(expression, not_null),
+            never_null: never_null(expression, &context.not_null),
             bucket: bucket(context, expression),
             is_time: [pg_sys::TIMESTAMPTZOID, pg_sys::TIMESTAMPOID, pg_sys::DATEOID].contains(&type_oid),
             type_name: type_name(type_oid),
@@ -280,6 +280,14 @@ unsafe fn deterministic(collation: Oid) -> bool {
 unsafe fn has_order(type_oid: Oid) -> bool {
     // SAFETY: a catalog look-up of a type that the parser has found; the entry stays.
     unsafe { (*pg_sys::lookup_type_cache(type_oid, pg_sys::TYPECACHE_CMP_PROC as i32)).cmp_proc != Oid::INVALID }
+}
+
+/// Of the types that are added up exactly, only numeric without a modifier has values with any number of digits.
+unsafe fn has_fixed_scale(expression: *mut Node) -> bool {
+    // SAFETY: an analysed expression.
+    unsafe {
+        pg_sys::getBaseType(pg_sys::exprType(expression)) != pg_sys::NUMERICOID || pg_sys::exprTypmod(expression) >= 0
+    }
 }
 
 /// Columns that are declared NOT NULL, by number.
@@ -352,6 +360,8 @@ impl AnalysedQuery {
                     type_name: type_name(pg_sys::exprType(expression)),
                     deterministic: deterministic(pg_sys::exprCollation(expression)),
                     has_order: has_order(pg_sys::exprType(expression)),
+                    never_null: never_null(expression, &context.not_null),
+                    has_fixed_scale: has_fixed_scale(expression),
                 }
             };
             let namespace = pg_sys::get_func_namespace(aggregate.aggfnoid);
@@ -419,6 +429,8 @@ impl AnalysedQuery {
 struct Deparser {
     context: *mut pg_sys::List,
     relation: Oid,
+    /// Columns of the relation that cannot be NULL, by number.
+    not_null: Vec<i16>,
 }
 
 impl Deparser {
@@ -440,6 +452,7 @@ impl Deparser {
                 columns,
                 is_column: is_a(expression, NodeTag::T_Var),
                 is_built_in: is_built_in(expression),
+                never_fails: !pg_sys::contain_leaked_vars(expression),
             }
         }
     }

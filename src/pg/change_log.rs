@@ -47,6 +47,7 @@ struct Column {
     position: usize,
     is_by_value: bool,
     length: i16,
+    is_numeric: bool,
 }
 
 thread_local! {
@@ -87,14 +88,17 @@ fn log_change(call: Call<'_>) -> Result<Datum> {
                 let sign = if is_frozen(data.tg_trigtuple) { 0 } else { 1 };
                 write(&target, &[(data.tg_trigslot, sign)])?;
             }
-            pg_sys::TRIGGER_EVENT_DELETE => write(&target, &[(data.tg_trigslot, -1)])?,
+            pg_sys::TRIGGER_EVENT_DELETE => {
+                write(&target, &[(data.tg_trigslot, sign_of_removal(&target, data.tg_trigslot))])?;
+            }
             _ => {
                 if tag_of(data.tg_trigslot, &target) != tag_of(data.tg_newslot, &target) {
                     let source = crate::catalog::name_of((*data.tg_relation).rd_id)?.to_string();
                     return Err(snapshot::Error::TagChanged { source }.into());
                 }
                 if has_changed(&target, data.tg_trigslot, data.tg_newslot) {
-                    write(&target, &[(data.tg_trigslot, -1), (data.tg_newslot, 1)])?;
+                    let sign = sign_of_removal(&target, data.tg_trigslot);
+                    write(&target, &[(data.tg_trigslot, sign), (data.tg_newslot, 1)])?;
                 }
             }
         }
@@ -144,7 +148,7 @@ unsafe fn has_changed(target: &Target, old: *mut pg_sys::TupleTableSlot, new: *m
         deform(old);
         deform(new);
         target.columns.iter().any(|column| {
-            let Value::Of(Column { position, is_by_value, length }) = *column else { return false };
+            let Value::Of(Column { position, is_by_value, length, .. }) = *column else { return false };
             let at = |slot: *mut pg_sys::TupleTableSlot| {
                 (*(*slot).tts_values.add(position), *(*slot).tts_isnull.add(position))
             };
@@ -154,6 +158,33 @@ unsafe fn has_changed(target: &Target, old: *mut pg_sys::TupleTableSlot, new: *m
                 _ => true,
             }
         })
+    }
+}
+
+/// A row that goes is subtracted; but not from a sum that NaN or an infinity has made what it is: its groups are made anew.
+unsafe fn sign_of_removal(target: &Target, row: *mut pg_sys::TupleTableSlot) -> i16 {
+    // SAFETY: a slot that holds a row whose columns have the types that the target says.
+    unsafe {
+        deform(row);
+        let is_special = target.columns.iter().any(|column| {
+            let Value::Of(Column { position, is_numeric: true, .. }) = *column else { return false };
+            !*(*row).tts_isnull.add(position) && is_special(*(*row).tts_values.add(position))
+        });
+        if is_special { 0 } else { -1 }
+    }
+}
+
+/// Is a numeric NaN or an infinity? Those have the two highest bits of the header set (`NUMERIC_SPECIAL` in numeric.c) and no digits,
+/// so they are never stored out of line or compressed.
+unsafe fn is_special(numeric: Datum) -> bool {
+    // SAFETY: a numeric, whose header has two bytes.
+    unsafe {
+        let value = numeric.cast_mut_ptr::<pg_sys::varlena>();
+        if pgrx::varlena::varatt_is_1b_e(value) || pgrx::varlena::varatt_is_4b_c(value) {
+            return false;
+        }
+        let header = pgrx::varlena::vardata_any(value).cast::<u16>().read_unaligned();
+        header & 0xC000 == 0xC000
     }
 }
 
@@ -213,7 +244,7 @@ unsafe fn write(target: &Target, rows: &[(*mut pg_sys::TupleTableSlot, i16)]) ->
     let writer = super::tag::own_tag()?;
     let mut values = vec![Datum::from(0); target.columns.len()];
     let mut nulls = vec![true; target.columns.len()];
-    if target.is_sealed && rows.iter().any(|(_, sign)| *sign < 1) {
+    if rows.iter().any(|(_, sign)| *sign == 0 || *sign < 0 && target.is_sealed) {
         super::invalidate_plans(target.log);
     }
     // SAFETY: the log is an ordinary table, locked while it is written to; the slots hold rows whose columns have the types of
@@ -275,8 +306,9 @@ fn find_target(table: Oid) -> Result<Target> {
         };
         let columns = descriptor.iter().map(|attribute| {
             let name = std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr());
-            let of =
-                |position| Value::Of(Column { position, is_by_value: attribute.attbyval, length: attribute.attlen });
+            let is_numeric = attribute.atttypid == pg_sys::NUMERICOID;
+            let (is_by_value, length) = (attribute.attbyval, attribute.attlen);
+            let of = |position| Value::Of(Column { position, is_by_value, length, is_numeric });
             match name.to_bytes() {
                 _ if attribute.attisdropped => Ok(Value::Nothing),
                 name if name == WRITER.as_bytes() => Ok(Value::Writer),

@@ -16,7 +16,7 @@ super::function::sql_functions! {
 /// `tally.unchanged_before(stored regclass, kind anyelement, reach interval) RETURNS anyelement`
 fn unchanged_before(call: Call<'_>) -> Result<Datum> {
     if call.is_null(2) {
-        return Err(Error::new("22004", "reach must not be NULL"));
+        return bound(call, seal::calm_before, 0);
     }
     // SAFETY: the declared type is interval, which is passed by reference.
     let pg_sys::Interval { month, day, time } = unsafe { *call.datum(2).cast_mut_ptr::<pg_sys::Interval>() };
@@ -39,7 +39,7 @@ fn bound(call: Call<'_>, find: fn(Oid) -> Result<Option<Timestamp>>, reach: i64)
     let bound = found.map_or(Timestamp::NEG_INFINITY, |found| found.minus(reach));
     Ok(match kind {
         pg_sys::DATEOID if bound.is_finite() => Datum::from(i32::try_from(bound.0.div_euclid(DAY)).unwrap_or(i32::MIN)),
-        pg_sys::DATEOID => Datum::from(i32::MIN),
+        pg_sys::DATEOID => Datum::from(if bound == Timestamp::INFINITY { i32::MAX } else { i32::MIN }),
         pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Datum::from(bound.0),
         _ => return Err(Error::new("42804", "the bound must be a date, a timestamp or a timestamptz")),
     })

@@ -35,6 +35,18 @@ pub struct PartialForm {
     /// one that they are about.
     pub suffix: &'static str,
     pub is_sketch: bool,
+    pub kind: Kind,
+}
+
+/// What taking rows out of a partial column again needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It counts rows or values.
+    Count,
+    /// A sum of numbers that are added up exactly, whatever their order. It is NULL where there are none.
+    Sum,
+    /// What it has seen it does not forget.
+    Other,
 }
 
 impl PartialForm {
@@ -50,6 +62,7 @@ impl PartialForm {
             gather: self.gather.into(),
             from_below,
             is_sketch: self.is_sketch,
+            subtract: None,
         }
     }
 }
@@ -182,10 +195,12 @@ const fn plain(function: &'static str, merge: &'static str, gather: &'static str
         gather,
         suffix: "",
         is_sketch: false,
+        kind: Kind::Other,
     }
 }
 
-const COUNT: PartialForm = plain("pg_catalog.count", ADD_COUNT, GATHER_COUNT);
+/// How many values there are.
+pub const COUNT: PartialForm = PartialForm { kind: Kind::Count, ..plain("pg_catalog.count", ADD_COUNT, GATHER_COUNT) };
 /// How many rows there are.
 pub const COUNT_ROWS: PartialForm = PartialForm { with_arguments: false, ..COUNT };
 
@@ -202,7 +217,9 @@ const REGRESSION: PartialForm = PartialForm {
 /// The sum of values of this type.
 fn sum(type_name: &str) -> PartialForm {
     let is_whole = ["smallint", "integer"].contains(&type_name);
-    plain("pg_catalog.sum", ADD, if is_whole { GATHER_WHOLE_SUM } else { GATHER_SUM })
+    let is_exact = is_whole || ["bigint", "numeric", "interval"].contains(&type_name);
+    let kind = if is_exact { Kind::Sum } else { Kind::Other };
+    PartialForm { kind, ..plain("pg_catalog.sum", ADD, if is_whole { GATHER_WHOLE_SUM } else { GATHER_SUM }) }
 }
 
 /// The value of the earliest or latest row, behind the time that it belongs to.
@@ -331,7 +348,8 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
             (vec![count, total, squares], finish)
         }
         (("pg_catalog", "regr_count"), [_, _]) => {
-            (vec![plain("pg_catalog.regr_count", ADD_COUNT, GATHER_COUNT)], "{0}")
+            let count = PartialForm { kind: Kind::Count, ..plain("pg_catalog.regr_count", ADD_COUNT, GATHER_COUNT) };
+            (vec![count], "{0}")
         }
         (("pg_catalog", name), ["double precision", "double precision"]) => {
             let finish = match name {
@@ -434,6 +452,8 @@ mod tests {
                     type_name: (*kind).into(),
                     deterministic: true,
                     has_order: *kind != "json",
+                    never_null: false,
+                    has_fixed_scale: true,
                 })
                 .collect(),
             filter: None,

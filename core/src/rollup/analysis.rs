@@ -75,6 +75,8 @@ pub struct Expression {
     pub is_column: bool,
     /// Does it use functions, operators and types of PostgreSQL itself only, so that its text says the same for ever?
     pub is_built_in: bool,
+    /// Is it leakproof, so that no value of its columns makes it fail?
+    pub never_fails: bool,
 }
 
 impl Expression {
@@ -230,6 +232,10 @@ pub struct Argument {
     pub deterministic: bool,
     /// Has its type a default order?
     pub has_order: bool,
+    /// Can no value of it be NULL?
+    pub never_null: bool,
+    /// Are its values numbers with the same number of digits behind the point, so that sums of them have no others?
+    pub has_fixed_scale: bool,
 }
 
 /// A part of a query that a rollup cannot have.

@@ -88,6 +88,11 @@ impl Definition {
         self.keys.iter().find(|key| key.is_time)
     }
 
+    /// Can rows be taken out of its groups again, so that a change costs what it concerns?
+    pub fn subtracts(&self) -> bool {
+        self.partials.iter().all(|partial| partial.subtract.is_some())
+    }
+
     /// How far the rows of a group lie apart, in the column by which the source is partitioned: widths to be added up.
     pub fn reach(&self) -> Option<&[String]> {
         let ranges = self.keys.iter().filter_map(|key| key.bucket.as_ref());
@@ -225,6 +230,17 @@ pub struct Partial {
     pub from_below: Option<String>,
     /// Is it a sketch, which is wide and does not compress?
     pub is_sketch: bool,
+    /// How rows are taken out of it again; None if its groups have to be made anew. All columns of a rollup have it, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subtract: Option<Subtract>,
+}
+
+/// A partial column that is a number: merging what comes and what goes with the opposite sign is right in any order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subtract {
+    /// The partial column that counts the values: without any the sum is NULL, and not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<String>,
 }
 
 /// A call of an aggregate over columns of the rows view.

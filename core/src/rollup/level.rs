@@ -99,6 +99,16 @@ impl<'a> Below<'a> {
         }
     }
 
+    /// See [`Definition::subtracts`].
+    pub fn subtracts(&self) -> bool {
+        self.definition.subtracts()
+    }
+
+    /// A partial column by its name.
+    pub fn partial(&self, name: &str) -> Option<&'a Partial> {
+        self.definition.partials.iter().find(|partial| partial.name == name)
+    }
+
     /// A column that the level below does not show, as an expression of the query above.
     pub fn hidden(&self, column: &str) -> String {
         let name = self.hidden.get(column).map_or(column, String::as_str);

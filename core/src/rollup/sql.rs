@@ -164,7 +164,14 @@ fn merged(partial: &Partial, a: &str, b: &str) -> String {
     let (value_a, value_b) = (format!("{a}.{name}"), format!("{b}.{name}"));
     let unite = partial.unite.as_deref().unwrap_or_default();
     let places = [("a", value_a.as_str()), ("b", &value_b), ("A", a), ("B", b), ("beside", &beside), ("unite", unite)];
-    fill(&partial.merge, &places)
+    let merged = fill(&partial.merge, &places);
+    match partial.subtract.as_ref().and_then(|subtract| subtract.values.as_deref()) {
+        Some(values) => {
+            let of = |alias: &str| format!("COALESCE({alias}.{}, 0)", quote(values));
+            format!("CASE WHEN {} OPERATOR(pg_catalog.+) {} OPERATOR(pg_catalog.>) 0 THEN {merged} END", of(a), of(b))
+        }
+        None => merged,
+    }
 }
 
 /// Lies the bucket of the group or row `alias` in a range: from the first text on and before the second?

@@ -273,6 +273,7 @@ mod tests {
             gather: String::new(),
             from_below: None,
             is_sketch: false,
+            subtract: None,
         };
         let mut definition =
             Definition { partials: vec![partial], aggregates: own.made().to_vec(), ..Definition::default() };

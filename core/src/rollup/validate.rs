@@ -5,8 +5,8 @@ use super::analysis::{
     self, AggregateCall, Analysis, Expression, Source, SourceKind, Support, Target, UnstableFunction, Unsupported,
 };
 use super::definition::{
-    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, OwnAggregate, Partial, ROWS, SIGN, TABLE,
-    TAG, TIME, Value, WRITER, filter_clause,
+    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, OwnAggregate, Partial, ROWS, SIGN,
+    Subtract, TABLE, TAG, TIME, Value, WRITER, filter_clause,
 };
 use super::level::{self, Below};
 use super::names::Names;
@@ -34,7 +34,8 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
     if let Some(condition) = &analysis.condition {
         check_row_expression("WHERE", condition, below)?;
     }
-    let mut layout = Layout::new(below, source.partition_key.as_deref(), rollup);
+    let subtracts = subtracts(analysis, below);
+    let mut layout = Layout { subtracts, ..Layout::new(below, source.partition_key.as_deref(), rollup) };
     for (position, key) in analysis.keys.iter().enumerate() {
         check_row_expression("GROUP BY", &key.expression, below)?;
         if !key.deterministic {
@@ -108,6 +109,30 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
     Ok(layout.definition)
 }
 
+/// What the number of values of a sum is called behind the name of the sum.
+const VALUES: &str = "_values";
+
+/// Can rows be taken out of the groups again? A value that cannot be computed must not be asked for a second time, so nothing may fail.
+fn subtracts(analysis: &Analysis, below: Option<&Below>) -> bool {
+    let is_safe = |expression: &Option<Expression>| expression.as_ref().is_none_or(|expression| expression.never_fails);
+    let subtracts = |call: &AggregateCall| {
+        let of_column = below.map(|below| below.partial_of(call));
+        let is_number = match of_column {
+            Some(found) => found.is_some_and(|(partial, _)| partial.subtract.is_some()),
+            None => match Way::of(call) {
+                Ok(Way::Algebra(algebra)) => algebra.partials.iter().all(|form| match form.kind {
+                    aggregate::Kind::Count => true,
+                    aggregate::Kind::Sum => call.arguments.iter().all(|argument| argument.has_fixed_scale),
+                    aggregate::Kind::Other => false,
+                }),
+                _ => false,
+            },
+        };
+        is_number && is_safe(&call.filter) && call.arguments.iter().all(|argument| argument.expression.never_fails)
+    };
+    below.is_none_or(Below::subtracts) && is_safe(&analysis.condition) && analysis.aggregates.iter().all(subtracts)
+}
+
 /// How the groups come from those of the rollup below.
 fn level(analysis: &Analysis, below: Option<&Below>) -> Option<definition::Level> {
     let alias = analysis.source.as_ref()?.alias.clone();
@@ -144,12 +169,21 @@ struct Layout<'a> {
     names: Names,
     below: Option<&'a Below<'a>>,
     partition_key: Option<&'a str>,
+    /// See [`Definition::subtracts`].
+    subtracts: bool,
 }
 
 impl<'a> Layout<'a> {
     fn new(below: Option<&'a Below<'a>>, partition_key: Option<&'a str>, rollup: &QualifiedName) -> Self {
         let names = Names::new(RESERVED.map(String::from));
-        Self { definition: Definition::default(), own: OwnAggregates::new(rollup), names, below, partition_key }
+        Self {
+            definition: Definition::default(),
+            own: OwnAggregates::new(rollup),
+            names,
+            below,
+            partition_key,
+            subtracts: false,
+        }
     }
 
     /// The column of the rows view for this argument; equal expressions share one.
@@ -181,8 +215,12 @@ impl<'a> Layout<'a> {
             let is_named = alone || form.suffix.is_empty();
             let wanted = if is_named { wanted.into() } else { ident::fit(wanted, &format!("_{}", form.suffix)) };
             let beside = form.beside.and_then(|position| names.get(position)).map(|(_, name)| name.clone());
-            let name = self.partial(Partial { beside, ..form.partial(call, from_below, wanted) });
+            let subtract = self.subtracts.then(Subtract::default);
+            let name = self.partial(Partial { beside, subtract, ..form.partial(call, from_below, wanted) });
             names.push((position.to_string(), name));
+        }
+        if call.arguments.iter().any(|argument| !argument.never_null) || filter.is_some() {
+            self.count_values(&names, algebra, &arguments, call, filter.as_deref(), wanted);
         }
         let names: Vec<(&str, String)> = names.iter().map(|(place, name)| (place.as_str(), quote(name))).collect();
         let names: Vec<(&str, &str)> = names.iter().map(|(place, name)| (*place, name.as_str())).collect();
@@ -195,6 +233,39 @@ impl<'a> Layout<'a> {
         {
             Some(partial) => Value::Partial { name: partial.name.clone(), present: None },
             None => Value::Finished,
+        }
+    }
+
+    /// Adds the number of values to each sum among the partial columns of a call.
+    fn count_values(
+        &mut self,
+        names: &[(String, String)],
+        algebra: &Algebra,
+        arguments: &[String],
+        call: &AggregateCall,
+        filter: Option<&str>,
+        wanted: &str,
+    ) {
+        let sums = algebra.partials.iter().zip(names).filter(|(form, _)| form.kind == aggregate::Kind::Sum);
+        let sums: Vec<String> = sums.map(|(_, (_, name))| name.clone()).collect();
+        if !self.subtracts || sums.is_empty() {
+            return;
+        }
+        let is_never_null = call.arguments.iter().all(|argument| argument.never_null);
+        let form = if is_never_null { aggregate::COUNT_ROWS } else { aggregate::COUNT };
+        let arguments = if form.with_arguments { arguments.to_vec() } else { vec![] };
+        let function = form.function.into();
+        let count = Call { function, arguments, form: form.argument.into(), filter: filter.map(String::from) };
+        let count =
+            Partial { subtract: Some(Subtract::default()), ..form.partial(count, None, ident::fit(wanted, VALUES)) };
+        self.subtract_by(&sums, count);
+    }
+
+    /// Has a partial column say when these sums are NULL.
+    fn subtract_by(&mut self, sums: &[String], count: Partial) {
+        let values = self.partial(count);
+        for partial in self.definition.partials.iter_mut().filter(|partial| sums.contains(&partial.name)) {
+            partial.subtract = Some(Subtract { values: Some(values.clone()) });
         }
     }
 
@@ -214,6 +285,7 @@ impl<'a> Layout<'a> {
             gather: state::GATHER.into(),
             from_below: None,
             is_sketch: false,
+            subtract: None,
         });
         self.definition.finishes.push(state::finish(support, &quote(&name)));
         Value::Finished
@@ -246,12 +318,30 @@ impl<'a> Layout<'a> {
             let filter = of_groups.as_deref().map_or_else(String::new, filter_clause);
             Some(partial_of_groups(&partial.gather, &below.hidden(name), &filter))
         };
+        let values = partial.subtract.as_ref().and_then(|subtract| subtract.values.as_ref()).filter(|_| self.subtracts);
+        let values = values.and_then(|values| below.partial(values)).map(|values| {
+            let arguments = values.call.arguments.iter().map(|name| self.argument(&below.hidden(name))).collect();
+            let filter = both(values.call.filter.as_deref()).map(|sql| self.filter(&sql));
+            let call = Call { filter, arguments, ..values.call.clone() };
+            let name = ident::fit(wanted, VALUES);
+            Partial { name, sql: call.sql(), call, from_below: gathered(&values.name), ..values.clone() }
+        });
         let new = Call { filter, arguments, ..partial.call.clone() };
         let alone = algebra.finish == "{0}";
         let wanted_here = if alone { wanted.into() } else { ident::fit(wanted, "_sketch") };
         let from_below = gathered(&partial.name);
-        let name =
-            self.partial(Partial { name: wanted_here, sql: new.sql(), call: new, from_below, ..partial.clone() });
+        let subtract = self.subtracts.then(Subtract::default);
+        let name = self.partial(Partial {
+            name: wanted_here,
+            sql: new.sql(),
+            call: new,
+            from_below,
+            subtract,
+            ..partial.clone()
+        });
+        if let Some(values) = values {
+            self.subtract_by(std::slice::from_ref(&name), values);
+        }
         let mut finish = fill(algebra.finish, &[("0", &quote(&name))]);
         let mut present_here = None;
         if partial.gather == aggregate::COUNT_ROWS.gather
@@ -272,7 +362,9 @@ impl<'a> Layout<'a> {
                 form: form.argument.into(),
                 filter: Some(filter.clone()),
             };
-            let count = self.partial(form.partial(count, from_below, ident::fit(wanted, "_present")));
+            let subtract = self.subtracts.then(Subtract::default);
+            let wanted = ident::fit(wanted, "_present");
+            let count = self.partial(Partial { subtract, ..form.partial(count, from_below, wanted) });
             finish = format!("CASE WHEN {} OPERATOR(pg_catalog.>) 0 THEN {finish} END", quote(&count));
             present_here = Some(filter);
         }

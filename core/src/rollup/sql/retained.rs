@@ -84,9 +84,7 @@ pub fn retain_deleted(definition: &Definition, relations: &Relations, writer: i6
 }
 
 fn is_deleted_by(writer: i64, alias: &str) -> String {
-    format!(
-        "{alias}.{WRITER} OPERATOR(pg_catalog.=) {writer}::bigint AND {alias}.{SIGN} OPERATOR(pg_catalog.=) (-1)::smallint"
-    )
+    format!("{alias}.{WRITER} OPERATOR(pg_catalog.=) {writer}::bigint AND {}", takes(alias))
 }
 
 /// What becomes of the log entries of these rows. The stored groups go on counting rows that they have counted, which is all of

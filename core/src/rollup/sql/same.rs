@@ -34,23 +34,33 @@ const IS_SOMETHING: &str = "IS DISTINCT FROM NULL";
 
 /// Are `a` and `b` the same group, NULLs equal? Every part of the condition can be hashed.
 pub(super) fn same_group(definition: &Definition, a: &str, b: &str) -> String {
-    let parts: Vec<String> = definition
-        .keys
-        .iter()
-        .map(|key| {
-            let name = quote(&key.name);
-            let both_null = format!("({a}.{name} {IS_NOTHING}) = ({b}.{name} {IS_NOTHING})");
-            match (key.never_null, stand_in(&key.type_name)) {
-                (true, _) => equal_key(key, a, b),
-                (false, Some(value)) => {
-                    format!("COALESCE({a}.{name}, {value}) = COALESCE({b}.{name}, {value}) AND {both_null}")
-                }
-                // An array of a NULL array is empty, as an array of an empty array is.
-                (false, None) => format!("ARRAY[{a}.{name}] = ARRAY[{b}.{name}] AND {both_null}"),
-            }
-        })
-        .collect();
-    parts.join(" AND ")
+    let pairs = identity(definition, a).into_iter().zip(identity(definition, b));
+    pairs.map(|(a, b)| format!("{a} = {b}")).collect::<Vec<_>>().join(" AND ")
+}
+
+/// Is `alias` in none of the groups that `groups` names? A filter that stays where it is written, unlike NOT EXISTS, which becomes a
+/// join: columns of the view below `alias` may be computed before a join, but not before a filter.
+pub(super) fn in_none_of(definition: &Definition, alias: &str, groups: &str) -> String {
+    format!(
+        "({}) NOT IN (SELECT {} FROM {groups} AS g)",
+        identity(definition, alias).join(", "),
+        identity(definition, "g").join(", ")
+    )
+}
+
+/// Expressions that are never NULL, and equal if and only if the keys are the same.
+fn identity(definition: &Definition, alias: &str) -> Vec<String> {
+    let of_key = |key: &Key| {
+        let column = format!("{alias}.{}", quote(&key.name));
+        let is_null = format!("({column} {IS_NOTHING})");
+        match (key.never_null, stand_in(&key.type_name)) {
+            (true, _) => vec![column],
+            (false, Some(value)) => vec![format!("COALESCE({column}, {value})"), is_null],
+            // An array of a NULL array is empty, as an array of an empty array is.
+            (false, None) => vec![format!("ARRAY[{column}]"), is_null],
+        }
+    };
+    definition.keys.iter().flat_map(of_key).collect()
 }
 
 /// A constant that may stand for NULL in a comparison; which one does not matter.

@@ -32,6 +32,7 @@ fn definition() -> Definition {
             gather: "pg_catalog.sum({x}){filter}".into(),
             from_below: None,
             is_sketch: false,
+            subtract: None,
         }],
         finishes: vec!["\"revenue\"".into()],
         targets: vec![Target {

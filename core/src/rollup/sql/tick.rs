@@ -52,7 +52,7 @@ pub fn has_change(log: &QualifiedName, state: &Counted, now: &Counted) -> String
     format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {})", changed(state, now))
 }
 
-/// Is there one that takes something away, so that groups have to be made anew?
+/// Is there one that takes something away?
 pub fn has_removal(log: &QualifiedName, state: &Counted, now: &Counted) -> String {
     format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {} AND {})", changed(state, now), takes("c"))
 }
@@ -67,9 +67,14 @@ pub fn has_removal_before(log: &QualifiedName, settled: &Settled) -> String {
     )
 }
 
+/// Has anything happened that only making groups anew can follow, as far as the log says?
+pub fn has_upheaval(log: &QualifiedName) -> String {
+    format!("SELECT EXISTS (SELECT FROM {log} AS c WHERE {})", is_upheaval("c"))
+}
+
 /// How many changes no tick has followed.
 pub fn count_changes(log: &QualifiedName, state: &Counted) -> String {
-    format!("SELECT pg_catalog.count(*) FROM {log} AS c WHERE {}", changed_since(state))
+    format!("SELECT pg_catalog.count(*) FROM {log} AS c WHERE {}", changed_since(state, "c"))
 }
 
 /// Deletes what no later tick needs: changes by transactions that `now` counts.
@@ -78,22 +83,41 @@ pub fn forget_changes(log: &QualifiedName, now: &Counted) -> String {
 }
 
 /// A change counts if its writer is new and its row was counted: an uncounted row is read as it is now.
-fn changed_since(state: &Counted) -> String {
-    format!("{} AND {}", state.is_new(&format!("c.{WRITER}")), state.is_counted(&format!("c.{TAG}")))
+fn changed_since(state: &Counted, alias: &str) -> String {
+    format!("{} AND {}", state.is_new(&format!("{alias}.{WRITER}")), state.is_counted(&format!("{alias}.{TAG}")))
 }
 
 pub(super) fn changed(state: &Counted, now: &Counted) -> String {
-    format!("{} AND {}", changed_since(state), now.is_counted(&format!("c.{WRITER}")))
+    changed_as(state, now, "c")
 }
 
-/// Does the change `alias` add a row, and nothing else? Rows that have come are counted as new ones are.
+fn changed_as(state: &Counted, now: &Counted, alias: &str) -> String {
+    format!("{} AND {}", changed_since(state, alias), now.is_counted(&format!("{alias}.{WRITER}")))
+}
+
+/// Does the change `alias` bring a row, and nothing else? It is counted as a new one is.
 fn adds(alias: &str) -> String {
     format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) 1::smallint")
 }
 
-/// Does it take something away? Then its group has to be made anew.
+/// Does it take anything away?
 pub(super) fn takes(alias: &str) -> String {
     format!("{alias}.{SIGN} OPERATOR(pg_catalog.<>) 1::smallint")
+}
+
+/// Does it take a row away, and nothing else?
+pub(super) fn subtracts(alias: &str) -> String {
+    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) (-1)::smallint")
+}
+
+/// Does it say no more than that the group is not what it was?
+fn is_upheaval(alias: &str) -> String {
+    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) 0::smallint")
+}
+
+/// Has the group of the change `alias` to be made anew?
+pub(super) fn unsettles(definition: &Definition, alias: &str) -> String {
+    if definition.subtracts() { is_upheaval(alias) } else { takes(alias) }
 }
 
 /// Keys, arguments and filters of the rows `r` that meet a condition.
@@ -112,24 +136,58 @@ fn inputs(definition: &Definition) -> String {
     keys.chain(inputs).map(|name| quote(name)).collect::<Vec<_>>().join(", ")
 }
 
-/// The groups that changes take something from, as a common table expression `dirty`.
+/// Groups of the rows that changes take away, each partial value with the opposite sign.
+fn negated_groups(definition: &Definition, relations: &Relations, condition: &str) -> String {
+    let groups =
+        groups_of(definition, &relations.changes.to_string(), &format!("\n WHERE {} AND {condition}", subtracts("r")));
+    negated(definition, &format!("(\n{groups}\n)"))
+}
+
+/// The same of groups that are there.
+pub(super) fn negated(definition: &Definition, groups: &str) -> String {
+    let keys = definition.keys.iter().map(|key| format!("n.{}", quote(&key.name)));
+    let minus = |name: &str| format!("OPERATOR(pg_catalog.-) n.{name} AS {name}");
+    let partials = definition.partials.iter().map(|partial| minus(&quote(&partial.name)));
+    let columns: Vec<String> = keys.chain(partials).chain([minus(ROWS)]).collect();
+    format!("SELECT {} FROM {groups} AS n", columns.join(", "))
+}
+
+/// The groups that have to be made anew, as a common table expression `dirty`.
 pub(super) fn dirty(definition: &Definition, relations: &Relations, condition: &str) -> String {
     let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
     format!(
         "dirty AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {condition} AND {}\n)",
         relations.changes,
-        takes("c")
+        unsettles(definition, "c")
     )
 }
 
-/// Deletes the stored groups that changes take something from: [`recount`] makes them anew. Two statements, because groups without a NULL
-/// key are found through the unique index.
+/// Deletes the stored groups that [`recount`] makes anew. Two statements, because groups without a NULL key are found through the
+/// unique index.
 pub fn delete_changed(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> Vec<String> {
     let dirty = dirty(definition, relations, &changed(state, now));
     let statement = |condition: &str| {
         format!("WITH {dirty}\nDELETE FROM {} AS s USING dirty AS p WHERE {condition}", relations.stored)
     };
     by_null_keys(definition, |condition, filter| statement(&format!("{condition}{filter}")))
+}
+
+/// Deletes the stored groups that have no rows any more. None if the groups have to be made anew anyway.
+pub fn delete_emptied(definition: &Definition, relations: &Relations, state: &Counted, now: &Counted) -> Vec<String> {
+    if !definition.subtracts() {
+        return vec![];
+    }
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    by_null_keys(definition, |condition, filter| {
+        format!(
+            "WITH smaller AS MATERIALIZED (\nSELECT DISTINCT {keys}\n FROM {} AS c\n WHERE {} AND {}\n)\n\
+             DELETE FROM {} AS s USING smaller AS p WHERE {condition}{filter} AND s.{ROWS} OPERATOR(pg_catalog.=) 0",
+            relations.changes,
+            changed(state, now),
+            subtracts("c"),
+            relations.stored
+        )
+    })
 }
 
 /// Aggregates those groups again, from the rows that `now` counts, all in one snapshot; or, if `below` is
@@ -228,9 +286,9 @@ pub struct Changes {
     pub take: bool,
 }
 
-/// Merges the rows that are new to `state` and counted by `now`, and those that changes add, into the stored tables of a rollup
-/// and of those that gather its groups, all in one snapshot and one scan. Groups that changes take something from are left to
-/// [`recount`]. Answers one row: groups touched, source rows counted.
+/// Merges the rows that are new to `state` and counted by `now`, and those that changes bring or take away, into the stored tables
+/// of a rollup and of those that gather its groups, all in one snapshot and one scan. Groups that have to be made anew are left to
+/// [`recount`], and those that have become empty to [`delete_emptied`]. Answers one row: groups touched, source rows counted.
 pub fn merge_delta(
     family: &[Member],
     state: &Counted,
@@ -243,6 +301,14 @@ pub fn merge_delta(
     let mut counts = vec![];
     for (position, member) in family.iter().enumerate() {
         let Member { definition, relations, below, .. } = *member;
+        let is_unchanged = |alias: &str| {
+            format!("NOT EXISTS (SELECT FROM dirty_{position} AS p WHERE {})", same_group(definition, alias, "p"))
+        };
+        if changes.take {
+            let dirty = dirty(definition, relations, &changed(state, now));
+            // Named apart, each with its own rollup's keys.
+            parts.push(dirty.replacen("dirty AS", &format!("dirty_{position} AS"), 1));
+        }
         let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
         let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
         let delta = delta.unwrap_or_else(|| {
@@ -252,22 +318,23 @@ pub fn merge_delta(
                 format!("{} AND {}{}{above}", state.is_new(&tag), now.is_counted(&tag), is_built(member, "r"));
             let mut arms = vec![new_rows(definition, relations, &condition)];
             if changes.are_there {
-                let condition = format!("{}{}", changed(state, now), is_built(member, "c"));
+                let mut condition = format!("{}{}", changed(state, now), is_built(member, "c"));
+                if changes.take && !definition.subtracts() {
+                    // Now, because a value that is gone again must not be computed: it might be one that fails.
+                    condition += &format!(" AND {}", in_none_of(definition, "c", &format!("dirty_{position}")));
+                }
                 arms.push(added_rows(definition, relations, &condition));
             }
-            groups_of_all(definition, &arms)
+            let added = groups_of_all(definition, &arms);
+            if changes.take && definition.subtracts() {
+                let condition = format!("{}{}", changed_as(state, now, "r"), is_built(member, "r"));
+                regrouped(definition, &[added, negated_groups(definition, relations, &condition)])
+            } else {
+                added
+            }
         });
         parts.push(format!("delta_{position} AS MATERIALIZED (\n{delta}\n)"));
-        let mut untouched = String::new();
-        if changes.take {
-            let dirty = dirty(definition, relations, &changed(state, now));
-            // Named apart, each with its own rollup's keys.
-            parts.push(dirty.replacen("dirty AS", &format!("dirty_{position} AS"), 1));
-            untouched = format!(
-                " WHERE NOT EXISTS (SELECT FROM dirty_{position} AS p WHERE {})",
-                same_group(definition, "s", "p")
-            );
-        }
+        let untouched = if changes.take { format!(" WHERE {}", is_unchanged("s")) } else { String::new() };
         parts.push(format!(
             "merged_{position} AS (\n{}\n)",
             merge(definition, relations, &format!("delta_{position}"), &untouched)

@@ -164,11 +164,23 @@ fn settled_before(relations: &Relations, kind: &str) -> String {
     format!("tally.settled_before({}::pg_catalog.regclass, NULL::{kind})", literal(&relations.stored.to_string()))
 }
 
-/// Rows before this time are in no group that has to be made anew, if rows of one group lie no farther apart than `reach`. The
-/// planner evaluates it as well.
-fn unchanged_before(relations: &Relations, kind: &str, reach: &[String]) -> String {
-    let widths = reach.iter().map(|width| format!("{}::interval", literal(width))).collect::<Vec<_>>();
-    let reach = if widths.is_empty() { "'0'::interval".into() } else { widths.join(" OPERATOR(pg_catalog.+) ") };
+/// How far rows of a group lie apart that may have to be made anew (see [`unchanged_before`]). None: so often, and so far, that the
+/// planner cannot know.
+fn planned_reach(definition: &Definition) -> Option<Option<&[String]>> {
+    if definition.subtracts() { Some(None) } else { definition.reach().map(Some) }
+}
+
+/// Rows before this time are in no group that has to be made anew, if rows of one group lie no farther apart than `reach`. Without
+/// a reach that is all rows, as long as no group has to. The planner evaluates it as well.
+fn unchanged_before(relations: &Relations, kind: &str, reach: Option<&[String]>) -> String {
+    let reach = match reach {
+        None => "NULL::interval".into(),
+        Some([]) => "'0'::interval".into(),
+        Some(widths) => {
+            let widths: Vec<String> = widths.iter().map(|width| format!("{}::interval", literal(width))).collect();
+            widths.join(" OPERATOR(pg_catalog.+) ")
+        }
+    };
     let stored = literal(&relations.stored.to_string());
     format!("tally.unchanged_before({stored}::pg_catalog.regclass, NULL::{kind}, {reach})")
 }
@@ -239,23 +251,52 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
             state("open_tags")
         )
     };
-    let is_change = format!("{} AND NOT {}", is_new(&format!("c.{WRITER}")), is_new(&format!("c.{TAG}")));
+    let is_change_of =
+        |alias: &str| format!("{} AND NOT {}", is_new(&format!("{alias}.{WRITER}")), is_new(&format!("{alias}.{TAG}")));
+    let is_change = is_change_of("c");
     let from_time = |alias: &str, bound: &str| format!(" AND {alias}.{TIME} OPERATOR(pg_catalog.>=) {bound}");
     // What the planner may leave out, as far as it knows.
     let partition_key = definition.time_type.as_deref().filter(|_| definition.is_partitioned);
     let hot = partition_key.map_or_else(String::new, |kind| from_time("r", &settled_before(relations, kind)));
-    let pending = match (build, &definition.time_type) {
-        (Build::Running, Some(kind)) => {
-            // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed. A snapshot that
-            // is older than the rollup knows no build.
-            let boundary = format!(
-                "COALESCE((SELECT b.unbuilt_before FROM tally.builds AS b \
-                 WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass), '-infinity')::{kind}"
-            );
+    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
+    let dirty = dirty(
+        definition,
+        relations,
+        &match partition_key.zip(planned_reach(definition)) {
+            // The rows of these groups have to be in the plan.
+            Some((kind, reach)) => format!(
+                "CASE WHEN {is_change} AND {} THEN \
+                   CASE WHEN {planned} OPERATOR(pg_catalog.=) '-infinity' OR c.{TIME} OPERATOR(pg_catalog.>=) {planned} THEN true \
+                        ELSE tally.refuse_stale_plan() END ELSE false END",
+                unsettles(definition, "c"),
+                planned = unchanged_before(relations, kind, reach.map(|_| [].as_slice()))
+            ),
+            None => is_change.clone(),
+        },
+    );
+    let is_in = |alias: &str, groups: &str| {
+        format!("EXISTS (SELECT FROM {groups} AS d WHERE {})", same_group(definition, alias, "d"))
+    };
+    // Whatever is in them is read anew; a value that is gone again must not be computed, for it might be one that fails.
+    let of_other_groups =
+        if definition.subtracts() { String::new() } else { format!(" AND {}", in_none_of(definition, "c", "dirty")) };
+    // A snapshot that is older than the rollup knows no build.
+    let boundary = format!(
+        "COALESCE((SELECT b.unbuilt_before FROM tally.builds AS b \
+         WHERE b.stored OPERATOR(pg_catalog.=) {stored}::pg_catalog.regclass), '-infinity')::{}",
+        definition.time_type.as_deref().unwrap_or("timestamp with time zone")
+    );
+    let pending = match build {
+        Build::Running => {
+            // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed.
             let arms = [
                 new_rows(definition, relations, &format!("({is_pending}){hot}{}", from_time("r", &boundary))),
                 new_rows(definition, relations, &format!("r.{TIME} OPERATOR(pg_catalog.<) {boundary}")),
-                added_rows(definition, relations, &format!("{is_change}{}", from_time("c", &boundary))),
+                added_rows(
+                    definition,
+                    relations,
+                    &format!("{is_change}{}{of_other_groups}", from_time("c", &boundary)),
+                ),
             ];
             groups_of_all(definition, &arms)
         }
@@ -263,26 +304,10 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
             definition,
             &[
                 new_rows(definition, relations, &format!("({is_pending}){hot}")),
-                added_rows(definition, relations, &is_change),
+                added_rows(definition, relations, &format!("{is_change}{of_other_groups}")),
             ],
         ),
     };
-    let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
-    let dirty = dirty(
-        definition,
-        relations,
-        &match partition_key.filter(|_| definition.reach().is_some()) {
-            // The rows of these groups have to be in the plan.
-            Some(kind) => format!(
-                "CASE WHEN {is_change} AND {} THEN \
-                   CASE WHEN {planned} OPERATOR(pg_catalog.=) '-infinity' OR c.{TIME} OPERATOR(pg_catalog.>=) {planned} THEN true \
-                        ELSE tally.refuse_stale_plan() END ELSE false END",
-                takes("c"),
-                planned = unchanged_before(relations, kind, &[])
-            ),
-            None => is_change,
-        },
-    );
     let columns_of = |alias: &str| -> Vec<String> {
         stored_columns(definition).iter().filter(|c| *c != ROWS).map(|column| format!("{alias}.{column}")).collect()
     };
@@ -291,8 +316,14 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
         let name = quote(&partial.name);
         format!("{} AS {name}", merged(partial, "s", "p"))
     }));
-    let no_dirty =
-        |alias: &str| format!("NOT EXISTS (SELECT FROM dirty AS d WHERE {})", same_group(definition, alias, "d"));
+    let smaller = definition.subtracts().then(|| {
+        let from = match build {
+            Build::Running => from_time("r", &boundary),
+            Build::AtOnce | Build::Sliced => String::new(),
+        };
+        let condition = format!("\n WHERE {} AND {}{from}", is_change_of("r"), subtracts("r"));
+        groups_of(definition, &relations.changes.to_string(), &condition)
+    });
     let stored_arm = |condition: &str| {
         format!("SELECT {} FROM {} AS s WHERE {is_known} AND {condition}", columns_of("s").join(", "), relations.stored)
     };
@@ -306,17 +337,37 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     ];
     // Groups without a NULL key find their stored part through the unique index.
     arms.extend(by_null_keys(definition, |condition, filter| {
+        let others = ["dirty", "smaller"].iter().take(if smaller.is_some() { 2 } else { 1 });
+        let others: Vec<String> = others.map(|groups| format!("NOT {}", is_in("p", groups))).collect();
         format!(
             "SELECT {} FROM pending AS p LEFT JOIN {} AS s ON {condition} AND {is_known} WHERE {}{filter}",
             both.join(", "),
             relations.stored,
-            no_dirty("p")
+            others.join(" AND ")
         )
     }));
+    if smaller.is_some() {
+        let mut parts = by_null_keys(definition, |condition, filter| {
+            let columns: Vec<String> = stored_columns(definition).iter().map(|column| format!("s.{column}")).collect();
+            format!(
+                "SELECT {} FROM smaller AS p JOIN {} AS s ON {condition} WHERE {is_known}{filter}",
+                columns.join(", "),
+                relations.stored
+            )
+        });
+        parts.push(format!("SELECT * FROM pending AS q WHERE {}", is_in("q", "smaller")));
+        parts.push(negated(definition, "smaller"));
+        arms.push(format!(
+            "SELECT {} FROM (\n{}\n) AS b WHERE b.{ROWS} OPERATOR(pg_catalog.<>) 0 AND NOT {}",
+            summed_columns(definition, "b").join(", "),
+            regrouped(definition, &parts),
+            is_in("b", "dirty")
+        ));
+    }
     // Fenced by OFFSET 0: the planner would think about a join of each partition with `dirty`, in a time that grows with the square
     // of their number.
     let mut bounds: String = bounds_of_rows(definition).iter().map(|bound| format!(" AND {bound}")).collect();
-    if let (Some(kind), Some(reach)) = (partition_key, definition.reach()) {
+    if let Some((kind, reach)) = partition_key.zip(planned_reach(definition)) {
         bounds += &from_time("r", &unchanged_before(relations, kind, reach));
     }
     let rows = format!("(SELECT * FROM {} AS r WHERE EXISTS (SELECT FROM dirty){bounds} OFFSET 0)", relations.rows);
@@ -333,14 +384,36 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     } else {
         String::new()
     };
+    let (smaller, and_smaller) = match smaller {
+        Some(groups) => {
+            (format!("smaller AS MATERIALIZED (\n{groups}\n), "), format!(" UNION ALL SELECT {keys} FROM smaller"))
+        }
+        None => (String::new(), String::new()),
+    };
     format!(
-        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), pending AS MATERIALIZED (\n{pending}\n), {dirty}, \
-         touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty\n)\n\
+        "CREATE VIEW {} AS\nWITH known AS MATERIALIZED (\n{known}\n), {dirty}, {smaller}pending AS MATERIALIZED (\n{pending}\n), \
+         touched AS MATERIALIZED (\nSELECT {keys} FROM pending UNION ALL SELECT {keys} FROM dirty{and_smaller}\n)\n\
          SELECT {}\n FROM (\n{}\n) AS merged{is_known_as_it_is}",
         relations.public,
         targets(definition),
         arms.join("\nUNION ALL\n")
     )
+}
+
+/// The columns of groups `alias` that were summed up, but for `_rows`: a sum of no values is NULL.
+fn summed_columns(definition: &Definition, alias: &str) -> Vec<String> {
+    let keys = definition.keys.iter().map(|key| format!("{alias}.{}", quote(&key.name)));
+    let partials = definition.partials.iter().map(|partial| {
+        let name = quote(&partial.name);
+        match partial.subtract.as_ref().and_then(|subtract| subtract.values.as_deref()) {
+            Some(values) => {
+                let values = quote(values);
+                format!("CASE WHEN {alias}.{values} OPERATOR(pg_catalog.>) 0 THEN {alias}.{name} END AS {name}")
+            }
+            None => format!("{alias}.{name}"),
+        }
+    });
+    keys.chain(partials).collect()
 }
 
 /// The defining query as it is kept: names qualified, aggregates as written. `from` is the table or rollup that it reads.

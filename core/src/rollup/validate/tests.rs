@@ -8,7 +8,14 @@ fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition, Er
 
 fn expression(sql: &str) -> Expression {
     let column = sql.rsplit('.').next().unwrap_or(sql).trim_end_matches(')').to_string();
-    Expression { sql: sql.into(), unstable: vec![], columns: vec![column], is_column: true, is_built_in: true }
+    Expression {
+        sql: sql.into(),
+        unstable: vec![],
+        columns: vec![column],
+        is_column: true,
+        is_built_in: true,
+        never_fails: true,
+    }
 }
 
 fn key(name: Option<&str>, sql: &str) -> super::super::analysis::Key {
@@ -34,6 +41,8 @@ fn call(name: &str, argument: &str, kind: &str) -> AggregateCall {
             type_name: kind.into(),
             deterministic: true,
             has_order: true,
+            never_null: false,
+            has_fixed_scale: true,
         }],
         filter: None,
         support: None,
@@ -87,12 +96,12 @@ fn aggregates_share_arguments_and_partial_columns() {
     let partials: Vec<_> = definition.partials.iter().map(|p| (p.name.as_str(), p.sql.as_str())).collect();
     assert_eq!(
         partials,
-        [("revenue", "pg_catalog.sum(\"argument_1\")"), ("mean_count", "pg_catalog.count(\"argument_1\")"),]
+        [("revenue", "pg_catalog.sum(\"argument_1\")"), ("revenue_values", "pg_catalog.count(\"argument_1\")"),]
     );
     assert_eq!(definition.finishes[0], "\"revenue\"");
     assert_eq!(
         definition.finishes[1],
-        "\"revenue\"::numeric OPERATOR(pg_catalog./) NULLIF(\"mean_count\", 0)::numeric"
+        "\"revenue\"::numeric OPERATOR(pg_catalog./) NULLIF(\"revenue_values\", 0)::numeric"
     );
 }
 
@@ -103,8 +112,37 @@ fn a_filter_is_a_column_of_the_rows_and_part_of_the_partial() {
     let definition = validate(&analysis, None).unwrap();
     assert_eq!(definition.filters[0].sql, "events.amount > 0");
     assert_eq!(definition.partials[0].sql, "pg_catalog.sum(\"argument_1\") FILTER (WHERE \"filter_1\")");
-    // The average has no filter, so it cannot share the sum.
-    assert_eq!(definition.partials.len(), 3);
+    // The average has no filter, so it cannot share the sum, nor the number of its values.
+    assert_eq!(definition.partials.len(), 4);
+}
+
+#[test]
+fn a_sum_that_rows_are_taken_out_of_again_has_the_number_of_its_values() {
+    let subtract = |change: &dyn Fn(&mut Analysis)| {
+        let mut analysis = analysis();
+        change(&mut analysis);
+        let definition = validate(&analysis, None).unwrap();
+        let of = |partial: &Partial| partial.subtract.as_ref().map(|subtract| subtract.values.clone());
+        (definition.subtracts(), definition.partials.iter().map(of).collect::<Vec<_>>())
+    };
+    assert_eq!(subtract(&|_| ()), (true, vec![Some(Some("revenue_values".into())), Some(None)]));
+    // Where there is a row there is a value.
+    let never_null = |analysis: &mut Analysis| {
+        analysis.aggregates.iter_mut().for_each(|call| call.arguments[0].never_null = true);
+    };
+    assert_eq!(subtract(&never_null), (true, vec![Some(None), Some(None)]));
+    let cases: [&dyn Fn(&mut Analysis); 4] = [
+        // The digits behind the point of a sum are those of the value that has most.
+        &|analysis| analysis.aggregates[0].arguments[0].has_fixed_scale = false,
+        // A value that fails must not be asked for again when its row is gone.
+        &|analysis| analysis.aggregates[0].arguments[0].expression.never_fails = false,
+        &|analysis| analysis.condition = Some(Expression { never_fails: false, ..expression("1 / events.amount > 0") }),
+        &|analysis| analysis.aggregates[1].function.name = "max".into(),
+    ];
+    for case in cases {
+        let (subtracts, columns) = subtract(case);
+        assert!(!subtracts && columns.iter().all(Option::is_none), "{columns:?}");
+    }
 }
 
 #[test]
@@ -149,7 +187,7 @@ fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
     let mut analysis = analysis();
     analysis.targets[1].name = "{1}".into();
     let definition = validate(&analysis, None).unwrap();
-    assert_eq!(definition.finishes[1], "\"{1}\"::numeric OPERATOR(pg_catalog./) NULLIF(\"mean_count\", 0)::numeric");
+    assert_eq!(definition.finishes[1], "\"{1}\"::numeric OPERATOR(pg_catalog./) NULLIF(\"{1}_values\", 0)::numeric");
 }
 
 #[test]
