@@ -8,9 +8,6 @@ use tally_server_tests::cluster::{Cluster, Database};
 use super::history::{Action, Actor, Failure, Step, judge};
 use super::{patience, schema};
 
-/// The last word on a failure is not worth more time than this.
-const AT_MOST: Duration = Duration::from_secs(240);
-
 /// A failure, and databases to bring about again what led there.
 pub struct Laboratory<'a> {
     /// With the tables of the test and without a rollup.
@@ -25,9 +22,10 @@ impl<'a> Laboratory<'a> {
         Laboratory { blank, failure }
     }
 
-    /// The steps that are left, or None if the history fails only now and then. The last one of `steps` is the one that failed.
-    pub fn minimise(&self, steps: &[Step]) -> Option<Vec<Step>> {
-        let deadline = Instant::now() + AT_MOST;
+    /// The steps that are left after so long, or None if the history fails only now and then. The last one of `steps` is the one
+    /// that failed.
+    pub fn minimise(&self, steps: &[Step], at_most: Duration) -> Option<Vec<Step>> {
+        let deadline = Instant::now() + at_most;
         let (last, before) = steps.split_last()?;
         let is_same_check = |step: &Step| match (&step.action, &last.action) {
             (Action::Check(check), Action::Check(same)) => check.title == same.title,
@@ -58,7 +56,7 @@ impl<'a> Laboratory<'a> {
         let new_actor = || {
             let mut actor = Actor::new(&database, patience(false));
             // A rollup that cannot have its locks tries for seconds.
-            actor.client.batch_execute("SET statement_timeout = '1s'").unwrap();
+            actor.client.batch_execute("SET statement_timeout = '10s'").unwrap();
             actor
         };
         steps.iter().any(|step| {
@@ -95,7 +93,7 @@ fn leave_out<T: Clone>(mut items: Vec<T>, deadline: Instant, fails: impl Fn(&[T]
 
 #[test]
 fn what_makes_the_difference_is_left() {
-    let deadline = Instant::now() + AT_MOST;
+    let deadline = Instant::now() + Duration::from_secs(3600);
     for needed in [vec![0], vec![99], vec![3, 50, 51], vec![7, 93]] {
         let fails = |items: &[usize]| needed.iter().all(|item| items.contains(item));
         assert_eq!(leave_out((0..100).collect(), deadline, fails), needed);
