@@ -67,6 +67,8 @@ const CLICK: &str = "INSERT INTO clicks (event_time, tenant) VALUES ('2031-01-01
 const COUNT_CLICKS: &str = "CALL tally.refresh('clicks_all')";
 const EVENT: &str = "INSERT INTO events (event_time, tenant) VALUES ('2031-01-01Z', 1)";
 const COUNT_EVENTS: &str = "CALL tally.refresh('events_all')";
+const REFUSED_TO_COUNT: &str = "DO $$ BEGIN CALL tally.refresh('events_all'); RAISE 'not refused'; \
+    EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL; END $$";
 
 #[test]
 fn open_transaction_that_is_forgotten_is_noticed_by_few_steps() {
@@ -84,6 +86,21 @@ fn open_transaction_that_is_forgotten_is_noticed_by_few_steps() {
     );
 }
 
+/// Taken for rows of the transaction that has changed them, which nobody has counted.
+#[test]
+fn changes_of_counted_rows_that_are_taken_for_uncounted_are_noticed() {
+    assert_noticed(&[
+        (OWNER, CLICK),
+        (OWNER, COUNT_CLICKS),
+        (
+            OWNER,
+            "DO $$ BEGIN EXECUTE 'CREATE OR REPLACE VIEW clicks_0_changes AS ' || \
+               replace(pg_get_viewdef('clicks_0_changes'::regclass), 'clicks.tally_tag', 'clicks.tally_writer AS tally_tag'); END $$",
+        ),
+        (OWNER, "DELETE FROM clicks WHERE event_time >= '2031-01-01Z'"),
+    ]);
+}
+
 #[test]
 fn rows_that_slip_past_the_guard_are_noticed() {
     assert_noticed(&[(
@@ -92,6 +109,18 @@ fn rows_that_slip_past_the_guard_are_noticed() {
          INSERT INTO clicks (event_time, tenant, tally_tag) VALUES ('2031-01-01Z', 1, 5); \
          ALTER TABLE clicks ENABLE ALWAYS TRIGGER tally_insert",
     )]);
+}
+
+/// By the next refresh as well, but readers cannot know.
+#[test]
+fn trigger_that_is_missing_on_one_partition_is_noticed() {
+    assert_noticed(&[
+        (OWNER, EVENT),
+        (OWNER, COUNT_EVENTS),
+        (OWNER, "ALTER TABLE later DISABLE TRIGGER tally_delete"),
+        (OWNER, REFUSED_TO_COUNT),
+        (OWNER, "DELETE FROM events WHERE event_time = '2031-01-01Z'"),
+    ]);
 }
 
 /// The refresh finds it in its place; that it does nothing shows in the rollups only.
@@ -113,6 +142,47 @@ fn lame_trigger_is_noticed_by_few_steps() {
         ],
         6,
     );
+}
+
+/// As if the greatest of the rows that are left were merged with the one of before.
+#[test]
+fn maximum_that_stays_when_its_row_has_gone_is_noticed() {
+    assert_noticed(&[
+        (OWNER, "INSERT INTO clicks (event_time, tenant) VALUES ('2031-01-01 00:10Z', 1), ('2031-01-01 00:20Z', 1)"),
+        (OWNER, COUNT_CLICKS),
+        (
+            OWNER,
+            "CREATE FUNCTION keep_last() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF TG_OP = 'DELETE' THEN PERFORM set_config('test.last', OLD.last::text, true); RETURN OLD; END IF; \
+               NEW.last := greatest(NEW.last, current_setting('test.last')::timestamptz); RETURN NEW; END $$; \
+             CREATE TRIGGER keep_last BEFORE INSERT OR DELETE ON clicks_0_stored FOR EACH ROW EXECUTE FUNCTION keep_last()",
+        ),
+        (OWNER, "DELETE FROM clicks WHERE event_time = '2031-01-01 00:20Z'"),
+        (OWNER, COUNT_CLICKS),
+    ]);
+}
+
+/// A slice is taken for built that is not.
+#[test]
+fn wrong_boundary_of_a_build_is_noticed() {
+    assert_noticed(&[
+        (
+            OWNER,
+            "INSERT INTO events (event_time, tenant) \
+             SELECT '2031-01-01Z'::timestamptz + i * interval '1 hour', 1 FROM generate_series(1, 60) AS i",
+        ),
+        (
+            OWNER,
+            "SET tally.build_rows = 10; \
+             SELECT tally.alter_rollup(rollup, definition) FROM tally.rollups WHERE rollup = 'events_0'::regclass; \
+             RESET tally.build_rows",
+        ),
+        (OWNER, "SELECT tally.build_slice('events_0')"),
+        (
+            OWNER,
+            "UPDATE tally.builds SET unbuilt_before = remaining[1], remaining = remaining[2:] WHERE stored = 'events_0_stored'::regclass",
+        ),
+    ]);
 }
 
 #[test]
