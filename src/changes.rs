@@ -32,7 +32,8 @@ pub(crate) fn follow_truncate(table: Oid) -> Result<()> {
             Ok(())
         });
     }
-    if is_any_stored(table, &now)? { log_rows(table, -1, &now) } else { Ok(()) }
+    // Rows of a source that is truncated as a whole are not in its groups any more: they cannot be subtracted.
+    if is_any_stored(table, &now)? { log_rows(table, 0, &now) } else { Ok(()) }
 }
 
 /// Has any rollup of the source of this partition a group? When a source is truncated, its partitions come after it.
@@ -107,7 +108,7 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
             // The stored groups lack these rows, and the next refresh will not find them any more.
             let uncounted = format!(" WHERE NOT {}", state.counted.is_counted(&format!("r.{TAG}")));
             let condition = if is_building { "" } else { &uncounted };
-            log_each(table, log, &BEFORE_TRACKING.to_string(), "0", condition, &now)?;
+            log_each(table, log, &BEFORE_TRACKING.to_string(), 0, condition, &now)?;
         }
         if !is_drop {
             let drop = format!("DROP TRIGGER tally_truncate ON {name}");
@@ -154,19 +155,11 @@ fn times_of(table: &QualifiedName, time: &str) -> Result<Option<(String, String)
 /// Logs every row of a partition itself, without its own partitions. The caller's statement holds a lock that keeps writers out.
 fn log_rows(partition: Oid, sign: i16, now: &Snapshot) -> Result<()> {
     let Some(log) = now.read(|| sources::log_of(partition))? else { return Ok(()) };
-    let mut sign = sign.to_string();
-    if sign == "-1" {
-        // As the trigger of a row does.
-        for column in now.read(|| tags::numeric_columns(log))? {
-            let special = "ANY ('{NaN,Infinity,-Infinity}'::numeric[])";
-            sign = format!("CASE WHEN r.{} OPERATOR(pg_catalog.=) {special} THEN 0 ELSE {sign} END", quote(&column));
-        }
-    }
-    log_each(partition, log, &format!("r.{TAG}"), &sign, "", now)
+    log_each(partition, log, &format!("r.{TAG}"), sign, "", now)
 }
 
 /// Logs the rows `r` of a table itself that meet a condition, with the given tag.
-fn log_each(table: Oid, log: Oid, tag: &str, sign: &str, condition: &str, now: &Snapshot) -> Result<()> {
+fn log_each(table: Oid, log: Oid, tag: &str, sign: i16, condition: &str, now: &Snapshot) -> Result<()> {
     let (name, log_name) = (catalog::name_of(table)?, catalog::name_of(log)?);
     let owner = pg::owner_of(log).ok_or_else(|| Error::new("42P01", format!("{log_name} does not exist")))?;
     let columns: Vec<String> = now.read(|| tags::log_columns(log))?.iter().map(|column| quote(column)).collect();

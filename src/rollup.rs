@@ -93,13 +93,21 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
 /// Brings the other rollups of the source along, since its state is one, and answers the state.
 fn catch_up(source: Oid, now: &Snapshot, started: Instant) -> Result<Counted> {
     let state = now.read(|| sources::state(source))?.ok_or_else(|| Error::new("XX000", "the source has no state"))?;
-    match refresh::advance(source, &state, now)? {
-        None => Ok(state.counted),
+    let counted = match refresh::advance(source, &state, now)? {
+        None => state.counted,
         Some((state, report)) => {
             sources::advance(source, &state, &report, started.elapsed())?;
-            Ok(state.counted)
+            state.counted
         }
-    }
+    };
+    // The snapshot sees transactions that began after this one and have ended; they are not counted, and what is made of the rows has
+    // their changes all the same.
+    let log =
+        now.read(|| sources::log_of(source))?.ok_or_else(|| Error::new("XX000", "the source has no change log"))?;
+    let mark = sql::mark_uncounted(&catalog::name_of(log)?, &counted);
+    pg::as_user(owner_of(source)?, || now.execute::<0>(&mark))?;
+    pg::invalidate_plans(log);
+    Ok(counted)
 }
 
 fn begin_build(rollup: &Rollup, relations: &Relations, slices: Option<build::Slices>) -> Result<()> {

@@ -177,21 +177,6 @@ pub(crate) fn log_columns(log: Oid) -> Result<Vec<String>> {
     .map_err(spi)
 }
 
-/// Those of them that may hold NaN or an infinity and are summed up exactly.
-pub(crate) fn numeric_columns(log: Oid) -> Result<Vec<String>> {
-    Spi::connect(|client| {
-        let rows = client.select(
-            "SELECT a.attname::text FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
-             AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
-             AND a.atttypid OPERATOR(pg_catalog.=) 'numeric'::pg_catalog.regtype::pg_catalog.oid",
-            None,
-            &[log.into()],
-        )?;
-        rows.map(|row| row.get::<String>(1).map(Option::unwrap_or_default)).collect::<pgrx::spi::Result<Vec<_>>>()
-    })
-    .map_err(spi)
-}
-
 /// Does a rollup of this table read the column?
 pub(crate) fn is_logged(source: Oid, column: &str) -> Result<bool> {
     let log = crate::catalog::sources::log_of(source)?;

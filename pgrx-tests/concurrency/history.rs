@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use postgres::{Client, Error, Statement};
+use postgres::{Client, Error, Row, Statement};
 use tally_server_tests::cluster::Database;
 
 use crate::oracle;
@@ -172,13 +172,28 @@ impl Actor {
                 statement
             }
         };
-        let mut rows = self.client.query(&statement, &[])?;
-        if !rows.is_empty() {
-            // An open transaction of PostgreSQL may go on with a plan that does not know a partition attached meanwhile, and miss
-            // its rows in the plain query. It notices as soon as it opens a table that it has no lock on.
-            self.client.batch_execute("SELECT pg_relation_size('pg_description')")?;
-            rows = self.client.query(&statement, &[])?;
+        // An open transaction of PostgreSQL may go on with a plan that does not know a partition attached meanwhile, and miss its rows
+        // in the plain query; or with one that leaves out what has been changed meanwhile, which the rollup refuses. It notices as soon
+        // as it opens a table that it has no lock on.
+        let is_in_transaction = self.client.batch_execute("SAVEPOINT look").is_ok();
+        let mut answer = self.client.query(&statement, &[]);
+        let is_stale = |answer: &Result<Vec<Row>, Error>| match answer {
+            Ok(rows) => !rows.is_empty(),
+            Err(error) => error.as_db_error().is_some_and(|error| error.message().contains("was being planned")),
+        };
+        if is_in_transaction {
+            if is_stale(&answer) {
+                self.client
+                    .batch_execute("ROLLBACK TO look; SELECT pg_relation_size('pg_description'); ROLLBACK TO look")?;
+                answer = self.client.query(&statement, &[]);
+            }
+            if answer.is_ok() {
+                self.client.batch_execute("RELEASE look")?;
+            }
+        } else if is_stale(&answer) {
+            answer = self.client.query(&statement, &[]);
         }
+        let rows = answer?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 }

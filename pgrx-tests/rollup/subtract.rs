@@ -215,3 +215,30 @@ fn changes_on_both_sides_of_a_build_are_followed() {
     }
     assert_equal(&mut session, "totals", QUERY);
 }
+
+/// A rollup that is created late in a transaction sees changes of transactions that are younger than its own, and cannot count them
+/// yet; nor can the other rollups of the table.
+#[test]
+fn changes_of_younger_transactions_are_followed_once() {
+    let database = cluster::database();
+    let (mut session, mut younger) = (database.connect(), database.connect());
+    table(&mut session);
+    create(&mut session, "totals", QUERY);
+    let extremes = "SELECT tenant, max(amount) AS most, sum(whole) AS whole FROM sales GROUP BY tenant";
+    create(&mut session, "extremes", extremes);
+    run(&mut session, "BEGIN; SELECT pg_current_xact_id()");
+    run(
+        &mut younger,
+        "UPDATE sales SET amount = amount + 1, whole = whole + 1 WHERE tenant = 1; DELETE FROM sales WHERE tenant = 2",
+    );
+    run(&mut younger, "INSERT INTO sales SELECT * FROM sales WHERE tenant = 3");
+    create(&mut session, "again", QUERY);
+    run(&mut session, &format!("SELECT tally.alter_rollup('extremes', '{extremes}')"));
+    for end in ["SELECT 1", "COMMIT", "CALL tally.refresh('totals')"] {
+        run(&mut session, end);
+        for (rollup, query) in [("totals", QUERY), ("extremes", extremes), ("again", QUERY)] {
+            assert_equal(&mut session, rollup, query);
+        }
+    }
+    assert_equal(&mut younger, "again", QUERY);
+}

@@ -235,7 +235,7 @@ fn rows_that_changes_add_are_merged_and_groups_that_they_take_from_are_not() {
     assert!(!sql(false, false).contains("r_changes"));
     let adds = sql(true, false);
     assert!(
-        adds.contains("r_changes\" AS c WHERE c.tally_sign OPERATOR(pg_catalog.=) 1") && !adds.contains("dirty"),
+        adds.contains("r_changes\" AS c WHERE c.tally_sign OPERATOR(pg_catalog.=) (1)") && !adds.contains("dirty"),
         "{adds}"
     );
     assert!(sql(true, true).contains("NOT EXISTS (SELECT FROM dirty_0 AS p"));

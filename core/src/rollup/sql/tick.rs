@@ -77,6 +77,16 @@ pub fn count_changes(log: &QualifiedName, state: &Counted) -> String {
     format!("SELECT pg_catalog.count(*) FROM {log} AS c WHERE {}", changed_since(state, "c"))
 }
 
+/// Has the groups of changes made anew that a snapshot sees and `counted` does not count: whatever has been made of rows at that
+/// snapshot has them already.
+pub fn mark_uncounted(log: &QualifiedName, counted: &Counted) -> String {
+    format!(
+        "UPDATE {log} AS c SET {SIGN} = 0 WHERE {} AND NOT ({})",
+        by_sign("c", "<>", 0),
+        counted.is_counted(&format!("c.{WRITER}"))
+    )
+}
+
 /// Deletes what no later tick needs: changes by transactions that `now` counts.
 pub fn forget_changes(log: &QualifiedName, now: &Counted) -> String {
     format!("DELETE FROM {log} AS c WHERE {}", now.is_counted(&format!("c.{WRITER}")))
@@ -97,22 +107,26 @@ fn changed_as(state: &Counted, now: &Counted, alias: &str) -> String {
 
 /// Does the change `alias` bring a row, and nothing else? It is counted as a new one is.
 fn adds(alias: &str) -> String {
-    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) 1::smallint")
+    by_sign(alias, "=", 1)
 }
 
 /// Does it take anything away?
 pub(super) fn takes(alias: &str) -> String {
-    format!("{alias}.{SIGN} OPERATOR(pg_catalog.<>) 1::smallint")
+    by_sign(alias, "<>", 1)
 }
 
 /// Does it take a row away, and nothing else?
 pub(super) fn subtracts(alias: &str) -> String {
-    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) (-1)::smallint")
+    by_sign(alias, "=", -1)
 }
 
 /// Does it say no more than that the group is not what it was?
 fn is_upheaval(alias: &str) -> String {
-    format!("{alias}.{SIGN} OPERATOR(pg_catalog.=) 0::smallint")
+    by_sign(alias, "=", 0)
+}
+
+fn by_sign(alias: &str, operator: &str, sign: i16) -> String {
+    format!("{alias}.{SIGN} OPERATOR(pg_catalog.{operator}) ({sign})::smallint")
 }
 
 /// Has the group of the change `alias` to be made anew?
