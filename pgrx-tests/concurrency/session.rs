@@ -142,6 +142,7 @@ const OUTSIDE: &[Weighted<Kind>] = &[
     (3, Session::forget),
     (6, Session::build_slice),
     (2, Session::rebuild),
+    (2, Session::seal),
 ];
 
 /// What it does when nobody has a transaction: most of it needs a table for itself.
@@ -153,6 +154,7 @@ const ALONE: &[Weighted<Kind>] = &[
     (2, Session::create_rollup),
     (1, Session::drop_rollup),
     (2, Session::forget),
+    (2, Session::seal),
 ];
 
 /// What it does in a transaction.
@@ -446,6 +448,12 @@ impl Session {
         };
         drop(rollups);
         self.run(statement, Expect::SuccessOrBusy)
+    }
+
+    /// The partitions up to a day. The next refresh settles them.
+    fn seal(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let day = ["2024-03-31Z", "2024-04-01Z", "2024-04-02Z"].choose(rng).unwrap();
+        self.run(format!("CALL tally.seal_partitions('events', '{day}')"), Expect::SuccessOrBusy)
     }
 
     fn rebuild(&mut self, rng: &mut StdRng) -> Result<(), Failure> {

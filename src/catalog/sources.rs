@@ -163,7 +163,7 @@ fn to_sql(time: Timestamp) -> pgrx::datum::Timestamp {
 
 /// Notes that partitions below a time are sealed, by this transaction.
 pub(crate) fn seal(source: Oid, before: Timestamp) -> Result<()> {
-    update(source, "sealed_before = $2", before)
+    update(source, "sealed_before = GREATEST(sealed_before, $2)", before)
 }
 
 /// Notes that partitions from a time on have rows again that are new by their tags.

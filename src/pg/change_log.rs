@@ -106,7 +106,8 @@ fn log_change(call: Call<'_>) -> Result<Datum> {
     Ok(Datum::from(0))
 }
 
-/// Trigger before an INSERT into a sealed partition: the row gets the tag of rows that have been counted, so that it is logged.
+/// Trigger before an INSERT into a sealed partition: the row gets the tag of rows that have been counted, so that it is logged. What
+/// would be refused elsewhere is refused here.
 fn seal_row(call: Call<'_>) -> Result<Datum> {
     let data = trigger_data(call)?;
     // SAFETY: a row trigger BEFORE INSERT has the row, valid for the call; the table has the column, which is NOT NULL.
@@ -114,6 +115,13 @@ fn seal_row(call: Call<'_>) -> Result<Datum> {
         let relation = &*data.tg_relation;
         let tag = call.remembered(|_| Ok(pg_sys::get_attnum(relation.rd_id, TAG_NAME.as_ptr())))?;
         let (mut position, mut value, mut is_null) = (i32::from(tag), Datum::from(snapshot::BEFORE_TRACKING), false);
+        let given = pg_sys::heap_getattr(data.tg_trigtuple, position, relation.rd_att, &mut is_null);
+        if is_null {
+            return Ok(Datum::from(data.tg_trigtuple));
+        }
+        if given.value() as i64 != super::tag::own_tag()? {
+            check_copied(given.value() as i64, relation.rd_id)?;
+        }
         let row = pg_sys::heap_modify_tuple_by_cols(
             data.tg_trigtuple,
             relation.rd_att,
