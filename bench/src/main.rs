@@ -37,7 +37,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Measure {
-    /// Binary COPY into a tracked table, against an untracked one.
+    /// Binary COPY into a tracked table, against untracked ones.
     Copy,
     /// UPDATE and DELETE of counted rows, against those of an untracked table.
     Change,
