@@ -9,6 +9,7 @@ mod dashboard;
 mod idle;
 mod late;
 mod levels;
+mod peer;
 mod reference;
 mod report;
 mod sketch;
@@ -45,6 +46,8 @@ enum Measure {
     Tick,
     /// A refresh of 10 rollups with 2 levels above each, against one of a single rollup.
     Levels,
+    /// A refresh into 1 and into 10 rollups, against pipelines of pg_incremental with sketches of postgresql-hll.
+    Peer,
     /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
     Idle,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
@@ -82,6 +85,7 @@ fn main() {
             Measure::Change => change::measure,
             Measure::Tick => tick::measure,
             Measure::Levels => levels::measure,
+            Measure::Peer => peer::measure,
             Measure::Idle => idle::measure,
             Measure::Late => late::measure,
             Measure::Sketch => sketch::measure,

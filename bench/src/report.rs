@@ -51,7 +51,11 @@ impl fmt::Display for Samples {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let milliseconds = |time: Duration| {
             let time = time.as_secs_f64() * 1e3;
-            if time < 10.0 { format!("{time:.2}") } else { format!("{time:.0}") }
+            match time {
+                ..1.0 => format!("{time:.3}"),
+                ..10.0 => format!("{time:.2}"),
+                _ => format!("{time:.0}"),
+            }
         };
         let (first, last) = (self.0[0], self.0[self.0.len() - 1]);
         write!(formatter, "{} ({}-{})", milliseconds(self.median()), milliseconds(first), milliseconds(last))
@@ -78,17 +82,26 @@ impl Report {
         contenders: [(&str, T); N],
         mut run: impl FnMut(&T) -> Duration,
     ) -> [Samples; N] {
-        let mut times: [Vec<Duration>; N] = std::array::from_fn(|_| Vec::new());
+        self.interleave_parts(contenders, |contender| [run(contender)]).map(|[samples]| samples)
+    }
+
+    /// The same where one run gives several figures.
+    pub fn interleave_parts<T, const N: usize, const PARTS: usize>(
+        &self,
+        contenders: [(&str, T); N],
+        mut run: impl FnMut(&T) -> [Duration; PARTS],
+    ) -> [[Samples; PARTS]; N] {
+        let mut times: [[Vec<Duration>; PARTS]; N] = std::array::from_fn(|_| std::array::from_fn(|_| Vec::new()));
         for round in 0..=self.rounds {
             for ((name, contender), times) in contenders.iter().zip(&mut times) {
-                let time = run(contender);
-                eprintln!("bench:   round {round}: {name}: {time:.3?}");
+                let figures = run(contender);
+                eprintln!("bench:   round {round}: {name}: {figures:.3?}");
                 if round > 0 {
-                    times.push(time);
+                    times.iter_mut().zip(figures).for_each(|(times, figure)| times.push(figure));
                 }
             }
         }
-        times.map(Samples::new)
+        times.map(|parts| parts.map(Samples::new))
     }
 
     pub fn add(&mut self, what: &str, baseline: &Samples, tally: &Samples, goal: Goal) {
@@ -126,6 +139,11 @@ impl Report {
     /// Something that is counted and not timed.
     pub fn add_count(&mut self, what: &str, baseline: &str, tally: &str) {
         self.add_line(format!("| {what} | {baseline} | {tally} | | | |"));
+    }
+
+    /// Something that cannot be measured here.
+    pub fn skip(&mut self, what: &str, why: &str) {
+        self.add_line(format!("| {what} | | | not measured: {why} | | |"));
     }
 
     fn add_line(&mut self, line: String) {
