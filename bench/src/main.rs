@@ -15,6 +15,7 @@ mod report;
 mod sketch;
 mod stream;
 mod tick;
+mod wait;
 mod year;
 
 use clap::{Parser, ValueEnum};
@@ -48,6 +49,8 @@ enum Measure {
     Levels,
     /// A refresh into 1 and into 10 rollups, against pipelines of pg_incremental with sketches of postgresql-hll.
     Peer,
+    /// Single-row INSERTs while refreshes run and other transactions stay open.
+    Wait,
     /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
     Idle,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
@@ -86,6 +89,7 @@ fn main() {
             Measure::Tick => tick::measure,
             Measure::Levels => levels::measure,
             Measure::Peer => peer::measure,
+            Measure::Wait => wait::measure,
             Measure::Idle => idle::measure,
             Measure::Late => late::measure,
             Measure::Sketch => sketch::measure,
