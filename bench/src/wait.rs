@@ -195,7 +195,7 @@ fn write(mut session: Client, client: u64) -> (Vec<Duration>, u64) {
         let before = Instant::now();
         let result = session.execute(&insert, &[&second, &customer, &device, &visit]);
         times.push(before.elapsed());
-        timeouts += waited(result.map(|_| ()));
+        timeouts += waited("a writer", result.map(|_| ()));
     }
     (times, timeouts)
 }
@@ -205,17 +205,17 @@ fn repeat(mut session: Client, sql: &str, pause: Duration, stop: &AtomicBool) ->
     session.batch_execute("SET lock_timeout = '1ms'").unwrap();
     let (mut times, mut timeouts) = (vec![], 0);
     while !stop.load(Ordering::Relaxed) {
-        times.push(time(|| timeouts += waited(session.batch_execute(sql))));
+        times.push(time(|| timeouts += waited(sql, session.batch_execute(sql))));
         thread::sleep(pause);
     }
     (times, timeouts)
 }
 
-fn waited(result: Result<(), postgres::Error>) -> u64 {
+fn waited(who: &str, result: Result<(), postgres::Error>) -> u64 {
     match result {
         Ok(()) => 0,
         Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-            eprintln!("bench:     {:?}", error.as_db_error());
+            eprintln!("bench:     waited for a lock: {who}");
             1
         }
         Err(error) => panic!("{error}"),
