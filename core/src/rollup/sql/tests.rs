@@ -108,7 +108,7 @@ fn a_tick_merges_what_is_new_to_the_state_and_counted_by_the_snapshot() {
     let now = Counted { next: 200, open: vec![150] };
     let sql = merged_alone(&state, &now, Changes::default());
     assert!(sql.contains(&state.is_new("r.tally_tag")) && sql.contains(&now.is_counted("r.tally_tag")), "{sql}");
-    assert!(sql.contains("FROM delta_0 AS s ORDER BY \"bucket\", \"customer_id\", \"country\""), "{sql}");
+    assert!(sql.contains("FROM delta_0 AS s ORDER BY \"customer_id\", \"bucket\", \"country\""), "{sql}");
     assert!(sql.contains("ON CONFLICT (\"customer_id\", \"bucket\", \"country\") DO UPDATE SET"), "{sql}");
     assert!(
         sql.contains(

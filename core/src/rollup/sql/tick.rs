@@ -353,12 +353,14 @@ pub fn merge_delta(
             "merged_{position} AS (\n{}\n)",
             merge(definition, relations, &format!("delta_{position}"), &untouched)
         ));
-        counts.push(format!("(SELECT pg_catalog.count(*) FROM delta_{position})"));
+        if position > 0 {
+            counts.push(format!(" OPERATOR(pg_catalog.+) (SELECT pg_catalog.count(*) FROM delta_{position})"));
+        }
     }
     format!(
-        "WITH {}\nSELECT {}, (SELECT COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta_0)",
+        "WITH {}\nSELECT pg_catalog.count(*){}, COALESCE(pg_catalog.sum({ROWS}), 0)::bigint FROM delta_0",
         parts.join(", "),
-        counts.join(" OPERATOR(pg_catalog.+) ")
+        counts.concat()
     )
 }
 
@@ -381,12 +383,12 @@ pub(super) fn merge(definition: &Definition, relations: &Relations, delta: &str,
         assignments.push(format!("{name} = {}", merged(partial, "s", "excluded")));
     }
     format!(
-        "INSERT INTO {} AS s ({columns})\nSELECT {columns} FROM {delta} AS s{condition} ORDER BY {write_order}\n\
-         ON CONFLICT ({}) DO UPDATE SET {}",
+        "INSERT INTO {} AS s ({columns})\nSELECT {columns} FROM {delta} AS s{condition} ORDER BY {index_order}\n\
+         ON CONFLICT ({index_order}) DO UPDATE SET {}",
         relations.stored,
-        names(&index_order(definition)).join(", "),
         assignments.join(", "),
         columns = stored_columns(definition).join(", "),
-        write_order = write_order(definition),
+        // In the order of the index that each group is looked up in; the groups of a tick are of one time anyway.
+        index_order = names(&index_order(definition)).join(", "),
     )
 }
