@@ -336,3 +336,21 @@ fn dates_and_wall_clock_times_are_sealed() {
         }
     }
 }
+
+/// A plan that is made in a transaction which has refreshed is kept, and that refresh may never be.
+#[test]
+fn plan_of_a_refresh_that_is_rolled_back_leaves_nothing_out() {
+    let database = cluster::database();
+    let (mut session, mut other) = (rolled_session(&database), database.connect());
+    run(&mut session, "CALL tally.seal_partitions('events', '2024-01-03Z')");
+    for rollup in ["totals", "hourly"] {
+        run(&mut session, &format!("PREPARE {rollup} AS SELECT sum(n)::bigint FROM {rollup}"));
+        run(&mut other, "INSERT INTO events VALUES ('2024-01-01 01:00Z', 1, 10, 'pending')");
+        run(&mut other, "TRUNCATE day_2");
+        run(&mut session, "BEGIN; CALL tally.refresh('totals')");
+        let inside: i64 = session.query_one(&format!("EXECUTE {rollup}"), &[]).unwrap().get(0);
+        run(&mut session, "ROLLBACK");
+        let outside: i64 = session.query_one(&format!("EXECUTE {rollup}"), &[]).unwrap().get(0);
+        assert_eq!(inside, outside);
+    }
+}

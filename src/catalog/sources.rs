@@ -4,6 +4,7 @@ use crate::error::{Error, Result, no_row_is_none, spi};
 use crate::pg::{self, Oid};
 use crate::refresh::Report;
 use pgrx::Spi;
+use std::cell::Cell;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
 use tally_core::snapshot::Counted;
@@ -64,8 +65,11 @@ pub(crate) struct OfStored {
     pub has_release: bool,
 }
 
-/// Of the rollup with this table of stored groups.
+/// Of the rollup with this table of stored groups. None in a transaction that has refreshed: a plan may be kept longer than that.
 pub(crate) fn of_stored(stored: Oid) -> Result<Option<OfStored>> {
+    if has_advanced() {
+        return Ok(None);
+    }
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid, s.settled_before, EXISTS (SELECT FROM tally.departures AS d \
@@ -135,6 +139,16 @@ pub(crate) fn insert(source: Oid, log: Oid, counted: &Counted) -> Result<()> {
     .map_err(spi)
 }
 
+thread_local! {
+    /// The transaction of this session that has stored a snapshot last; 0 if none has.
+    static ADVANCED_BY: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Has this transaction refreshed something? What it sees then is true for others only if it commits.
+fn has_advanced() -> bool {
+    pg::own_xid().is_some_and(|xid| xid == ADVANCED_BY.get())
+}
+
 /// Stores the snapshot of a tick, in the transaction that merged its delta.
 pub(crate) fn advance(source: Oid, state: &State, report: &Report, duration: Duration) -> Result<()> {
     pg::as_extension_owner(|| {
@@ -153,7 +167,9 @@ pub(crate) fn advance(source: Oid, state: &State, report: &Report, duration: Dur
             ],
         )
     })
-    .map_err(spi)
+    .map_err(spi)?;
+    ADVANCED_BY.set(pg::own_xid().unwrap_or(0));
+    Ok(())
 }
 
 fn to_sql(time: Timestamp) -> pgrx::datum::Timestamp {
