@@ -10,6 +10,7 @@
 mod faults;
 mod history;
 mod minimise;
+mod rollup;
 mod schema;
 mod session;
 mod statements;
@@ -25,8 +26,9 @@ use tally_server_tests::cluster::{self, Cluster, Database};
 
 use history::{Action, Actor, Check, Expect, Failure, Step, script};
 use minimise::Laboratory;
+use rollup::{Definition, Rollup};
 use schema::SOURCES;
-use session::{Rollup, Session, World, create};
+use session::{Session, World};
 
 const SESSIONS: usize = 6;
 /// The session that creates the rollups of the start, plants faults, and counts all rows in the end.
@@ -96,9 +98,9 @@ fn world_with(database: &Database, parallel: bool, is_wanted: &dyn Fn(&str) -> b
         if !is_wanted(&name) {
             return;
         }
-        let rollup = Arc::new(Rollup::new(name, source, query, true, 0));
-        by_owner(&world, &mut owner, Action::Statement(create(&rollup), Expect::Success)).unwrap();
-        world.rollups.lock().unwrap().push(rollup);
+        let rollup = Rollup::new(name, Definition::new(source, query, 0), true);
+        by_owner(&world, &mut owner, Action::Statement(rollup.create(), Expect::Success)).unwrap();
+        world.put(Arc::new(rollup));
     };
     for (first, source) in SOURCES.into_iter().enumerate() {
         create_permanent(format!("{source}_all"), source, schema::ALL_COLUMNS.replace("{source}", source));
@@ -147,8 +149,8 @@ fn count_all(world: &World, owner: &mut Actor, sessions: &mut [Session], rng: &m
         session.finish(rng)?;
     }
     let rollups = world.rollups.lock().unwrap().clone();
-    for rollup in rollups {
-        let (name, source) = (&rollup.name, rollup.source);
+    for rollup in &rollups {
+        let (name, source) = (&rollup.name, rollup.definition.source);
         by_owner(world, owner, Action::Check(Arc::clone(&rollup.check)))?;
         by_owner(world, owner, Action::Statement(format!("CALL tally.refresh('{name}')"), Expect::Success))?;
         let pending = Check {
@@ -163,7 +165,16 @@ fn count_all(world: &World, owner: &mut Actor, sessions: &mut [Session], rng: &m
             by_owner(world, owner, Action::Check(check))?;
         }
     }
-    Ok(())
+    build_all(world, owner)?;
+    rollups.iter().try_for_each(|rollup| by_owner(world, owner, Action::Check(Arc::clone(&rollup.check))).map(drop))
+}
+
+/// Counts every row, and builds what is being built.
+fn build_all(world: &World, owner: &mut Actor) -> Result<(), Failure> {
+    SOURCES.iter().try_for_each(|source| {
+        let build = format!("CALL tally.build('{source}_all')");
+        by_owner(world, owner, Action::Statement(build, Expect::Success)).map(drop)
+    })
 }
 
 /// A history that has failed, shortened if it fails every time.

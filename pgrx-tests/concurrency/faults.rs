@@ -21,12 +21,7 @@ fn plant(cluster: &Cluster, fault: Fault) -> (Vec<Step>, Failure) {
     let beginning = (0..BEGINNING)
         .try_for_each(|_| take_turn(&mut sessions, &mut rng))
         .and_then(|()| sessions.iter_mut().try_for_each(|session| session.finish(&mut rng)))
-        .and_then(|()| {
-            SOURCES.iter().try_for_each(|source| {
-                let build = format!("CALL tally.build('{source}_all')");
-                by_owner(&world, &mut owner, Action::Statement(build, Expect::Success)).map(drop)
-            })
-        });
+        .and_then(|()| build_all(&world, &mut owner));
     assert_eq!(beginning, Ok(()), "red before the fault");
     let checks: Vec<Arc<Check>> = {
         let rollups = world.rollups.lock().unwrap();
@@ -196,9 +191,5 @@ fn changes_that_are_lost_are_noticed() {
 
 #[test]
 fn stored_groups_that_count_too_much_are_noticed() {
-    assert_noticed(&[
-        (OWNER, EVENT),
-        (OWNER, COUNT_EVENTS),
-        (OWNER, "UPDATE events_0_stored SET n = n + 1 WHERE bucket = '2031-01-01Z'"),
-    ]);
+    assert_noticed(&[(OWNER, EVENT), (OWNER, COUNT_EVENTS), (OWNER, "UPDATE events_0_stored SET n = n + 1")]);
 }

@@ -53,6 +53,8 @@ pub enum Expect {
     Change,
     /// A refresh or DDL: another session may be refreshing, or reading what is to be dropped.
     SuccessOrBusy,
+    /// The same where it must fail with this SQLSTATE, if nobody is in the way.
+    RefusalOrBusy(&'static str),
 }
 
 impl Expect {
@@ -60,7 +62,8 @@ impl Expect {
         match self {
             Expect::Refusal(expected) => state == expected,
             Expect::Change => ["55P03", "40P01", "40001"].contains(&state),
-            Expect::SuccessOrBusy => ["55P03", "40P01", "25001"].contains(&state),
+            Expect::RefusalOrBusy(expected) if state == expected => true,
+            Expect::SuccessOrBusy | Expect::RefusalOrBusy(_) => ["55P03", "40P01", "25001"].contains(&state),
             Expect::Success => false,
         }
     }
@@ -138,7 +141,7 @@ pub fn script(steps: &[Step]) -> String {
 /// A connection that carries out steps.
 pub struct Actor {
     pub client: Client,
-    /// Through prepared statements: plans that are kept have to stay right as well.
+    /// Through prepared statements, by their text: plans that are kept have to stay right as well.
     checks: HashMap<String, Statement>,
 }
 
@@ -164,11 +167,11 @@ impl Actor {
     }
 
     fn look(&mut self, check: &Check) -> Result<Vec<String>, Error> {
-        let statement = match self.checks.get(&check.title) {
+        let statement = match self.checks.get(&check.query) {
             Some(statement) => statement.clone(),
             None => {
                 let statement = self.client.prepare(&check.query)?;
-                self.checks.insert(check.title.clone(), statement.clone());
+                self.checks.insert(check.query.clone(), statement.clone());
                 statement
             }
         };
@@ -202,7 +205,7 @@ impl Actor {
 pub fn judge(step: &Step, answer: &Result<Vec<String>, Error>) -> Result<(), Failure> {
     let session = step.session;
     match (answer, &step.action) {
-        (Ok(_), Action::Statement(sql, Expect::Refusal(_))) => {
+        (Ok(_), Action::Statement(sql, Expect::Refusal(_) | Expect::RefusalOrBusy(_))) => {
             Err(Failure::NotRefused { session, action: sql.clone() })
         }
         (Ok(rows), Action::Check(check)) if !rows.is_empty() => {

@@ -104,13 +104,54 @@ pub fn level(number: usize, rollup: &str) -> Option<String> {
     Some(found.1.replace("{source}", rollup))
 }
 
-/// The query as a rollup answers it that goes on counting the rows of `gone_..` with a greater number.
+/// The query as a rollup answers it that goes on counting the rows of `gone_..` with a greater number. `number` is one more column.
 pub fn with_gone(source: &str, query: &str, after: usize) -> String {
     let rows = format!(
-        "FROM (SELECT {COLUMNS} FROM {source} UNION ALL SELECT {COLUMNS} FROM gone_{source} WHERE number > {after}) AS {source} "
+        "FROM (SELECT {COLUMNS}, {} AS number FROM {source} \
+         UNION ALL SELECT {COLUMNS}, number FROM gone_{source} WHERE number > {after}) AS {source} ",
+        i32::MAX
     );
     // With the space behind it: the query may be one over a rollup whose name begins like this.
     query.replace(&format!("FROM {source} "), &rows)
+}
+
+/// Columns that rollups get later. No query has them, so that they know nothing of rows that have left before.
+pub const ADDITIONS: [&str; 5] = [
+    "sum(quantity + 1)",
+    "count(nullif(kind, 'view'))",
+    "avg(amount + 1)",
+    "tally.distinct_count(device + 1)",
+    "tally.last(tenant, event_time)",
+];
+
+/// The query with one more column.
+pub fn with_column(source: &str, query: &str, column: &str) -> String {
+    query.replacen(&format!(" FROM {source} "), &format!(", {column} FROM {source} "), 1)
+}
+
+/// What may change in a definition, from either to the other: a key, the condition, or a column.
+const REWRITES: [(&str, &str); 11] = [
+    ("'hour', event_time", "'day', event_time"),
+    ("'6 hours', event_time", "'1 hour', event_time"),
+    ("quantity % 3", "quantity % 2"),
+    ("{source} GROUP BY", "{source} WHERE tenant <> 2 GROUP BY"),
+    ("quantity > 0 OR", "quantity > 1 OR"),
+    ("count(*) AS n", "count(amount) AS n"),
+    ("FILTER (WHERE kind = 'buy')", "FILTER (WHERE kind = 'view')"),
+    ("max(device)", "min(device)"),
+    ("max(weight)", "min(weight)"),
+    ("tally.distinct_count(device)", "tally.distinct_count(quantity)"),
+    ("tally.first(quantity", "tally.last(quantity"),
+];
+
+/// The other queries that a rollup with this one may get.
+pub fn rewritten(source: &str, query: &str) -> Vec<String> {
+    let pairs = REWRITES.iter().flat_map(|(one, other)| [(one, other), (other, one)]);
+    let changed = pairs.map(|(from, to)| {
+        let [from, to] = [from, to].map(|text| text.replace("{source}", source));
+        query.replace(&from, &to)
+    });
+    changed.filter(|changed| changed != query).collect()
 }
 
 /// Lower and upper bound of a day.

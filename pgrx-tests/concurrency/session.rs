@@ -10,33 +10,11 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use tally_server_tests::cluster::Database;
 
-use super::history::{Action, Actor, Check, Expect, Failure, Step, judge};
+use super::history::{Action, Actor, Expect, Failure, Step, judge};
+use super::rollup::{Change, Definition, Rollup};
 use super::statements::{self, Weighted, pick};
-use super::{patience, schema};
+use super::{SESSIONS, patience, schema};
 use crate::oracle;
-
-#[derive(Debug)]
-pub struct Rollup {
-    pub name: String,
-    pub source: &'static str,
-    /// The user's own text.
-    pub query: String,
-    /// Other sessions never drop it.
-    pub permanent: bool,
-    /// Built in slices, which takes steps of its own.
-    pub sliced: bool,
-    pub check: Arc<Check>,
-}
-
-impl Rollup {
-    /// `after` is the number of the last rows that have left the source before.
-    pub fn new(name: String, source: &'static str, query: String, permanent: bool, after: usize) -> Rollup {
-        let title = format!("{name} differs from {query}");
-        let answer = schema::with_gone(source, &query, after);
-        let check = Arc::new(Check { title, query: oracle::difference(&name, &answer) });
-        Rollup { name, source, query, permanent, sliced: false, check }
-    }
-}
 
 /// What the sessions of one test share.
 pub struct World {
@@ -83,6 +61,17 @@ impl World {
         judge(&step, &answer).map(|()| answer.is_ok())
     }
 
+    /// How many steps have been begun.
+    fn moment(&self) -> usize {
+        self.history.lock().unwrap().len()
+    }
+
+    /// A rollup that is new, or that has become another one.
+    pub fn put(&self, rollup: Arc<Rollup>) {
+        rollup.begin(self.moment());
+        put(&mut self.rollups.lock().unwrap(), rollup);
+    }
+
     pub fn history(&self) -> Vec<Step> {
         self.history.lock().unwrap().clone()
     }
@@ -106,6 +95,14 @@ impl World {
     }
 }
 
+/// In the place of the one with its name, if there is one.
+fn put(rollups: &mut Vec<Arc<Rollup>>, rollup: Arc<Rollup>) {
+    match rollups.iter_mut().find(|known| known.name == rollup.name) {
+        Some(known) => *known = rollup,
+        None => rollups.push(rollup),
+    }
+}
+
 pub struct Session {
     number: usize,
     pub actor: Actor,
@@ -115,11 +112,22 @@ pub struct Session {
 }
 
 struct Transaction {
-    read_committed: bool,
-    /// Number of rollups that this transaction had created at each savepoint.
+    level: &'static str,
+    /// The step that began it.
+    since: usize,
+    /// It keeps no lock on what it has only looked at, so that others can change that.
+    in_passing: bool,
+    /// Number of rollups that this transaction had made at each savepoint.
     savepoints: Vec<usize>,
-    created: Vec<Arc<Rollup>>,
+    /// Created or altered, one after the other.
+    made: Vec<Arc<Rollup>>,
     failed: bool,
+}
+
+impl Transaction {
+    fn is_read_committed(&self) -> bool {
+        self.level == "READ COMMITTED"
+    }
 }
 
 type Kind = fn(&mut Session, &mut StdRng) -> Result<(), Failure>;
@@ -134,6 +142,7 @@ const OUTSIDE: &[Weighted<Kind>] = &[
     (8, Session::end_prepared),
     (3, Session::create_rollup),
     (2, Session::drop_rollup),
+    (5, Session::alter_rollup),
     (2, Session::add_partition),
     (2, Session::truncate),
     (3, Session::try_what_is_refused),
@@ -153,6 +162,7 @@ const ALONE: &[Weighted<Kind>] = &[
     (1, Session::add_partition),
     (2, Session::create_rollup),
     (1, Session::drop_rollup),
+    (3, Session::alter_rollup),
     (2, Session::forget),
     (2, Session::seal),
 ];
@@ -168,6 +178,7 @@ const INSIDE: &[Weighted<Kind>] = &[
     (8, Session::refresh),
     (4, Session::try_what_is_refused),
     (2, Session::create_rollup),
+    (3, Session::alter_rollup),
     (10, |session, _| session.end("COMMIT")),
     (4, |session, _| session.end("ROLLBACK")),
     (4, |session, _| session.prepare()),
@@ -198,16 +209,20 @@ impl Session {
 
     fn begin(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
         let level = *["READ COMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"].choose(rng).unwrap();
-        let read_committed = level == "READ COMMITTED";
-        self.transaction = Some(Transaction { read_committed, savepoints: vec![], created: vec![], failed: false });
+        let (since, in_passing) = (self.world.moment(), rng.random_bool(0.7));
+        let transaction = Transaction { level, since, in_passing, savepoints: vec![], made: vec![], failed: false };
         // TRUNCATE is not MVCC-safe: whoever keeps a snapshot keeps the tables as well.
-        let keep = if read_committed { "" } else { "; LOCK TABLE events, clicks IN ACCESS SHARE MODE; SELECT" };
+        let keep = match transaction.is_read_committed() {
+            true => "",
+            false => "; LOCK TABLE events, clicks IN ACCESS SHARE MODE; SELECT",
+        };
+        self.transaction = Some(transaction);
         self.run(format!("BEGIN ISOLATION LEVEL {level}{keep}"), Expect::SuccessOrBusy)
     }
 
     fn set_savepoint(&mut self, _: &mut StdRng) -> Result<(), Failure> {
         let transaction = self.transaction.as_mut().expect("inside");
-        transaction.savepoints.push(transaction.created.len());
+        transaction.savepoints.push(transaction.made.len());
         let name = transaction.savepoints.len();
         self.run(format!("SAVEPOINT s{name}"), Expect::Success)
     }
@@ -232,7 +247,7 @@ impl Session {
         }
         let number = rng.random_range(1..=transaction.savepoints.len());
         transaction.savepoints.truncate(number);
-        transaction.created.truncate(transaction.savepoints[number - 1]);
+        transaction.made.truncate(transaction.savepoints[number - 1]);
         transaction.failed = false;
         self.run(format!("ROLLBACK TO s{number}"), Expect::Success)
     }
@@ -240,17 +255,17 @@ impl Session {
     /// COMMIT or ROLLBACK. PostgreSQL may refuse to commit a SERIALIZABLE transaction.
     fn end(&mut self, how: &str) -> Result<(), Failure> {
         self.run(how.into(), Expect::Success)?;
-        if let Some(mut transaction) = self.transaction.take()
+        if let Some(transaction) = self.transaction.take()
             && how == "COMMIT"
             && !transaction.failed
         {
-            self.world.rollups.lock().unwrap().append(&mut transaction.created);
+            transaction.made.into_iter().for_each(|rollup| self.world.put(rollup));
         }
         Ok(())
     }
 
     fn prepare(&mut self) -> Result<(), Failure> {
-        if self.transaction.as_ref().is_some_and(|transaction| !transaction.created.is_empty()) {
+        if self.transaction.as_ref().is_some_and(|transaction| !transaction.made.is_empty()) {
             return self.end("ROLLBACK");
         }
         let name = self.world.new_name(&format!("prepared by {}", self.number));
@@ -312,9 +327,9 @@ impl Session {
         if self.world.parallel && !rollup.permanent {
             return Ok(());
         }
-        let must_be_refused = match self.transaction.as_ref().map(|transaction| transaction.read_committed) {
+        let must_be_refused = match self.transaction.as_ref().map(Transaction::is_read_committed) {
             None => false,
-            Some(read_committed) => !read_committed || self.has_xid()?,
+            Some(is_read_committed) => !is_read_committed || self.has_xid()?,
         };
         let expect = if must_be_refused { Expect::Refusal("25001") } else { Expect::SuccessOrBusy };
         self.run(format!("CALL tally.refresh('{}')", rollup.name), expect)
@@ -331,21 +346,86 @@ impl Session {
         let source = statements::source(rng);
         let query = self.world.queries[source].choose(rng).unwrap().clone();
         let after = self.world.departures.load(Ordering::Relaxed);
-        let mut rollup = Rollup::new(self.world.new_name("extra"), source, query, false, after);
-        rollup.sliced = self.transaction.is_none() && !self.world.parallel && rng.random_bool(0.5);
-        let rollup = Arc::new(rollup);
-        let expect = match &self.transaction {
-            Some(transaction) if !transaction.read_committed => Expect::Refusal("25001"),
-            // In a transaction refused with 25001 only if another refresh came between its first write and now.
+        let definition = Definition::new(source, query, after);
+        let mut rollup = Rollup::new(self.world.new_name("extra"), definition, false);
+        rollup.sliced = self.may_be_sliced(rng);
+        // In a transaction refused with 25001 only if another refresh came between its first write and now.
+        let expect = if self.has_one_snapshot() { Expect::Refusal("25001") } else { Expect::SuccessOrBusy };
+        self.run(rollup.create(), expect)?;
+        if self.exists(&rollup.name)? {
+            self.keep(rollup);
+        }
+        Ok(())
+    }
+
+    fn may_be_sliced(&self, rng: &mut StdRng) -> bool {
+        self.transaction.is_none() && !self.world.parallel && rng.random_bool(0.5)
+    }
+
+    fn has_one_snapshot(&self) -> bool {
+        self.transaction.as_ref().is_some_and(|transaction| !transaction.is_read_committed())
+    }
+
+    /// A rollup that this session has created or altered.
+    fn keep(&mut self, rollup: Rollup) {
+        match &mut self.transaction {
+            None => self.world.put(Arc::new(rollup)),
+            Some(transaction) => transaction.made.push(Arc::new(rollup)),
+        }
+    }
+
+    /// All rollups as this session sees them.
+    fn rollups(&self) -> Vec<Arc<Rollup>> {
+        let mut rollups = self.world.rollups.lock().unwrap().clone();
+        let made = self.transaction.iter().flat_map(|transaction| &transaction.made);
+        made.for_each(|rollup| put(&mut rollups, Arc::clone(rollup)));
+        rollups
+    }
+
+    /// One that may be altered. At the same time as others each session has its own: the second of two that alter the same one may
+    /// be refused.
+    fn any_rollup_to_alter(&self, rng: &mut StdRng) -> Option<Arc<Rollup>> {
+        let rollups = self.rollups();
+        let feeds = |rollup: &Rollup| rollups.iter().any(|above| above.definition.reads(&rollup.name));
+        let is_own = |number: usize, rollup: &Rollup| rollup.permanent && number % SESSIONS == self.number;
+        let candidates: Vec<_> = rollups
+            .iter()
+            .enumerate()
+            .filter(|(number, rollup)| !self.world.parallel || is_own(*number, rollup))
+            .filter(|(_, rollup)| !feeds(rollup) && !rollup.definition.casts())
+            .collect();
+        candidates.choose(rng).map(|(_, rollup)| Arc::clone(rollup))
+    }
+
+    /// Another definition, or the same once more. At the same time as others all keep theirs, since somebody may be looking.
+    fn alter_rollup(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
+        let Some(old) = self.any_rollup_to_alter(rng) else { return Ok(()) };
+        let change = if self.world.parallel { Change::Nothing } else { old.definition.random_change(rng) };
+        let has_retained = !self.has_one_snapshot()
+            && !self.world.parallel
+            && self.ask(&format!("SELECT EXISTS (SELECT FROM {}_retained)", old.name))?;
+        let expect = match &change {
+            _ if self.has_one_snapshot() => Expect::Refusal("25001"),
+            Change::Query(_) if has_retained => Expect::RefusalOrBusy("55000"),
             _ => Expect::SuccessOrBusy,
         };
-        self.run(create(&rollup), expect)?;
-        if !self.exists(&rollup.name)? {
+        let mut definition = old.definition.clone();
+        definition.change(&change, has_retained, self.world.departures.load(Ordering::Relaxed));
+        let mut rollup = Rollup::new(old.name.clone(), definition, old.permanent);
+        rollup.sliced = self.may_be_sliced(rng);
+        let statement = match change {
+            Change::Column(aggregate) if rng.random_bool(0.5) => rollup.add(aggregate),
+            _ => rollup.alter(),
+        };
+        if !self.act_alone(Action::Statement(statement, expect))? {
             return Ok(());
         }
-        match &mut self.transaction {
-            None => self.world.rollups.lock().unwrap().push(rollup),
-            Some(transaction) => transaction.created.push(rollup),
+        self.keep(rollup);
+        let is_known = self.world.rollups.lock().unwrap().iter().any(|rollup| rollup.name == old.name);
+        if self.transaction.is_some() && is_known {
+            // Nobody else can look before this ends.
+            self.check(rng)?;
+            return self.end(if rng.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" });
         }
         Ok(())
     }
@@ -442,12 +522,16 @@ impl Session {
     fn build_slice(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
         let rollups = self.world.rollups.lock().unwrap();
         let sliced: Vec<&Arc<Rollup>> = rollups.iter().filter(|rollup| rollup.sliced).collect();
-        let Some(statement) = sliced.choose(rng).map(|rollup| format!("SELECT tally.build_slice('{}')", rollup.name))
-        else {
-            return Ok(());
-        };
+        let Some(rollup) = sliced.choose(rng).map(|rollup| Arc::clone(rollup)) else { return Ok(()) };
         drop(rollups);
-        self.run(statement, Expect::SuccessOrBusy)
+        let build = format!("SELECT tally.build_slice('{}')", rollup.name);
+        if !self.act_alone(Action::Statement(build, Expect::SuccessOrBusy))? {
+            return Ok(());
+        }
+        // It may have been a slice of another one, or the end of all.
+        let is_concerned = |other: &Rollup| other.sliced && other.definition.source == rollup.definition.source;
+        self.rollups().into_iter().filter(|other| is_concerned(other)).for_each(|other| self.world.put(other));
+        Ok(())
     }
 
     /// The partitions up to a day. The next refresh settles them.
@@ -458,10 +542,16 @@ impl Session {
 
     fn rebuild(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
         let rollups = self.world.rollups.lock().unwrap();
-        let whole: Vec<&Arc<Rollup>> = rollups.iter().filter(|rollup| rollup.permanent).collect();
-        let statement = format!("CALL tally.rebuild('{}')", whole.choose(rng).expect("some are permanent").name);
+        let permanent: Vec<&Arc<Rollup>> = rollups.iter().filter(|rollup| rollup.permanent).collect();
+        let rollup = Arc::clone(permanent.choose(rng).expect("some are permanent"));
         drop(rollups);
-        self.run(statement, Expect::SuccessOrBusy)
+        let is_unbuilt = format!(
+            "SELECT EXISTS (SELECT FROM tally.builds WHERE stored = '{}_stored'::regclass AND unbuilt_before <> '-infinity')",
+            rollup.name
+        );
+        let is_refused = rollup.sliced && self.ask(&is_unbuilt)?;
+        let expect = if is_refused { Expect::RefusalOrBusy("55000") } else { Expect::SuccessOrBusy };
+        self.run(format!("CALL tally.rebuild('{}')", rollup.name), expect)
     }
 
     fn try_what_is_refused(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
@@ -471,11 +561,7 @@ impl Session {
         }
         self.run("SAVEPOINT refused".into(), Expect::Success)?;
         self.act(lie)?;
-        self.run("ROLLBACK TO refused; RELEASE refused".into(), Expect::Success)?;
-        if let Some(transaction) = &mut self.transaction {
-            transaction.failed = false;
-        }
-        Ok(())
+        self.go_back("ROLLBACK TO refused; RELEASE refused")
     }
 
     fn run(&mut self, statement: String, expect: Expect) -> Result<(), Failure> {
@@ -488,13 +574,11 @@ impl Session {
 
     /// The answer is whether it succeeded.
     fn act_alone(&mut self, action: Action) -> Result<bool, Failure> {
-        let is_serializable = self.transaction.as_ref().is_some_and(|transaction| !transaction.read_committed);
-        let tolerated: &[_] = match (&action, is_serializable) {
-            // A rollup that another transaction is creating may keep readers of the others waiting.
-            (Action::Check(_), _) if self.world.parallel => &["40001", "40P01", "55P03"],
-            (_, true) => &["40001"],
-            (_, false) => &[],
-        };
+        let tolerated: &[_] = if self.has_one_snapshot() { &["40001"] } else { &[] };
+        self.take(action, tolerated)
+    }
+
+    fn take(&mut self, action: Action, tolerated: &'static [&'static str]) -> Result<bool, Failure> {
         let step = Step { session: self.number, action, tolerated, error: None };
         let succeeded = self.world.take(&mut self.actor, step)?;
         if let Some(transaction) = &mut self.transaction
@@ -508,29 +592,58 @@ impl Session {
     /// Every rollup that this session can see equals its query, in the snapshot of this session. At the same time as others, a
     /// session looks at a few: the more often.
     pub fn check(&mut self, rng: &mut StdRng) -> Result<(), Failure> {
-        let mut rollups = self.world.rollups.lock().unwrap().clone();
-        if let Some(transaction) = &self.transaction {
-            rollups.extend(transaction.created.iter().cloned());
+        if self.has_failed() {
+            return Ok(());
         }
+        let mut rollups = self.rollups();
         if self.world.parallel {
             rollups.retain(|rollup| rollup.permanent);
             rollups = rollups.sample(rng, 3).cloned().collect();
         }
+        let in_passing = self.transaction.as_ref().is_some_and(|transaction| transaction.in_passing);
+        if in_passing {
+            self.run("SAVEPOINT look".into(), Expect::Success)?;
+        }
         for rollup in &rollups {
-            if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
-                break;
+            self.take(Action::Check(Arc::clone(&rollup.check)), self.tolerated_of(rollup))?;
+            if self.has_failed() {
+                if !in_passing {
+                    return Ok(());
+                }
+                self.go_back("ROLLBACK TO look")?;
             }
-            self.act(Action::Check(Arc::clone(&rollup.check)))?;
+        }
+        if in_passing { self.go_back("ROLLBACK TO look; RELEASE look") } else { Ok(()) }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.transaction.as_ref().is_some_and(|transaction| transaction.failed)
+    }
+
+    fn go_back(&mut self, statement: &str) -> Result<(), Failure> {
+        self.run(statement.into(), Expect::Success)?;
+        if let Some(transaction) = &mut self.transaction {
+            transaction.failed = false;
         }
         Ok(())
+    }
+
+    /// What may happen to a look at this rollup.
+    fn tolerated_of(&self, rollup: &Rollup) -> &'static [&'static str] {
+        let refuses = |transaction: &Transaction| match transaction.level {
+            "READ COMMITTED" => false,
+            "REPEATABLE READ" => rollup.is_younger_than(transaction.since),
+            _ => true,
+        };
+        match &self.transaction {
+            // A rollup that another transaction is creating or altering may keep readers waiting.
+            _ if self.world.parallel => &["40001", "40P01", "55P03"],
+            Some(transaction) if refuses(transaction) => &["40001"],
+            _ => &[],
+        }
     }
 
     pub fn is_open(&self) -> bool {
         self.transaction.is_some()
     }
-}
-
-pub fn create(rollup: &Rollup) -> String {
-    let create = format!("SELECT tally.create_rollup('{}', $rollup${}$rollup$, '1 second')", rollup.name, rollup.query);
-    if rollup.sliced { format!("SET tally.build_rows = 30; {create}; RESET tally.build_rows") } else { create }
 }
