@@ -130,7 +130,7 @@ pub(crate) fn is_sealed_partition(table: Oid) -> Result<bool> {
 }
 
 /// The partitions of the source itself that are sealed.
-pub(crate) fn sealed_children(source: Oid) -> Result<HashSet<Oid>> {
+fn sealed_children(source: Oid) -> Result<HashSet<Oid>> {
     Spi::connect(|client| {
         let rows = client.select(
             "SELECT g.tgrelid FROM pg_catalog.pg_inherits AS i \

@@ -58,6 +58,7 @@ fn restored_database_counts_what_was_waiting_and_what_comes() {
     // The other cluster is then thousands of ids behind.
     let pass_ids = "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
     session.batch_execute(pass_ids).unwrap();
+    session.batch_execute("CALL tally.seal_partitions('events', '2024-01-02Z')").unwrap();
     writer.batch_execute("BEGIN").unwrap();
     insert(&mut writer);
     session.batch_execute("CALL tally.refresh('totals')").unwrap();
