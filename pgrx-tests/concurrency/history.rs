@@ -175,26 +175,24 @@ impl Actor {
                 statement
             }
         };
-        // An open transaction of PostgreSQL may go on with a plan that does not know a partition attached meanwhile, and miss its rows
-        // in the plain query; or with one that leaves out what has been changed meanwhile, which the rollup refuses. It notices as soon
-        // as it opens a table that it has no lock on.
-        let is_in_transaction = self.client.batch_execute("SAVEPOINT look").is_ok();
+        // PostgreSQL may go on with a plan that does not know a partition attached meanwhile, and miss its rows in the plain query; or
+        // with one that leaves out what has been changed meanwhile, which the rollup refuses. It notices with the next lock that it
+        // takes, and the one that ATTACH takes is free when everybody has been told.
+        let is_in_transaction = self.client.batch_execute("SAVEPOINT plan").is_ok();
         let mut answer = self.client.query(&statement, &[]);
         let is_stale = |answer: &Result<Vec<Row>, Error>| match answer {
             Ok(rows) => !rows.is_empty(),
             Err(error) => error.as_db_error().is_some_and(|error| error.message().contains("was being planned")),
         };
-        if is_in_transaction {
-            if is_stale(&answer) {
-                self.client
-                    .batch_execute("ROLLBACK TO look; SELECT pg_relation_size('pg_description'); ROLLBACK TO look")?;
-                answer = self.client.query(&statement, &[]);
-            }
-            if answer.is_ok() {
-                self.client.batch_execute("RELEASE look")?;
-            }
-        } else if is_stale(&answer) {
+        if is_stale(&answer) {
+            let (begin, end) =
+                if is_in_transaction { ("ROLLBACK TO plan", "ROLLBACK TO plan") } else { ("BEGIN", "ROLLBACK") };
+            let wait = "LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE";
+            self.client.batch_execute(&format!("{begin}; {wait}; {end}"))?;
             answer = self.client.query(&statement, &[]);
+        }
+        if is_in_transaction && answer.is_ok() {
+            self.client.batch_execute("RELEASE plan")?;
         }
         let rows = answer?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
