@@ -226,6 +226,10 @@ pub(crate) fn settled_before(stored: Oid) -> Result<Option<Timestamp>> {
 
 /// Where no group has to be made anew: no change below has taken anything away, and no detached partition has come back.
 pub(crate) fn unchanged_before(stored: Oid) -> Result<Option<Timestamp>> {
+    here_and_now(&|| unchanged_before_here(stored))
+}
+
+fn unchanged_before_here(stored: Oid) -> Result<Option<Timestamp>> {
     let Some(found) = sources::of_stored(stored)?.filter(|found| !found.has_release) else { return Ok(None) };
     let (Some(before), Some((column, key))) = (found.settled_before, partition_key(found.source)?) else {
         return Ok(None);
@@ -236,6 +240,26 @@ pub(crate) fn unchanged_before(stored: Oid) -> Result<Option<Timestamp>> {
 
 /// The same of a rollup that takes rows out of its groups again: there only upheavals count, wherever they are.
 pub(crate) fn calm_before(stored: Oid) -> Result<Option<Timestamp>> {
+    here_and_now(&|| calm_before_here(stored))
+}
+
+/// What holds in the active snapshot, and for whoever looks now: a plan that is made in an old snapshot is kept for later ones, and
+/// nobody tells it again what had been changed before it was made.
+fn here_and_now(find: &dyn Fn() -> Result<Option<Timestamp>>) -> Result<Option<Timestamp>> {
+    if pg::is_read_committed() {
+        return find();
+    }
+    // With an id, statements of such a transaction look at its own snapshot only.
+    if pg::own_xid().is_some() {
+        return Ok(None);
+    }
+    Ok(match (find()?, pg::Snapshot::newest().read(find)?) {
+        (Some(here), Some(now)) => Some(here.min(now)),
+        _ => None,
+    })
+}
+
+fn calm_before_here(stored: Oid) -> Result<Option<Timestamp>> {
     let Some(found) = sources::of_stored(stored)?.filter(|found| !found.has_release) else { return Ok(None) };
     let query = sql::has_upheaval(&catalog::name_of(found.log)?);
     Ok(is_false(&found, &query)?.then_some(Timestamp::INFINITY))

@@ -354,3 +354,24 @@ fn plan_of_a_refresh_that_is_rolled_back_leaves_nothing_out() {
         assert_eq!(inside, outside);
     }
 }
+
+/// Nobody tells a plan that is made in an old snapshot what had been changed before.
+#[test]
+fn plan_of_an_old_snapshot_is_right_for_later_ones() {
+    let database = cluster::database();
+    let (mut session, mut other) = (sealed_session(&database), database.connect());
+    for (rollup, change) in
+        [("hourly", "DELETE FROM events WHERE event_time < '2024-01-01 05:00Z'"), ("totals", "TRUNCATE day_2")]
+    {
+        run(&mut session, &format!("PREPARE {rollup} AS SELECT COALESCE(sum(n), 0)::bigint FROM {rollup}"));
+        run(&mut session, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT");
+        run(&mut other, change);
+        session.query_one(&format!("EXECUTE {rollup}"), &[]).unwrap();
+        run(&mut session, "COMMIT");
+        let kept: i64 = session.query_one(&format!("EXECUTE {rollup}"), &[]).unwrap().get(0);
+        let fresh: i64 =
+            session.query_one(&format!("SELECT COALESCE(sum(n), 0)::bigint FROM {rollup}"), &[]).unwrap().get(0);
+        assert_eq!(kept, fresh);
+        run(&mut session, "CALL tally.refresh('totals')");
+    }
+}

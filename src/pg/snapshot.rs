@@ -34,6 +34,12 @@ impl Snapshot {
         }
     }
 
+    /// What is committed now, at any isolation level, in the midst of a statement.
+    pub(crate) fn newest() -> Self {
+        // SAFETY: as above.
+        unsafe { Self { snapshot: pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()), own_xid: own_xid() } }
+    }
+
     /// The first transaction id that was not assigned when the snapshot was taken.
     pub(crate) fn xmax(&self) -> u64 {
         // SAFETY: a registered snapshot.
