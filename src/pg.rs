@@ -22,6 +22,7 @@ mod unaltered;
 mod utility;
 pub(crate) mod value;
 pub(crate) mod varlena;
+mod view;
 
 pub(crate) use analyze::{AnalysedQuery, analyze};
 pub(crate) use descriptor::{Bounds, range_partitions};
@@ -39,6 +40,7 @@ pub(crate) use tag::{note_incarnation_written, own_tag, wrote_incarnation};
 pub(crate) use timezone::TimeZone;
 pub(crate) use unaltered::{is_unaltered, note_unaltered};
 pub(crate) use utility::before_taking_over;
+pub(crate) use view::identities;
 
 use pgrx::pg_sys;
 

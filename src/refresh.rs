@@ -19,6 +19,7 @@ use crate::{seal, tags};
 use pgrx::prelude::*;
 use std::time::Instant;
 use tally_core::ident::quote;
+use tally_core::rollup::derive;
 use tally_core::rollup::sql::{self, Member, Relations};
 use tally_core::snapshot::{self, Counted};
 
@@ -198,25 +199,52 @@ fn recount(
     Ok(())
 }
 
-/// The rollups that are fed together: one that reads rows, and behind it those that gather its groups or theirs.
+/// The rollups that are fed together: one that reads rows, and behind it those whose groups are sums of its groups: beside it or above.
 pub(crate) fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) -> Vec<Vec<Member<'a>>> {
     let mut families: Vec<Vec<Member>> = vec![];
     let mut homes: Vec<(Oid, usize, usize)> = vec![];
-    for (rollup, relations) in rollups.iter().zip(relations) {
+    let home_of = |homes: &[(Oid, usize, usize)], rollup: Option<Oid>| {
+        homes.iter().find(|(known, ..)| Some(*known) == rollup).copied()
+    };
+    // Nothing is gathered from one that is being built, and nothing is gathered for it.
+    let gathers = |rollup: &Rollup| {
         let is_lasting = rollup.definition.level.as_ref().is_some_and(|level| level.is_lasting);
-        let gathers = rollup.below.filter(|_| is_lasting && rollup.unbuilt_before.is_none());
-        let home = gathers.and_then(|below| homes.iter().find(|(known, ..)| *known == below).copied());
+        rollup.below.filter(|_| is_lasting && rollup.unbuilt_before.is_none())
+    };
+    let (above, beside): (Vec<usize>, Vec<usize>) =
+        (0..rollups.len()).partition(|position| rollups[*position].definition.level.is_some());
+    let whole: Vec<usize> = beside.iter().copied().filter(|at| rollups[*at].unbuilt_before.is_none()).collect();
+    let identities = pg::identities(&whole.iter().map(|at| rollups[*at].rows).collect::<Vec<_>>());
+    let definitions = whole.iter().map(|at| &rollups[*at].definition);
+    let finer = derive::finer(&definitions.zip(&identities).collect::<Vec<_>>());
+    let finer_of = |at: usize| {
+        let position = whole.iter().position(|other| *other == at)?;
+        finer[position].as_ref().map(|(finer, way)| (whole[*finer], way))
+    };
+    // Finer ones first.
+    let depth = |at: usize| std::iter::successors(Some(at), |at| finer_of(*at).map(|(finer, _)| finer)).count();
+    let mut order = beside;
+    order.sort_by_key(|at| depth(*at));
+    for at in order.into_iter().chain(above) {
+        let rollup = &rollups[at];
+        let below = home_of(&homes, gathers(rollup));
+        let way = finer_of(at).map(|(_, way)| way.clone());
+        let finer = home_of(&homes, finer_of(at).map(|(finer, _)| rollups[finer].rollup));
+        let home = below.or(finer);
         let family = home.map_or(families.len(), |(_, family, _)| family);
         if home.is_none() {
             families.push(vec![]);
         }
-        // Nothing is gathered from one that is being built.
         if rollup.unbuilt_before.is_none() {
             homes.push((rollup.rollup, family, families[family].len()));
         }
-        let below = home.map(|(.., position)| position);
-        let unbuilt_before = rollup.unbuilt_before.as_deref();
-        families[family].push(Member { definition: &rollup.definition, relations, below, unbuilt_before });
+        families[family].push(Member {
+            definition: &rollup.definition,
+            relations: &relations[at],
+            below: below.map(|(.., position)| position),
+            finer: finer.map(|(.., position)| position).zip(way),
+            unbuilt_before: rollup.unbuilt_before.as_deref(),
+        });
     }
     families
 }

@@ -15,6 +15,7 @@ pub mod aggregate;
 pub mod analysis;
 pub mod build;
 pub mod definition;
+pub mod derive;
 pub mod level;
 mod names;
 pub mod sql;

@@ -3,7 +3,8 @@
 use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
-use super::{create, insert, session};
+use super::subtract::rows_read;
+use super::{QUERY, create, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
 
 /// From the bottom to the top: (name, query).
@@ -190,5 +191,94 @@ fn what_does_not_gather_is_refused_with_the_way_out() {
     assert_refused(&mut session, "DROP VIEW hourly", "2BP01", "\"daily\" is defined on", "Drop it first");
     for (name, _) in LEVELS.iter().rev() {
         session.execute(&format!("SELECT tally.drop_rollup('{name}')"), &[]).unwrap();
+    }
+}
+
+/// Rollups that stand beside each other are derived from the finest of them, whatever is written.
+#[test]
+fn rollups_beside_each_other_read_the_new_rows_once() {
+    let database = cluster::database();
+    let mut session = session(&database);
+    let query = |keys: &str, aggregates: &str| {
+        let positions: Vec<String> = (1..=keys.split(" AS ").count() - 1).map(|number| number.to_string()).collect();
+        format!("SELECT {keys}, {aggregates} FROM events GROUP BY {}", positions.join(", "))
+    };
+    let (day, shop, note) = ("date_trunc('day', event_time, 'UTC') AS day", "tenant AS shop", "note AS note");
+    let sums = "count(*) AS n, sum(amount) AS total, avg(amount) FILTER (WHERE tenant > 0) AS mean";
+    let ends = "max(amount) AS most, tally.hll_agg(amount)::text AS amounts, sum(amount) AS total";
+    let rollups = [
+        ("by_note", query(note, ends)),
+        ("by_shop", query(shop, sums)),
+        (
+            "finest",
+            query(
+                &format!("{day}, {shop}, {note}"),
+                &format!("{sums}, max(amount) AS most, tally.hll_agg(amount) AS amounts"),
+            ),
+        ),
+        ("by_day", query(day, sums)),
+        (
+            "shop_and_day",
+            query(
+                &format!("{shop}, {day}"),
+                "count(*) AS n, sum(amount) AS total, avg(amount) FILTER (WHERE tenant > 0) AS mean",
+            ),
+        ),
+        ("elsewhere", query(day, "count(*) FILTER (WHERE tenant = 1) AS ones")),
+    ];
+    for (name, query) in &rollups {
+        create(&mut session, name, query);
+    }
+    let insert = "INSERT INTO events SELECT '2024-01-02Z', NULLIF(i % 4, 3), i, NULLIF(i % 3, 0)::text FROM generate_series(1, 3000) AS i";
+    for statement in [
+        insert,
+        "UPDATE events SET amount = amount + 1, note = 'y' WHERE amount % 5 = 0",
+        "DELETE FROM events WHERE tenant = 2 OR amount % 7 = 0",
+        "INSERT INTO events SELECT * FROM events WHERE amount % 11 = 0",
+        "UPDATE events SET amount = NULL WHERE note = '1'",
+        "TRUNCATE day_1",
+        "DELETE FROM events",
+    ] {
+        session.batch_execute(statement).unwrap();
+        for refreshed in [false, true] {
+            for (name, query) in &rollups {
+                assert_equal(&mut session, name, query);
+            }
+            assert_equal(&mut session, "totals", QUERY);
+            if !refreshed {
+                session.batch_execute("CALL tally.refresh('totals')").unwrap();
+            }
+        }
+    }
+    session.batch_execute("SELECT tally.drop_rollup('elsewhere'); SELECT tally.drop_rollup('by_note')").unwrap();
+    session.batch_execute(insert).unwrap();
+    let before = rows_read(&mut session);
+    session.batch_execute("CALL tally.refresh('totals')").unwrap();
+    let read = rows_read(&mut session) - before;
+    // Besides, one look for a new row and one for a row from the future.
+    assert!((3000..9000).contains(&read), "{read} rows for 3000 new ones and 5 rollups");
+}
+
+/// A name may stand for another column than it did when a finer rollup was created.
+#[test]
+fn rollups_are_derived_by_what_names_mean() {
+    let database = cluster::database();
+    let mut session = session(&database);
+    create(&mut session, "fine", "SELECT tenant, note, count(amount) AS n FROM events GROUP BY 1, 2");
+    session
+        .batch_execute(
+            "ALTER TABLE events RENAME note TO remark; ALTER TABLE events ADD note text; \
+             ALTER TABLE events RENAME amount TO price; ALTER TABLE events ADD amount int",
+        )
+        .unwrap();
+    let coarse = "SELECT note, count(amount) AS n FROM events GROUP BY 1";
+    create(&mut session, "coarse", coarse);
+    let known = "SELECT remark AS note, count(price) AS n FROM events GROUP BY 1";
+    create(&mut session, "known", known);
+    session.batch_execute("INSERT INTO events (event_time, tenant, price, remark, note) VALUES ('2024-01-01 05:00Z', 1, 5, 'old', 'new')").unwrap();
+    for _ in 0..2 {
+        assert_equal(&mut session, "coarse", coarse);
+        assert_equal(&mut session, "known", known);
+        session.batch_execute("CALL tally.refresh('fine')").unwrap();
     }
 }

@@ -32,7 +32,7 @@ fn subtracts(session: &mut Client, rollup: &str) -> bool {
 }
 
 /// Rows that scans of the partitions have fetched so far.
-fn rows_read(session: &mut Client) -> i64 {
+pub(super) fn rows_read(session: &mut Client) -> i64 {
     run(session, "SELECT pg_stat_force_next_flush()");
     run(session, "SELECT pg_stat_clear_snapshot()");
     let query = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_user_tables WHERE relname LIKE 'day\\_%'";

@@ -1,49 +1,77 @@
 //! Which rollups of a source are sums over the groups of another one, so that a tick groups the new rows once for all of them.
 
-use super::definition::{Column, Definition, Partial};
+use super::definition::{Definition, Partial};
+use std::collections::HashMap;
+
+/// What the columns of a rows view stand for, as numbers that are equal where the expressions are: texts may mean another column
+/// or function by now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub columns: HashMap<String, usize>,
+    /// Of WHERE, also where there is none.
+    pub condition: usize,
+}
+
+/// How the groups of a rollup come from those of a finer one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Derived {
+    /// Names of the finer one's columns, for each key.
+    pub keys: Vec<String>,
+    /// Positions of the finer one's partial columns, for each partial column.
+    pub partials: Vec<usize>,
+}
 
 /// For each of these rollups the one of them that it can be derived from, if there is one; the coarsest, if there are several.
-pub fn finer(definitions: &[&Definition]) -> Vec<Option<usize>> {
+pub fn finer(rollups: &[(&Definition, &Identity)]) -> Vec<Option<(usize, Derived)>> {
     let rank = |position: usize| {
-        let definition = definitions[position];
+        let (definition, _) = rollups[position];
         (definition.keys.len(), definition.partials.len(), position)
     };
-    let all = 0..definitions.len();
-    let finest_of = |position: usize| {
-        let finer = all.clone().filter(|other| rank(*other) > rank(position));
-        finer.filter(|other| is_sum_over(definitions[position], definitions[*other])).min_by_key(|other| rank(*other))
+    let coarsest = |position: usize| {
+        let finer = (0..rollups.len()).filter(|other| rank(*other) > rank(position));
+        let found = finer.filter_map(|other| Some((other, derived(rollups[position], rollups[other])?)));
+        found.min_by_key(|(other, _)| rank(*other))
     };
-    all.clone().map(finest_of).collect()
+    (0..rollups.len()).map(coarsest).collect()
 }
 
-/// Is each group of `coarse` made of whole groups of `fine`, which have all its partial columns?
-fn is_sum_over(coarse: &Definition, fine: &Definition) -> bool {
-    coarse.text.condition == fine.text.condition
-        && coarse.keys.iter().all(|key| fine.keys.iter().any(|other| other.sql == key.sql))
-        && coarse.partials.iter().all(|partial| same_partial(coarse, partial, fine).is_some())
-}
-
-/// The partial column of `fine` that is the same aggregate of the same values.
-pub(super) fn same_partial<'a>(coarse: &Definition, partial: &Partial, fine: &'a Definition) -> Option<&'a Partial> {
-    let wanted = inputs(coarse, partial);
-    fine.partials.iter().find(|other| {
-        (&other.call.function, &other.call.form) == (&partial.call.function, &partial.call.form)
-            && inputs(fine, other) == wanted
+/// None unless each group of `coarse` is made of whole groups of `fine`, which have all its partial columns.
+fn derived(coarse: (&Definition, &Identity), fine: (&Definition, &Identity)) -> Option<Derived> {
+    if coarse.1.condition != fine.1.condition {
+        return None;
+    }
+    let key_of = |name: &String| {
+        let wanted = coarse.1.columns.get(name)?;
+        let found = fine.0.keys.iter().find(|other| fine.1.columns.get(&other.name) == Some(wanted))?;
+        Some(found.name.clone())
+    };
+    let partial_of = |partial: &Partial| {
+        let wanted = inputs(coarse.1, partial)?;
+        fine.0.partials.iter().position(|other| {
+            (&other.call.function, &other.call.form) == (&partial.call.function, &partial.call.form)
+                && inputs(fine.1, other).as_ref() == Some(&wanted)
+        })
+    };
+    Some(Derived {
+        keys: coarse.0.keys.iter().map(|key| key_of(&key.name)).collect::<Option<_>>()?,
+        partials: coarse.0.partials.iter().map(partial_of).collect::<Option<_>>()?,
     })
 }
 
-/// What the columns of a call stand for.
-fn inputs<'a>(definition: &'a Definition, partial: &Partial) -> (Vec<Option<&'a str>>, Option<&'a str>) {
-    let find = |list: &'a [Column], name: &str| {
-        list.iter().find(|column| column.name == name).map(|column| column.sql.as_str())
+/// What the arguments and the filter of a partial column stand for.
+fn inputs(identity: &Identity, partial: &Partial) -> Option<(Vec<usize>, Option<usize>)> {
+    let number = |name: &String| identity.columns.get(name).copied();
+    let arguments = partial.call.arguments.iter().map(number).collect::<Option<_>>()?;
+    let filter = match &partial.call.filter {
+        Some(filter) => Some(number(filter)?),
+        None => None,
     };
-    let arguments = partial.call.arguments.iter().map(|name| find(&definition.arguments, name)).collect();
-    (arguments, partial.call.filter.as_ref().and_then(|name| find(&definition.filters, name)))
+    Some((arguments, filter))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::definition::{Call, Key, Text};
+    use super::super::definition::{Call, Column, Key};
     use super::*;
 
     /// Sums of `sums` by `keys`.
@@ -83,8 +111,18 @@ mod tests {
         Definition { keys: keys.iter().map(key).collect(), arguments, partials, ..Definition::default() }
     }
 
+    /// As if each text were an expression of its own.
+    fn identity(definition: &Definition) -> Identity {
+        let number = |sql: &str| sql.bytes().fold(7, |number: usize, byte| number * 31 + usize::from(byte));
+        let keys = definition.keys.iter().map(|key| (key.name.clone(), number(&key.sql)));
+        let arguments = definition.arguments.iter().map(|column| (column.name.clone(), number(&column.sql)));
+        Identity { columns: keys.chain(arguments).collect(), condition: 0 }
+    }
+
     fn finer_of(definitions: &[Definition]) -> Vec<Option<usize>> {
-        finer(&definitions.iter().collect::<Vec<_>>())
+        let identities: Vec<Identity> = definitions.iter().map(identity).collect();
+        let rollups: Vec<_> = definitions.iter().zip(&identities).collect();
+        finer(&rollups).into_iter().map(|found| found.map(|(finer, _)| finer)).collect()
     }
 
     #[test]
@@ -104,9 +142,11 @@ mod tests {
 
     #[test]
     fn another_condition_counts_other_rows() {
-        let fine = definition(&["bucket", "tenant"], &["a"]);
-        let text = Text { condition: Some("tenant > 1".into()), ..Text::default() };
-        let coarse = Definition { text, ..definition(&["bucket"], &["a"]) };
-        assert_eq!(finer_of(&[fine, coarse]), [None, None]);
+        let (fine, coarse) = (definition(&["bucket", "tenant"], &["a"]), definition(&["bucket"], &["a"]));
+        let same = identity(&coarse);
+        let found = derived((&coarse, &same), (&fine, &identity(&fine)));
+        assert_eq!(found, Some(Derived { keys: vec!["by bucket".into()], partials: vec![0] }));
+        let other = Identity { condition: 1, ..same };
+        assert_eq!(derived((&coarse, &other), (&fine, &identity(&fine))), None);
     }
 }

@@ -16,6 +16,7 @@ pub use tick::*;
 pub use views::*;
 
 use super::definition::{DEPARTURE, Definition, Key, Partial, ROWS, SIGN, TABLE, TAG, TIME, Text, WRITER};
+use super::derive::Derived;
 use super::level::Below;
 use super::template::fill;
 use crate::ident::{QualifiedName, literal, quote};
@@ -116,6 +117,21 @@ fn gathered(
     ))
 }
 
+/// The groups of `definition`, made of `groups` of a finer rollup.
+fn derived(definition: &Definition, way: &Derived, finer: &Definition, groups: &str) -> String {
+    let keys: Vec<String> = way.keys.iter().map(|name| format!("s.{}", quote(name))).collect();
+    let mut columns: Vec<String> =
+        definition.keys.iter().zip(&keys).map(|(key, sql)| format!("{sql} AS {}", quote(&key.name))).collect();
+    for (partial, other) in definition.partials.iter().zip(&way.partials) {
+        columns.push(format!("{} AS {}", regathered(&finer.partials[*other], "s"), quote(&partial.name)));
+    }
+    format!(
+        "SELECT {}, pg_catalog.sum(s.{ROWS})::bigint AS {ROWS}\n FROM {groups} AS s\n GROUP BY {}",
+        columns.join(", "),
+        keys.join(", ")
+    )
+}
+
 /// One of each group that `parts` have, which are queries with the columns of the stored table.
 fn regrouped(definition: &Definition, parts: &[String]) -> String {
     let keys = names(&definition.keys.iter().collect::<Vec<_>>()).join(", ");
@@ -138,12 +154,15 @@ fn targets(definition: &Definition) -> String {
 }
 
 /// A rollup among those that one statement merges into.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Member<'a> {
     pub definition: &'a Definition,
     pub relations: &'a Relations,
-    /// Position of the rollup below, which comes first. Without one, its delta is made of rows.
+    /// Position of the rollup below, which comes first.
     pub below: Option<usize>,
+    /// Position of a finer rollup beside it, which comes first, as [`finer`](super::derive::finer) found it. Without either, its delta is made
+    /// of rows.
+    pub finer: Option<(usize, Derived)>,
     /// Rows before this time are not in its stored groups yet.
     pub unbuilt_before: Option<&'a str>,
 }

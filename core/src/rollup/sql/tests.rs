@@ -67,13 +67,14 @@ fn bucket() -> BucketRange {
 }
 
 fn recounted(definition: &Definition, state: &Counted, now: &Counted) -> String {
-    let member = Member { definition, relations: &relations(), below: None, unbuilt_before: None };
+    let member = Member { definition, relations: &relations(), below: None, finer: None, unbuilt_before: None };
     recount(&member, state, now, None)
 }
 
 fn merged_alone(state: &Counted, now: &Counted, changes: Changes) -> String {
     let (definition, relations) = (definition(), relations());
-    let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: None };
+    let member =
+        Member { definition: &definition, relations: &relations, below: None, finer: None, unbuilt_before: None };
     merge_delta(&[member], state, now, None, changes)
 }
 
@@ -123,7 +124,8 @@ fn a_column_name_that_looks_like_a_placeholder_is_a_name() {
     let mut definition = definition();
     definition.partials[0].name = "{b}".into();
     let state = Counted { next: 100, open: vec![] };
-    let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
+    let member =
+        Member { definition: &definition, relations: &relations(), below: None, finer: None, unbuilt_before: None };
     let sql = merge_delta(&[member], &state, &state, None, Changes::default());
     assert!(sql.contains("\"{b}\" = COALESCE(s.\"{b}\" + excluded.\"{b}\", s.\"{b}\", excluded.\"{b}\")"), "{sql}");
 }
@@ -134,7 +136,8 @@ fn a_merge_may_look_at_a_column_beside() {
     definition.partials[0].merge = "later({a}, {A}.{beside}, {b}, {B}.{beside})".into();
     definition.partials[0].beside = Some("{a} at".into());
     let state = Counted { next: 100, open: vec![] };
-    let member = Member { definition: &definition, relations: &relations(), below: None, unbuilt_before: None };
+    let member =
+        Member { definition: &definition, relations: &relations(), below: None, finer: None, unbuilt_before: None };
     let sql = merge_delta(&[member], &state, &state, None, Changes::default());
     let merged = "later(s.\"revenue\", s.\"{a} at\", excluded.\"revenue\", excluded.\"{a} at\")";
     assert!(sql.contains(&format!("\"revenue\" = {merged}")), "{sql}");
@@ -249,7 +252,8 @@ fn settled_partitions_are_left_out() {
     assert!(has_new_row(&relations.source, &state, Some(&settled)).contains(&format!("r.\"event_time\" {bound}")));
     let merged = |is_partitioned| {
         let definition = Definition { is_partitioned, ..definition() };
-        let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: None };
+        let member =
+            Member { definition: &definition, relations: &relations, below: None, finer: None, unbuilt_before: None };
         merge_delta(&[member], &state, &now, Some(&settled), Changes::default())
     };
     assert!(merged(true).contains(&format!("r.tally_time {bound}")));
@@ -273,9 +277,10 @@ fn a_rollup_that_is_being_built_takes_rows_of_built_times_only() {
     let (definition, relations) = (definition(), relations());
     let (state, now) = (Counted { next: 100, open: vec![] }, Counted { next: 200, open: vec![] });
     let before = Some("2024-01-01 00:00:00+00");
-    let member = Member { definition: &definition, relations: &relations, below: None, unbuilt_before: before };
+    let member =
+        Member { definition: &definition, relations: &relations, below: None, finer: None, unbuilt_before: before };
     let built = " AND r.tally_time OPERATOR(pg_catalog.>=) '2024-01-01 00:00:00+00'::timestamp with time zone";
-    assert!(merge_delta(&[member], &state, &now, None, Changes::default()).contains(built));
+    assert!(merge_delta(std::slice::from_ref(&member), &state, &now, None, Changes::default()).contains(built));
     assert!(recount(&member, &state, &now, None).contains(built));
     let slice = build_slice(&definition, &relations, &now, before, "infinity");
     assert!(slice.contains(built) && slice.contains("OPERATOR(pg_catalog.<) 'infinity'"), "{slice}");

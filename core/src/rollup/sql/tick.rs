@@ -325,6 +325,11 @@ pub fn merge_delta(
         }
         let below = below.and_then(|below| Some((family.get(below)?.definition, format!("delta_{below}"))));
         let delta = below.and_then(|(below, delta)| gathered(definition, below, &delta, &[], None));
+        // What changes take away is in the finer groups as it is needed only if both take it out in the same way.
+        let finer = member.finer.as_ref().and_then(|(at, way)| Some((family.get(*at)?.definition, way, at)));
+        let finer = finer.filter(|(finer, ..)| !changes.take || finer.subtracts() == definition.subtracts());
+        let delta =
+            delta.or_else(|| finer.map(|(finer, way, at)| derived(definition, way, finer, &format!("delta_{at}"))));
         let delta = delta.unwrap_or_else(|| {
             let above = settled.filter(|_| definition.is_partitioned);
             let above = above.map_or_else(String::new, |settled| settled.is_above(&format!("r.{TIME}")));
