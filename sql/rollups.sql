@@ -301,9 +301,9 @@ CREATE FUNCTION tally._forget_dropped() RETURNS void
   LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'tally_forget_dropped_wrapper';
 COMMENT ON FUNCTION tally._forget_dropped() IS 'deletes what tally knows about relations that no longer exist';
 
-CREATE EVENT TRIGGER tally_before_ddl ON ddl_command_start WHEN TAG IN ('ALTER TABLE', 'DROP TABLE')
+CREATE EVENT TRIGGER tally_before_ddl ON ddl_command_start WHEN TAG IN ('ALTER TABLE', 'DROP TABLE', 'DROP VIEW')
   EXECUTE FUNCTION tally._before_ddl();
-COMMENT ON EVENT TRIGGER tally_before_ddl IS 'keeps the counts of partitions that leave a table that feeds rollups';
+COMMENT ON EVENT TRIGGER tally_before_ddl IS 'keeps the counts of partitions that leave a table that feeds rollups, and refreshes away from rollups that are being dropped';
 CREATE EVENT TRIGGER tally_follow_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE SCHEMA')
   EXECUTE FUNCTION tally._follow_ddl();
 COMMENT ON EVENT TRIGGER tally_follow_ddl IS 'protects partitions that come to a table that feeds rollups';

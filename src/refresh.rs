@@ -61,6 +61,15 @@ pub(crate) fn tick_unless_busy(
     tick_locked(source, and_then).map(Some)
 }
 
+/// Keeps refreshes away until the end of the transaction, which is about to drop this relation of a rollup: one that runs would
+/// wait for the relation with locks that the drop waits for in its turn.
+pub(crate) fn lock_out(relation: Oid) -> Result<()> {
+    if let Some(source) = rollups::source_of_part(relation)? {
+        pg::lock_refresh(sources::table()?, source, true);
+    }
+    Ok(())
+}
+
 /// Where a tick has brought a source.
 pub(crate) struct Reached<'a> {
     pub source: Oid,

@@ -7,7 +7,9 @@ use postgres::Client;
 use tally_server_tests::cluster;
 
 use super::{QUERY, create, insert, session};
-use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused, pending, wait_until_blocked};
+use crate::oracle::{
+    assert_equal, assert_equal_now_and_refreshed, assert_refused, own_pid, pending, wait_until_blocked,
+};
 
 const SECOND: &str = "SELECT date_trunc('day', event_time, 'UTC') AS day, max(amount) AS most FROM events GROUP BY 1";
 
@@ -100,6 +102,33 @@ fn drop_that_waited_knows_the_rollup_made_meanwhile() {
     drop.join().unwrap().unwrap();
     insert(&mut session);
     assert_equal_now_and_refreshed(&mut session, "second", "events", SECOND);
+}
+
+#[test]
+fn drop_by_hand_waits_for_a_refresh_before_it_locks_anything() {
+    let database = cluster::database();
+    let (mut session, mut refresher, mut dropper) = (session(&database), database.connect(), database.connect());
+    session.batch_execute("SET lock_timeout = '10s'").unwrap();
+    for drop in ["DROP VIEW totals", "DROP TABLE totals_stored CASCADE", "DROP TABLE events CASCADE"] {
+        insert(&mut session);
+        let (refresher_pid, dropper_pid) = (own_pid(&mut refresher), own_pid(&mut dropper));
+        thread::scope(|scope| {
+            let mut holder = database.connect();
+            holder.batch_execute("BEGIN; LOCK TABLE totals_stored IN SHARE MODE").unwrap();
+            let refresh = scope.spawn(|| refresher.batch_execute("CALL tally.refresh('totals')"));
+            wait_until_blocked(&mut session, refresher_pid);
+            let drop = scope.spawn(|| dropper.batch_execute(drop));
+            wait_until_blocked(&mut session, dropper_pid);
+            assert_equal(&mut session, "totals", QUERY);
+            holder.batch_execute("COMMIT").unwrap();
+            refresh.join().unwrap().unwrap();
+            drop.join().unwrap().unwrap();
+        });
+        assert_nothing_known(&mut session);
+        if drop != "DROP TABLE events CASCADE" {
+            create(&mut session, "totals", QUERY);
+        }
+    }
 }
 
 /// Everything about the table that a user could see.

@@ -96,6 +96,13 @@ pub(crate) fn source_of(rollup: Oid) -> Result<Oid> {
     })
 }
 
+/// The source that a relation of a rollup is about; None if it is no such relation.
+pub(crate) fn source_of_part(relation: Oid) -> Result<Option<Oid>> {
+    let query = "SELECT r.source::pg_catalog.oid FROM tally.rollups AS r \
+        WHERE $1 OPERATOR(pg_catalog.=) ANY (ARRAY[r.source, r.rollup, r.rows_view, r.changes_view, r.stored, r.retained]::pg_catalog.oid[])";
+    no_row_is_none(Spi::connect(|client| client.select(query, Some(1), &[relation.into()])?.first().get_one::<Oid>()))
+}
+
 /// The names of the visible columns, which the owner of the view may have changed.
 pub(crate) fn visible_columns(rollup: Oid) -> Result<Vec<String>> {
     Spi::connect(|client| {

@@ -12,16 +12,17 @@ super::function::sql_functions! {
     tally_follow_ddl => follow_ddl,
 }
 
-/// Event trigger on `ddl_command_start`: before a partition is detached or dropped its rows are counted for good; DETACH
-/// CONCURRENTLY is refused, because it commits before it ends, and so is DROP NOT NULL of a column that a rollup reads (its keys
+/// Event trigger on `ddl_command_start`: before relations of a rollup are dropped its refreshes are locked out, and before a partition
+/// is detached or dropped its rows are counted for good; DETACH CONCURRENTLY is refused, because it commits before it ends, and so is DROP NOT NULL of a column that a rollup reads (its keys
 /// may rely on that).
 fn before_ddl(call: Call<'_>) -> Result<Datum> {
     let tree = parse_tree(call)?;
     // SAFETY: a tree is checked for its tag before it is cast; names are NUL-terminated.
     unsafe {
         if !tree.is_null() && is_a(tree, NodeTag::T_DropStmt) {
-            for partition in dropped_tables(tree) {
-                crate::changes::follow_departure(partition, true)?;
+            for relation in dropped_relations(tree) {
+                crate::refresh::lock_out(relation)?;
+                crate::changes::follow_departure(relation, true)?;
             }
             return Ok(Datum::from(0));
         }
@@ -51,12 +52,12 @@ fn before_ddl(call: Call<'_>) -> Result<Datum> {
     Ok(Datum::from(0))
 }
 
-/// The tables that a DROP names and that exist.
-unsafe fn dropped_tables(tree: *mut Node) -> Vec<Oid> {
-    // SAFETY: the caller has checked the tag; the objects of a DROP TABLE are lists of names.
+/// The tables and views that a DROP names and that exist.
+unsafe fn dropped_relations(tree: *mut Node) -> Vec<Oid> {
+    // SAFETY: the caller has checked the tag; the objects of a DROP TABLE or VIEW are lists of names.
     unsafe {
         let drop = &*tree.cast::<pg_sys::DropStmt>();
-        if drop.removeType != pg_sys::ObjectType::OBJECT_TABLE {
+        if ![pg_sys::ObjectType::OBJECT_TABLE, pg_sys::ObjectType::OBJECT_VIEW].contains(&drop.removeType) {
             return vec![];
         }
         let names = PgList::<pg_sys::List>::from_pg(drop.objects);
