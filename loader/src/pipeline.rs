@@ -643,6 +643,10 @@ impl Lane<'_> {
 
     /// Gives back parts beyond our share and takes free ones.
     async fn share(&mut self, feed: &mut Feed, sink: &mut Sink, mut ownership: Ownership) -> Result<(), Lost> {
+        // A server that has crashed may have lost our last commits, and where nothing comes any more no fence would tell.
+        if sink.is_closed() {
+            return Err(Lost::Rejoin("the connection to PostgreSQL has ended".into()));
+        }
         if Instant::now() >= self.new_parts_at {
             self.new_parts_at = Instant::now() + NEW_PARTS;
             let known = ownership.owners.keys().copied().collect();

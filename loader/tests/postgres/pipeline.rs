@@ -104,6 +104,22 @@ fn a_crash_of_the_server_neither_loses_nor_doubles() {
     assert_eq!(loading.number("SELECT count(DISTINCT a) FROM public.t"), 20_000);
 }
 
+/// No message follows, whose batch would notice it.
+#[test]
+fn an_idle_loader_reads_again_what_a_crash_has_lost() {
+    let server = Cluster::start(&[PLAIN[0], ("wal_writer_delay", "10s"), ("wal_writer_flush_after", "0")]);
+    let loading = Loading::on(&server, 1, TABLE);
+    let running = loading.start();
+    for round in 1..=4 {
+        produce(&loading, 1, (round - 1) * 100, 100);
+        wait_until("all rows are there", || loading.number("SELECT count(*) FROM public.t") == round * 100);
+        server.crash();
+        wait_until("all rows are there again", || loading.number("SELECT count(*) FROM public.t") == round * 100);
+    }
+    running.stop().unwrap();
+    loading.assert_exactly_once(400);
+}
+
 #[test]
 fn an_outage_of_the_brokers_is_waited_out() {
     let loading = Loading::new(1, TABLE);
