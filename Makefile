@@ -1,12 +1,13 @@
 # `make help` lists the targets. Everything real is in cargo and scripts/.
 # PG_CONFIG names the PostgreSQL that tally is built for, installed into and tested with.
 export PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+DEBIAN = /usr/lib/postgresql
 # build.rs keeps the schema section of the library; cargo-pgrx's own way would compile every dependency twice.
 export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash kafka bench lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash kafka newer bench lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -37,6 +38,13 @@ crash: install-debug ## kill sessions, workers and servers during load and refre
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'
+
+newer: ## the server tests with PostgreSQL 17, and pg_upgrade from 15 to it, in a tree of Debian 13 (needs root)
+	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config scripts/install --debug
+	scripts/trixie env PG_CONFIG=$(DEBIAN)/15/bin/pg_config scripts/install --debug
+	scripts/trixie env PG_CONFIG=$(DEBIAN)/15/bin/pg_config TALLY_UPGRADE_TO=$(DEBIAN)/17/bin/pg_config \
+	    cargo test --package tally-server-tests upgraded_cluster
+	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config cargo test --no-fail-fast --package tally-server-tests
 
 install-debug:
 	scripts/setup test

@@ -100,14 +100,14 @@ impl<'a> Database<'a> {
 
     /// A pg_dump of this database with your own options.
     pub fn dump_command(&self) -> Command {
-        let mut pg_dump = client_program("pg_dump");
+        let mut pg_dump = self.cluster.client_program("pg_dump");
         pg_dump.arg(format!("--dbname={}", self.conninfo()));
         pg_dump
     }
 
     /// A pg_restore into this database with your own options.
     pub fn restore_command(&self) -> Command {
-        let mut pg_restore = client_program("pg_restore");
+        let mut pg_restore = self.cluster.client_program("pg_restore");
         pg_restore.arg(format!("--dbname={}", self.conninfo()));
         pg_restore
     }
@@ -138,6 +138,8 @@ impl Drop for Database<'_> {
 /// A throw-away server; it is stopped and removed when the value is dropped or the process ends.
 #[derive(Debug)]
 pub struct Cluster {
+    /// Where its programs are.
+    bindir: PathBuf,
     folder: PathBuf,
     server: Mutex<Option<Child>>,
     watchdog: Child,
@@ -156,28 +158,31 @@ impl Cluster {
     /// # Panics
     /// When it does not start; the message has the end of the server's log.
     pub fn start(settings: &[(&str, &str)]) -> Cluster {
-        let cluster = Cluster::without_databases(settings);
+        let cluster = Cluster::without_databases(bindir().to_owned(), settings);
         cluster.launch();
         cluster
     }
 
-    /// A new cluster with everything that is in this one, which must be stopped, as pg_upgrade carries it over.
+    /// A new cluster with everything that is in this one, which must be stopped, as pg_upgrade carries it over. TALLY_UPGRADE_TO is
+    /// the pg_config of its PostgreSQL; without it, it is the same as here.
     ///
     /// # Panics
     /// When pg_upgrade fails, with what it said.
     pub fn upgrade(&self) -> Cluster {
-        let upgraded = Cluster::without_databases(&[]);
-        let mut pg_upgrade = server_program("pg_upgrade");
-        pg_upgrade.args(["--username", SUPERUSER, "--old-bindir"]).arg(bindir()).arg("--new-bindir").arg(bindir());
+        let newer = std::env::var("TALLY_UPGRADE_TO").ok().map(|pg_config| bindir_of(&pg_config));
+        let upgraded = Cluster::without_databases(newer.unwrap_or(self.bindir.clone()), &[]);
+        let mut pg_upgrade = upgraded.server_program("pg_upgrade");
+        pg_upgrade.args(["--username", SUPERUSER]);
+        pg_upgrade.arg("--old-bindir").arg(&self.bindir).arg("--new-bindir").arg(&upgraded.bindir);
         pg_upgrade.arg("--old-datadir").arg(self.data()).arg("--new-datadir").arg(upgraded.data());
         run(pg_upgrade.arg("--socketdir").arg(&upgraded.folder).current_dir(&upgraded.folder));
         upgraded.launch();
         upgraded
     }
 
-    fn without_databases(settings: &[(&str, &str)]) -> Cluster {
-        let cluster = Cluster::without_files();
-        let mut initdb = server_program("initdb");
+    fn without_databases(bindir: PathBuf, settings: &[(&str, &str)]) -> Cluster {
+        let cluster = Cluster::without_files(bindir);
+        let mut initdb = cluster.server_program("initdb");
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
         run(initdb.arg("--pgdata").arg(cluster.data()));
         cluster.configure(SETTINGS);
@@ -185,11 +190,30 @@ impl Cluster {
         cluster
     }
 
-    fn without_files() -> Cluster {
+    fn without_files(bindir: PathBuf) -> Cluster {
         // The socket lies here too, and the path of a socket is limited to 107 bytes: hence not the TMPDIR of the day.
         let folder = tempfile::Builder::new().prefix("tally-").tempdir_in("/tmp").expect("a folder in /tmp").keep();
         give_to_server(&folder);
-        Cluster { watchdog: watch(&folder), folder, server: Mutex::new(None), databases: AtomicU32::new(0) }
+        let watchdog = watch(&bindir, &folder);
+        Cluster { bindir, folder, server: Mutex::new(None), watchdog, databases: AtomicU32::new(0) }
+    }
+
+    /// A program of PostgreSQL that refuses root.
+    fn server_program(&self, name: &str) -> Command {
+        let mut words = as_server_user().iter();
+        let mut command = match words.next() {
+            Some(first) => Command::new(first),
+            None => return self.client_program(name),
+        };
+        command.args(words).arg(self.bindir.join(name));
+        clean(&mut command);
+        command
+    }
+
+    fn client_program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.bindir.join(name));
+        clean(&mut command);
+        command
     }
 
     /// The files of this server as pg_basebackup copies them, in a folder of their own. Nothing runs there until
@@ -198,8 +222,8 @@ impl Cluster {
     /// # Panics
     /// When pg_basebackup fails, with what it said.
     pub fn backup(&self) -> Cluster {
-        let copy = Cluster::without_files();
-        let mut pg_basebackup = server_program("pg_basebackup");
+        let copy = Cluster::without_files(self.bindir.clone());
+        let mut pg_basebackup = self.server_program("pg_basebackup");
         pg_basebackup.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync", "--dbname"]);
         run(pg_basebackup.arg(self.conninfo("postgres")).arg("--pgdata").arg(copy.data()));
         copy
@@ -279,14 +303,14 @@ impl Cluster {
     /// # Panics
     /// When pg_dump fails, with what it said.
     pub fn dump(&self, database: &str) -> String {
-        let output = client_program("pg_dump").arg(self.conninfo(database)).output().expect("pg_dump starts");
+        let output = self.client_program("pg_dump").arg(self.conninfo(database)).output().expect("pg_dump starts");
         assert!(output.status.success(), "pg_dump failed: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("pg_dump writes UTF-8")
     }
 
     /// A psql that is connected to `database` and reads no start-up file, for a test that wants its own options.
     pub fn psql_command(&self, database: &str) -> Command {
-        let mut psql = client_program("psql");
+        let mut psql = self.client_program("psql");
         psql.arg("--no-psqlrc").arg(self.conninfo(database));
         psql
     }
@@ -416,7 +440,7 @@ impl Cluster {
         let mut server = self.lock();
         assert!(server.is_none(), "the test server runs already");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
-        let mut postgres = server_program("postgres");
+        let mut postgres = self.server_program("postgres");
         postgres.arg("-D").arg(self.data()).stdin(Stdio::null());
         postgres.stdout(log.try_clone().expect("a second handle of the log file")).stderr(log);
         *server = Some(in_own_group(&mut postgres).spawn().expect("postgres starts"));
@@ -500,10 +524,10 @@ fn processes() -> impl Iterator<Item = (i32, String, i32)> {
     })
 }
 
-fn watch(folder: &Path) -> Child {
+fn watch(bindir: &Path, folder: &Path) -> Child {
     let mut watchdog = Command::new("sh");
     watchdog.args(["-c", WATCHDOG, "watchdog"]).arg(folder.join("data")).arg(folder);
-    watchdog.args(as_server_user()).arg(bindir().join("pg_ctl"));
+    watchdog.args(as_server_user()).arg(bindir.join("pg_ctl"));
     watchdog.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     in_own_group(&mut watchdog).spawn().expect("sh starts")
 }
@@ -512,24 +536,6 @@ fn watch(folder: &Path) -> Child {
 fn in_own_group(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     command.process_group(0)
-}
-
-/// A program of PostgreSQL that refuses root.
-fn server_program(name: &str) -> Command {
-    let mut words = as_server_user().iter();
-    let mut command = match words.next() {
-        Some(first) => Command::new(first),
-        None => return client_program(name),
-    };
-    command.args(words).arg(bindir().join(name));
-    clean(&mut command);
-    command
-}
-
-fn client_program(name: &str) -> Command {
-    let mut command = Command::new(bindir().join(name));
-    clean(&mut command);
-    command
 }
 
 /// The variables of the caller's own PostgreSQL must not lead us there. With RUST_BACKTRACE the server would append
@@ -548,9 +554,13 @@ fn bindir() -> &'static Path {
     static BINDIR: OnceLock<PathBuf> = OnceLock::new();
     BINDIR.get_or_init(|| {
         let pg_config = std::env::var("PG_CONFIG").unwrap_or("/usr/lib/postgresql/15/bin/pg_config".to_owned());
-        let output = run(Command::new(pg_config).arg("--bindir"));
-        PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim())
+        bindir_of(&pg_config)
     })
+}
+
+fn bindir_of(pg_config: &str) -> PathBuf {
+    let output = run(Command::new(pg_config).arg("--bindir"));
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim())
 }
 
 /// The words in front of a command that must not run as root; none where we are not root.

@@ -146,7 +146,13 @@ fn each_reason_to_refuse_a_table_has_its_own_error() {
         ("theirs.closed", "55000", format!("owner {role}_nologin of the table may not log in")),
         ("locked.out", "42501", format!("owner {role} of the table may not create tables in schema locked")),
     ];
+    // A worker of PostgreSQL 17 may run as any role.
+    let version = "SELECT current_setting('server_version_num')::int >= 170000";
+    let any_owner: bool = session.query_one(version, &[]).unwrap().get(0);
     for (table, sqlstate, message) in &refused {
+        if any_owner && message.contains("may not log in") {
+            continue;
+        }
         let call = format!("SELECT tally.partition_by_time('{table}', '1 day')");
         if session.query_one("SELECT to_regclass($1) IS NULL", &[table]).unwrap().get(0) {
             panic!("{table} is not there");

@@ -513,12 +513,15 @@ fn owner_without_login_is_reported_with_the_statement_that_helps() {
     session.batch_execute("CREATE ROLE quiet; GRANT CREATE ON SCHEMA public TO quiet; SET ROLE quiet").unwrap();
     session.batch_execute(ROLLUP).unwrap();
     session.batch_execute("INSERT INTO events VALUES (1, 1); RESET ROLE").unwrap();
-    eventually_true(
-        &mut session,
-        "SELECT verdict = 'critical' AND reason = 'owner_cannot_log_in' AND failures > 0 FROM tally.status WHERE kind = 'refresh'",
-    );
-    let next = text(&mut session, "SELECT next_sql FROM tally.status WHERE kind = 'refresh'").unwrap();
-    session.batch_execute(&next).unwrap();
+    // A worker of PostgreSQL 17 may run as any role.
+    if number(&mut session, "SELECT current_setting('server_version_num')::bigint") < 170_000 {
+        eventually_true(
+            &mut session,
+            "SELECT verdict = 'critical' AND reason = 'owner_cannot_log_in' AND failures > 0 FROM tally.status WHERE kind = 'refresh'",
+        );
+        let next = text(&mut session, "SELECT next_sql FROM tally.status WHERE kind = 'refresh'").unwrap();
+        session.batch_execute(&next).unwrap();
+    }
     eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
 }
 

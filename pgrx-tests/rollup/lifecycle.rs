@@ -110,11 +110,12 @@ fn drop_by_hand_waits_for_a_refresh_before_it_locks_anything() {
     let (mut session, mut refresher, mut dropper) = (session(&database), database.connect(), database.connect());
     session.batch_execute("SET lock_timeout = '10s'").unwrap();
     for drop in ["DROP VIEW totals", "DROP TABLE totals_stored CASCADE", "DROP TABLE events CASCADE"] {
-        insert(&mut session);
         let (refresher_pid, dropper_pid) = (own_pid(&mut refresher), own_pid(&mut dropper));
         thread::scope(|scope| {
             let mut holder = database.connect();
             holder.batch_execute("BEGIN; LOCK TABLE totals_stored IN SHARE MODE").unwrap();
+            // Whichever refresh comes first, a worker's or this one, is held up now.
+            insert(&mut session);
             let refresh = scope.spawn(|| refresher.batch_execute("CALL tally.refresh('totals')"));
             wait_until_blocked(&mut session, refresher_pid);
             let drop = scope.spawn(|| dropper.batch_execute(drop));

@@ -39,9 +39,14 @@ pub(super) unsafe extern "C-unwind" fn substitute(node: *mut Node, context: *mut
         {
             return *finished;
         }
-        type Mutator = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> *mut Node;
-        // The C declaration of the callback before PostgreSQL 16 has no parameters; the function is called with two.
-        let mutator = std::mem::transmute::<Mutator, unsafe extern "C-unwind" fn() -> *mut Node>(substitute);
-        pg_sys::expression_tree_mutator(node, Some(mutator), context)
+        #[cfg(feature = "pg15")]
+        {
+            type Mutator = unsafe extern "C-unwind" fn(*mut Node, *mut c_void) -> *mut Node;
+            // The C declaration of the callback before PostgreSQL 16 has no parameters; the function is called with two.
+            let mutator = std::mem::transmute::<Mutator, unsafe extern "C-unwind" fn() -> *mut Node>(substitute);
+            pg_sys::expression_tree_mutator(node, Some(mutator), context)
+        }
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::expression_tree_mutator_impl(node, Some(substitute), context)
     }
 }
