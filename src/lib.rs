@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 
+mod aggregate_state;
 mod build;
 mod catalog;
 mod changes;
@@ -32,6 +33,7 @@ extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = [
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["jobs"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 extension_sql_file!("../sql/rollup_aggregates.sql", name = "rollup_aggregates", requires = ["bootstrap"]);
+extension_sql_file!("../sql/aggregate_states.sql", name = "aggregate_states", requires = ["bootstrap"]);
 extension_sql_file!("../sql/first_last.sql", name = "first_last", requires = ["bootstrap"]);
 extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
 extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);

@@ -15,6 +15,7 @@ pub(crate) mod relation;
 mod setting_scope;
 pub(crate) mod shared;
 mod snapshot;
+pub(crate) mod state_exchange;
 mod tag;
 mod timezone;
 pub(crate) mod types;
@@ -30,7 +31,7 @@ pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive,
 pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
-pub(crate) use process::is_member;
+pub(crate) use process::{is_member, is_superuser};
 pub(crate) use relation::invalidate_plans;
 pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{

@@ -7,7 +7,7 @@ use super::create;
 use super::restore::{dump, restore};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
 
-/// Strict and not, with an initial state and without, with a final function and without; functions of PostgreSQL that insist on
+/// States in memory; strict and not, with an initial state and without, with a final function and without; functions of PostgreSQL that insist on
 /// being called by an aggregate; states that are composites, arrays and NULL; arguments of any number and type.
 const AGGREGATES: &str = "
     CREATE AGGREGATE product(x numeric) (sfunc = numeric_mul, stype = numeric, combinefunc = numeric_mul);
@@ -15,6 +15,12 @@ const AGGREGATES: &str = "
     CREATE AGGREGATE mean(int) (sfunc = int4_avg_accum, stype = int8[], finalfunc = int8_avg, combinefunc = int4_avg_combine,
       initcond = '{0,0}', sspace = 40, parallel = safe);
     CREATE AGGREGATE rows(*) (sfunc = int8inc, stype = int8, combinefunc = int8pl, initcond = '0');
+
+    CREATE AGGREGATE mean_of(numeric) (sfunc = numeric_avg_accum, stype = internal, finalfunc = numeric_avg,
+      combinefunc = numeric_avg_combine, serialfunc = numeric_avg_serialize, deserialfunc = numeric_avg_deserialize,
+      sspace = 128, parallel = safe);
+    CREATE AGGREGATE total(bigint) (sfunc = int8_avg_accum, stype = internal, finalfunc = numeric_poly_sum, finalfunc_modify = read_write,
+      combinefunc = int8_avg_combine, serialfunc = int8_avg_serialize, deserialfunc = int8_avg_deserialize);
 
     CREATE FUNCTION longer(text, text) RETURNS text IMMUTABLE LANGUAGE sql
       RETURN CASE WHEN length($1) > length($2) OR $2 IS NULL OR length($1) = length($2) AND $1 > $2 THEN $1 ELSE $2 END;
@@ -45,7 +51,7 @@ const AGGREGATES: &str = "
     CREATE AGGREGATE sum_of(VARIADIC int[]) (sfunc = add_all, stype = bigint, combinefunc = int8pl, initcond = '0');";
 
 const QUERY: &str = "SELECT k, product(v) AS product, product(v) FILTER (WHERE v > 1) AS product_of_some, \
-      product_or_one(v) AS product_or_one, product_or_one(v) FILTER (WHERE false) AS one, mean(v) AS mean, rows(*) AS rows, \
+      product_or_one(v) AS product_or_one, product_or_one(v) FILTER (WHERE false) AS one, mean(v) AS mean, mean_of(v) AS mean_of, mean_of(v + 1) FILTER (WHERE false) AS none, total(v) + total(k) AS total, rows(*) AS rows, \
       longest(t) AS longest, nulls(t) AS nulls, nulls(v) AS other_nulls, greatest_of(t) AS greatest_text, greatest_of(v) AS greatest, \
       width_of(v) AS width, coalesce(width_of(v) FILTER (WHERE t > 'b'), -2) + mean(v) AS width_and_mean, list(t) AS list, \
       sum_of(v, k, v) AS sum, sum_of(VARIADIC ARRAY[v, 1]) AS other_sum, range_intersect_agg(int4range(v, v + 2)) AS common, count(*) AS n FROM events GROUP BY k";
@@ -121,13 +127,14 @@ fn what_is_made_for_a_rollup_goes_with_it() {
     let mut session = session(&database);
     session.batch_execute("SELECT tally.drop_rollup('r')").unwrap();
     let before = aggregates(&mut session);
-    assert_eq!(before.len(), 10);
+    assert_eq!(before.len(), 12);
     let by_function = "SELECT tally.drop_rollup('r')";
     for drop in [by_function, "DROP VIEW r", "DROP TABLE r_stored CASCADE", "DROP FUNCTION longer CASCADE"] {
         create(&mut session, "r", QUERY);
         let made: Vec<_> = aggregates(&mut session).into_iter().filter(|found| !before.contains(found)).collect();
-        // One state and one union for each aggregate and for range_intersect_agg, however many columns it has.
-        assert_eq!(made.len(), 22, "{made:?}");
+        // One state and one union for each aggregate and for range_intersect_agg, however many columns it has, and an answer from states in
+        // memory.
+        assert_eq!(made.len(), 28, "{made:?}");
         assert!(made.iter().all(|(name, ..)| name.starts_with("r_")), "{made:?}");
         assert!(made.iter().all(|(.., comment)| comment.as_deref().is_some_and(|text| text.ends_with("part of it"))));
         assert!(made.iter().any(|(name, ..)| name == "r_product_state(numeric)"), "{made:?}");
@@ -150,6 +157,8 @@ fn what_a_rollup_is_made_of_stays() {
         "AGGREGATE sum_of(VARIADIC int[])",
         "AGGREGATE r_product_state(numeric)",
         "AGGREGATE r_product_union(numeric)",
+        "AGGREGATE total(bigint)",
+        "AGGREGATE r_total_answer(tally.aggregate_state)",
         "FUNCTION unite(extent, extent)",
         "FUNCTION width(extent)",
         "TYPE extent",
@@ -210,7 +219,7 @@ fn the_owner_of_the_table_owns_the_aggregates_and_readers_may_run_them() {
     let made =
         |(name, ..): &(String, String, Option<String>)| name.starts_with("r_") || name.starts_with("by_superuser_");
     let found: Vec<_> = aggregates(&mut session).into_iter().filter(made).collect();
-    assert_eq!(found.len(), 44);
+    assert_eq!(found.len(), 56);
     assert!(found.iter().all(|(_, role, _)| *role == owner), "{found:?}");
     insert(&mut owner_session);
     assert_right(&mut owner_session);
@@ -257,7 +266,7 @@ fn a_restored_rollup_goes_on() {
         }
         assert_refused(&mut session, "DROP AGGREGATE product(numeric)", "2BP01", "", "CASCADE");
         session.batch_execute("SELECT tally.drop_rollup('r')").unwrap();
-        assert_eq!(aggregates(&mut session).len(), 10);
+        assert_eq!(aggregates(&mut session).len(), 12);
     }
 }
 
@@ -278,4 +287,58 @@ fn a_level_above_leaves_the_states_alone() {
         let create = format!("SELECT tally.create_rollup('x', 'SELECT k, {call} FROM below GROUP BY k')");
         assert_refused(&mut session, &create, "0A000", message, "");
     }
+}
+
+/// The code that reads them trusts its input: a server would crash by what it does not expect.
+#[test]
+fn states_in_memory_are_read_by_what_wrote_them_only() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    let owner = format!("owner_{}", database.name());
+    session.batch_execute(AGGREGATES).unwrap();
+    session
+        .batch_execute(&format!(
+            "CREATE ROLE {owner} LOGIN; GRANT CREATE ON SCHEMA public TO {owner}; \
+             CREATE TABLE events (k int, v int, t text); ALTER TABLE events OWNER TO {owner}"
+        ))
+        .unwrap();
+    let query = "SELECT k, mean_of(v) AS mean, total(v) AS total FROM events GROUP BY k";
+    let mut owner_session = database.connect_as(&owner);
+    insert(&mut owner_session);
+    create(&mut owner_session, "r", query);
+    for forged in [
+        "UPDATE r_stored SET mean_state = '\\x0011223344556677889900'",
+        "UPDATE r_stored SET mean_state = (E'\\\\x00'::bytea)::text::tally.aggregate_state",
+        "SELECT '{}'::tally.aggregate_state[] || ARRAY['\\x00']::tally.aggregate_state[]",
+    ] {
+        assert_refused(&mut owner_session, forged, "42501", "tally.aggregate_state", "superuser");
+    }
+    let own_call = "SELECT tally._unite_states(NULL, mean_state) IS NULL FROM r_stored";
+    assert_refused(&mut owner_session, own_call, "42883", "does not exist", "");
+    assert_refused(
+        &mut owner_session,
+        "SELECT r_total_union(mean_state) FROM r_stored",
+        "55000",
+        "another aggregate",
+        "rebuild",
+    );
+    owner_session.batch_execute("UPDATE r_stored SET mean_state = total_state").unwrap();
+    assert_refused(&mut owner_session, "SELECT mean FROM r", "55000", "another aggregate", "rebuild");
+    owner_session.batch_execute("CALL tally.rebuild('r')").unwrap();
+    assert_equal(&mut owner_session, "r", query);
+    // Also in several processes.
+    session
+        .batch_execute(
+            "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0; \
+             CREATE TABLE states WITH (parallel_workers = 2) AS SELECT mean_state, v FROM r_stored, generate_series(1, 20000) AS v",
+        )
+        .unwrap();
+    let of_states = "SELECT r_mean_of_answer(mean_state) FROM states";
+    let plan: Vec<String> =
+        session.query(&format!("EXPLAIN {of_states}"), &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(plan.iter().any(|line| line.contains("Partial Aggregate")), "{plan:?}");
+    let compared = format!("SELECT round(({of_states}), 9) = (SELECT round(avg(v), 9) FROM events)");
+    assert!(session.query_one(&compared, &[]).unwrap().get::<_, bool>(0));
+    drop(owner_session);
+    session.batch_execute(&format!("DROP OWNED BY {owner} CASCADE; DROP ROLE {owner}")).unwrap();
 }

@@ -28,7 +28,7 @@ pub(crate) fn support(aggregate: Oid) -> Result<Support> {
                 a.aggtranstype OPERATOR(pg_catalog.=) 'pg_catalog.internal'::pg_catalog.regtype, a.aggfinalextra, \
                 a.aggfinalmodify OPERATOR(pg_catalog.<>) 'r', \
                 p.provariadic OPERATOR(pg_catalog.=) {ANY}, \
-                {FUNCTION}aggtransfn), {FUNCTION}aggcombinefn), {FUNCTION}aggfinalfn) \
+                {FUNCTION}aggtransfn), {FUNCTION}aggcombinefn), {FUNCTION}aggfinalfn), {FUNCTION}aggserialfn), {FUNCTION}aggdeserialfn) \
            FROM pg_catalog.pg_aggregate AS a JOIN pg_catalog.pg_proc AS p ON p.oid OPERATOR(pg_catalog.=) a.aggfnoid \
           WHERE p.oid OPERATOR(pg_catalog.=) $1"
     );
@@ -68,6 +68,7 @@ fn read(row: &SpiHeapTupleData) -> pgrx::spi::Result<Option<Support>> {
         transition,
         combine: function(13)?,
         finish: function(14)?,
+        exchange: function(15)?.zip(function(16)?).map(<[SupportFunction; 2]>::from),
     }))
 }
 

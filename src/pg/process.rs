@@ -84,6 +84,12 @@ fn settle() {
     set_option(c"transaction_timeout", c"0");
 }
 
+/// Is the current role a superuser?
+pub(crate) fn is_superuser() -> bool {
+    // SAFETY: a look-up of the current role.
+    unsafe { pg_sys::superuser() }
+}
+
 /// May `member` do what `role` may?
 pub(crate) fn is_member(member: Oid, role: Oid) -> bool {
     // SAFETY: a look-up in the catalogs of roles.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::pg::{self, AnalysedQuery, Oid};
 use crate::tags::{self, TimeColumn};
 use std::ffi::CString;
-use tally_core::ident::{QualifiedName, literal, quote};
+use tally_core::ident::{QualifiedName, quote};
 use tally_core::rollup::analysis::{Analysis, SourceKind};
 use tally_core::rollup::definition::{Column, Definition, Target, Text, Value};
 use tally_core::rollup::level::Below;
@@ -116,8 +116,17 @@ impl Plan {
             tags::widen_log(log, &relations.source, &read)?;
         }
         for aggregate in &self.columns.aggregates {
-            run(&state::create(aggregate))?;
-            run(&format!("COMMENT ON AGGREGATE {aggregate} IS {}", literal(&aggregate.comment)))?;
+            let statements = state::create(aggregate);
+            let make = || statements.iter().try_for_each(|statement| run(statement));
+            if aggregate.needs_superuser {
+                let creator = catalog::look_up::<String>("SELECT pg_catalog.quote_ident(CURRENT_USER)", &[])?;
+                pg::as_extension_owner(|| -> Result<()> {
+                    make()?;
+                    run(&format!("ALTER AGGREGATE {aggregate} OWNER TO {}", creator.unwrap_or_default()))
+                })?;
+            } else {
+                make()?;
+            }
         }
         run(&sql::create_stored_table(&self.columns, relations))?;
         run(&sql::constrain_stored_table(&self.columns, relations))?;

@@ -73,7 +73,7 @@ pub enum Refusal {
     Unknown,
     /// An aggregate without a function that unites two states.
     NoCombine,
-    /// Its state cannot be stored.
+    /// Its state has type internal and cannot be written.
     InternalState,
     FinishTakesArguments,
     FinishChangesState,

@@ -195,6 +195,8 @@ pub struct Support {
     pub initial: Option<String>,
     pub transition: SupportFunction,
     pub combine: Option<SupportFunction>,
+    /// How its states become bytes and are read again, if it has the functions.
+    pub exchange: Option<[SupportFunction; 2]>,
     pub finish: Option<SupportFunction>,
     /// Does the final function get the arguments of the aggregate behind the state?
     pub finish_takes_arguments: bool,

@@ -51,6 +51,9 @@ pub struct OwnAggregate {
     /// What it is made of; known while the rollup is being created.
     #[serde(skip)]
     pub options: String,
+    /// Has it states of type `internal`? Then only a superuser may make it.
+    #[serde(skip)]
+    pub needs_superuser: bool,
     #[serde(skip)]
     pub comment: String,
 }

@@ -5,9 +5,12 @@
 //! function. The other one unites states: its rows are states, and its transition function is the combine function. So PostgreSQL
 //! calls the user's functions in an aggregate, with its own rules for NULL and strict functions, and the statements of a
 //! refresh name none of them: they may be renamed.
+//!
+//! States of type `internal` live in memory alone. They are kept as the bytes that the aggregate writes for parallel processes, and a
+//! third aggregate gives the answer, from the one state that is its row.
 
 use super::aggregate::Refusal;
-use super::analysis::{AggregateCall, Support, SupportFunction, Volatility};
+use super::analysis::{AggregateCall, Support, Volatility};
 use super::definition::OwnAggregate;
 use super::names::Names;
 use crate::ident::{QualifiedName, fit, literal};
@@ -19,25 +22,30 @@ pub const UNITE: &str = "CASE WHEN {A}._rows IS NULL THEN {b} WHEN {B}._rows IS 
 /// How many states become one.
 pub const GATHER: &str = "{unite}({x}){filter}";
 
+/// Of states of type `internal`, as they are kept.
+const KEPT: &str = "tally.aggregate_state";
+
 /// How the aggregate of a call is computed, if a rollup can keep its states.
 pub fn kept(call: &AggregateCall) -> Result<&Support, Refusal> {
     let support = call.support.as_ref().ok_or(Refusal::Unknown)?;
     if call.variadic && support.is_variadic_any {
         return Err(Refusal::Variadic);
     }
-    if support.has_internal_state {
+    let combine = support.combine.as_ref().ok_or(Refusal::NoCombine)?;
+    if support.has_internal_state && (support.exchange.is_none() || support.finish.is_none()) {
         return Err(Refusal::InternalState);
     }
-    let combine = support.combine.as_ref().ok_or(Refusal::NoCombine)?;
     if support.finish_takes_arguments {
         return Err(Refusal::FinishTakesArguments);
     }
-    if support.finish_changes_state {
+    // Of a state that has been kept as bytes it gets a copy of its own.
+    if support.finish_changes_state && !support.has_internal_state {
         return Err(Refusal::FinishChangesState);
     }
     // What is stored must be the same for every session; the final function runs in the session that reads.
-    let stored =
-        [&support.transition, combine].into_iter().find(|function| function.volatility != Volatility::Immutable);
+    let exchange = support.exchange.iter().flatten().filter(|_| support.has_internal_state);
+    let mut stored = [&support.transition, combine].into_iter().chain(exchange);
+    let stored = stored.find(|function| function.volatility != Volatility::Immutable);
     let read = support.finish.iter().find(|function| function.volatility == Volatility::Volatile);
     match stored.or(read) {
         Some(function) => Err(Refusal::UnstableSupport {
@@ -63,20 +71,21 @@ impl OwnAggregates {
         Self { rollup: rollup.clone(), names: Names::new([]), known: vec![], made: vec![] }
     }
 
-    /// Those that compute and that unite the states of an aggregate.
-    pub fn of(&mut self, support: &Support) -> [&OwnAggregate; 2] {
+    /// Those that compute and that unite the states of an aggregate, and if they are kept as bytes the one that gives the answer.
+    pub fn of(&mut self, support: &Support) -> (&OwnAggregate, &OwnAggregate, Option<&OwnAggregate>) {
         let known = self.known.iter().find(|(aggregate, _)| *aggregate == support.signature);
         let position = known.map_or(self.made.len(), |(_, position)| *position);
         if known.is_none() {
             self.known.push((support.signature.clone(), position));
             self.make(support);
         }
-        [&self.made[position], &self.made[position + 1]]
+        let answer = support.has_internal_state.then(|| &self.made[position + 2]);
+        (&self.made[position], &self.made[position + 1], answer)
     }
 
     fn make(&mut self, support: &Support) {
-        let Support { signature, state_type, .. } = support;
-        let combine = support.combine.as_ref().unwrap_or(&support.transition);
+        let Support { signature, state_type, transition, .. } = support;
+        let combine = support.combine.as_ref().unwrap_or(transition);
         let mut options =
             format!("STYPE = {state_type}, COMBINEFUNC = {}, PARALLEL = {}", combine.name, support.parallel);
         if let Some(initial) = &support.initial {
@@ -85,30 +94,36 @@ impl OwnAggregates {
         if support.state_size > 0 {
             options += &format!(", SSPACE = {}", support.state_size);
         }
+        let exchange = support.exchange.as_ref().filter(|_| support.has_internal_state);
+        if let Some([write, read]) = exchange {
+            options += &format!(", SERIALFUNC = {}, DESERIALFUNC = {}", write.name, read.name);
+        }
         let rollup = self.rollup.to_string();
         let arguments = if support.arguments.is_empty() { "*".into() } else { support.arguments.clone() };
-        let mut make = |suffix: &str, arguments: String, transition: &SupportFunction, comment: String| {
+        let mut make = |suffix: &str, arguments: String, functions: String, comment: &str| {
             let wanted = fit(&format!("{}_{}", self.rollup.name, support.name), suffix);
             self.made.push(OwnAggregate {
                 schema: self.rollup.schema.clone(),
                 name: self.names.claim(&wanted),
                 arguments,
-                options: format!("SFUNC = {}, {options}", transition.name),
-                comment,
+                options: format!("{functions}, {options}"),
+                needs_superuser: exchange.is_some(),
+                comment: format!("{comment} of {signature}, for the rollup {rollup}; part of it"),
             });
         };
-        make(
-            "_state",
-            arguments,
-            &support.transition,
-            format!("state of {signature} over rows, for the rollup {rollup}; part of it"),
-        );
-        make(
-            "_union",
-            state_type.clone(),
-            combine,
-            format!("unites states of {signature} in the rollup {rollup}; part of it"),
-        );
+        if exchange.is_none() {
+            make("_state", arguments, format!("SFUNC = {}", transition.name), "state over rows");
+            make("_union", state_type.clone(), format!("SFUNC = {}", combine.name), "union of states");
+            return;
+        }
+        let pack = "FINALFUNC = tally._pack_state";
+        make("_state", arguments, format!("SFUNC = {}, {pack}", transition.name), "state over rows");
+        make("_union", KEPT.into(), format!("SFUNC = tally._unite_states, {pack}"), "union of states");
+        if let Some(finish) = &support.finish {
+            let changes = if support.finish_changes_state { ", FINALFUNC_MODIFY = READ_WRITE" } else { "" };
+            let functions = format!("SFUNC = tally._unite_states, FINALFUNC = {}{changes}", finish.name);
+            make("_answer", KEPT.into(), functions, "answer from states");
+        }
     }
 
     /// All of them, in the order in which they are to be made.
@@ -117,24 +132,29 @@ impl OwnAggregates {
     }
 }
 
-/// Makes one.
-pub fn create(aggregate: &OwnAggregate) -> String {
-    let OwnAggregate { options, .. } = aggregate;
-    format!("CREATE AGGREGATE {aggregate} ({options})")
+/// Makes one, and says what it is.
+pub fn create(aggregate: &OwnAggregate) -> [String; 2] {
+    let OwnAggregate { options, comment, .. } = aggregate;
+    [
+        format!("CREATE AGGREGATE {aggregate} ({options})"),
+        format!("COMMENT ON AGGREGATE {aggregate} IS {}", literal(comment)),
+    ]
 }
 
-/// The answer, from the state in a column. The user's aggregate stands there for PostgreSQL to see that the rollup needs it, so that
+/// The answer, from the state in a column; `answer` is the aggregate that gives it, if there is one. The user's aggregate stands there for PostgreSQL to see that the rollup needs it, so that
 /// it is not dropped alone; the condition is gone before a query runs.
-pub fn finish(support: &Support, column: &str) -> String {
-    let answer = match &support.finish {
-        Some(function) => format!("{}({column})", function.name),
-        None => column.into(),
+pub fn finish(support: &Support, answer: Option<&OwnAggregate>, column: &str) -> String {
+    let answer = match (answer, &support.finish) {
+        (Some(answer), _) => format!("(SELECT {}(v.state) FROM (VALUES ({column})) AS v (state))", answer.qualified()),
+        (None, Some(function)) => format!("{}({column})", function.name),
+        (None, None) => column.into(),
     };
     format!("CASE WHEN {}::pg_catalog.regprocedure IS NOT NULL THEN {answer} END", literal(&support.signature))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::analysis::SupportFunction;
     use super::super::definition::{Call, Definition, Partial};
     use super::*;
 
@@ -159,10 +179,22 @@ mod tests {
             initial: None,
             transition: function("multiply"),
             combine: Some(function("unite")),
+            exchange: None,
             finish: None,
             finish_takes_arguments: false,
             finish_changes_state: false,
             parallel: "SAFE".into(),
+        }
+    }
+
+    /// The same with a state in memory.
+    fn internal() -> Support {
+        Support {
+            state_type: "internal".into(),
+            has_internal_state: true,
+            exchange: Some([function("write"), function("read")]),
+            finish: Some(function("answer")),
+            ..product()
         }
     }
 
@@ -195,6 +227,9 @@ mod tests {
         assert_refused(&Refusal::Unknown, |call, _| call.support = None);
         assert_refused(&Refusal::NoCombine, |_, support| support.combine = None);
         assert_refused(&Refusal::InternalState, |_, support| support.has_internal_state = true);
+        assert_refused(&Refusal::InternalState, |_, support| *support = Support { exchange: None, ..internal() });
+        assert!(kept(&call(internal())).is_ok());
+        assert!(kept(&call(Support { finish_changes_state: true, ..internal() })).is_ok());
         assert_refused(&Refusal::FinishTakesArguments, |_, support| support.finish_takes_arguments = true);
         assert_refused(&Refusal::FinishChangesState, |_, support| support.finish_changes_state = true);
         assert_refused(&Refusal::Variadic, |call, support| (call.variadic, support.is_variadic_any) = (true, true));
@@ -210,6 +245,8 @@ mod tests {
                 |name: &str| Refusal::UnstableSupport { function: format!("public.{name}(numeric,numeric)"), volatile };
             assert_refused(&refusal("s"), |_, support| support.transition = of("s", volatility));
             assert_refused(&refusal("c"), |_, support| support.combine = Some(of("c", volatility)));
+            let read = Some([function("w"), of("r", volatility)]);
+            assert_refused(&refusal("r"), |_, support| *support = Support { exchange: read, ..internal() });
         }
         let finish = |volatility| Support { finish: Some(of("f", volatility)), ..product() };
         assert!(kept(&call(finish(Volatility::Stable))).is_ok());
@@ -219,13 +256,17 @@ mod tests {
     #[test]
     fn each_aggregate_is_made_once() {
         let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
-        let names = own.of(&product()).map(|made| made.name.clone());
-        assert_eq!(names, ["r_product_state", "r_product_union"]);
-        assert_eq!(own.of(&product()).map(|made| made.name.clone()), names);
+        let names = |(state, union, answer): (&OwnAggregate, &OwnAggregate, Option<&OwnAggregate>)| {
+            (state.name.clone(), union.name.clone(), answer.map(|answer| answer.name.clone()))
+        };
+        let expected = ("r_product_state".into(), "r_product_union".into(), None);
+        assert_eq!(names(own.of(&product())), expected);
+        assert_eq!(names(own.of(&product())), expected);
         // One of the same name elsewhere.
-        let other = Support { signature: "shop.product(numeric)".into(), ..product() };
-        assert_eq!(own.of(&other).map(|made| made.name.as_str()), ["r_product_state_2", "r_product_union_2"]);
-        assert_eq!(own.made().len(), 4);
+        let other = Support { signature: "shop.product(numeric)".into(), ..internal() };
+        let expected = ("r_product_state_2".into(), "r_product_union_2".into(), Some("r_product_answer".into()));
+        assert_eq!(names(own.of(&other)), expected);
+        assert_eq!(own.made().len(), 5);
     }
 
     #[test]
@@ -235,7 +276,7 @@ mod tests {
         let options =
             "STYPE = numeric, COMBINEFUNC = \"public\".\"unite\", PARALLEL = SAFE, INITCOND = '{0,''x''}', SSPACE = 40";
         assert_eq!(
-            own.made().iter().map(create).collect::<Vec<_>>(),
+            own.made().iter().map(|made| create(made)[0].clone()).collect::<Vec<_>>(),
             [
                 format!(
                     "CREATE AGGREGATE \"public\".\"r_product_state\"(numeric) (SFUNC = \"public\".\"multiply\", {options})"
@@ -247,21 +288,50 @@ mod tests {
         );
         let rows =
             own.of(&Support { name: "rows".into(), signature: "rows()".into(), arguments: String::new(), ..product() });
-        assert_eq!(rows[0].to_string(), "\"public\".\"r_rows_state\"(*)");
+        assert_eq!(rows.0.to_string(), "\"public\".\"r_rows_state\"(*)");
+    }
+
+    #[test]
+    fn states_in_memory_are_kept_as_bytes() {
+        let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
+        own.of(&Support { finish_changes_state: true, ..internal() });
+        let rest = "STYPE = internal, COMBINEFUNC = \"public\".\"unite\", PARALLEL = SAFE, \
+            SERIALFUNC = \"public\".\"write\", DESERIALFUNC = \"public\".\"read\"";
+        let pack = "FINALFUNC = tally._pack_state";
+        let options: Vec<_> = own.made().iter().map(|made| (made.arguments.as_str(), made.options.clone())).collect();
+        assert_eq!(
+            options,
+            [
+                ("numeric", format!("SFUNC = \"public\".\"multiply\", {pack}, {rest}")),
+                (KEPT, format!("SFUNC = tally._unite_states, {pack}, {rest}")),
+                (
+                    KEPT,
+                    format!(
+                        "SFUNC = tally._unite_states, FINALFUNC = \"public\".\"answer\", FINALFUNC_MODIFY = READ_WRITE, {rest}"
+                    )
+                ),
+            ]
+        );
+        assert!(own.made().iter().all(|made| made.needs_superuser));
     }
 
     #[test]
     fn the_answer_is_that_of_the_final_function() {
         let is_needed = "'public.product(numeric)'::pg_catalog.regprocedure IS NOT NULL";
-        assert_eq!(finish(&product(), "\"x\""), format!("CASE WHEN {is_needed} THEN \"x\" END"));
+        assert_eq!(finish(&product(), None, "\"x\""), format!("CASE WHEN {is_needed} THEN \"x\" END"));
         let support = Support { finish: Some(function("f")), ..product() };
-        assert_eq!(finish(&support, "\"x\""), format!("CASE WHEN {is_needed} THEN \"public\".\"f\"(\"x\") END"));
+        assert_eq!(finish(&support, None, "\"x\""), format!("CASE WHEN {is_needed} THEN \"public\".\"f\"(\"x\") END"));
+        let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
+        let (.., answer) = own.of(&internal());
+        let from_state = "(SELECT \"public\".\"r_product_answer\"(v.state) FROM (VALUES (\"x\")) AS v (state))";
+        assert_eq!(finish(&internal(), answer, "\"x\""), format!("CASE WHEN {is_needed} THEN {from_state} END"));
     }
 
     #[test]
     fn aggregates_in_a_renamed_schema_are_found_by_what_the_view_uses() {
         let mut own = OwnAggregates::new(&QualifiedName::new("public", "r"));
-        let [state, unite] = own.of(&product()).map(OwnAggregate::qualified);
+        let (state, unite, _) = own.of(&product());
+        let (state, unite) = (state.qualified(), unite.qualified());
         let call = Call { function: state, arguments: vec!["x".into()], form: "{x}".into(), filter: None };
         let partial = Partial {
             name: "p".into(),

@@ -5,8 +5,8 @@ use super::analysis::{
     self, AggregateCall, Analysis, Expression, Source, SourceKind, Support, Target, UnstableFunction, Unsupported,
 };
 use super::definition::{
-    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, OwnAggregate, Partial, ROWS, SIGN,
-    Subtract, TABLE, TAG, TIME, Value, WRITER, filter_clause,
+    self, BucketRange, Call, Column, DEPARTURE, Definition, GroupRange, Key, Partial, ROWS, SIGN, Subtract, TABLE, TAG,
+    TIME, Value, WRITER, filter_clause,
 };
 use super::level::{self, Below};
 use super::names::Names;
@@ -271,7 +271,9 @@ impl<'a> Layout<'a> {
 
     /// Adds what is missing of an aggregate that is kept by its state.
     fn state(&mut self, call: &AggregateCall, support: &Support, wanted: &str) -> Value {
-        let [state, unite] = self.own.of(support).map(OwnAggregate::qualified);
+        let (state, unite, answer) = self.own.of(support);
+        let (state, unite) = (state.qualified(), unite.qualified());
+        let answer = answer.cloned();
         let arguments = call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
         let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
         let call = Call { function: state, arguments, form: "{x}".into(), filter };
@@ -287,7 +289,7 @@ impl<'a> Layout<'a> {
             is_sketch: false,
             subtract: None,
         });
-        self.definition.finishes.push(state::finish(support, &quote(&name)));
+        self.definition.finishes.push(state::finish(support, answer.as_ref(), &quote(&name)));
         Value::Finished
     }
 
@@ -592,7 +594,10 @@ impl fmt::Display for Error {
                 Refusal::Unknown => write!(f, "a rollup cannot keep the aggregate {sql}"),
                 Refusal::NoCombine => write!(f, "a rollup cannot keep the aggregate {sql}: it has no combine function"),
                 Refusal::InternalState => {
-                    write!(f, "a rollup cannot keep the aggregate {sql}: its state has type internal")
+                    write!(
+                        f,
+                        "a rollup cannot keep the aggregate {sql}: its state has type internal, and no SERIALFUNC writes it"
+                    )
                 }
                 Refusal::FinishTakesArguments => {
                     write!(f, "a rollup cannot keep the aggregate {sql}: its final function takes its arguments")
@@ -651,7 +656,7 @@ impl Explain for Error {
             Self::Aggregate { refusal: Refusal::Unknown | Refusal::NoCombine | Refusal::InternalState, .. } => Some(
                 "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
                  tally.first, tally.last, tally.hll_agg, tally.hll_union_agg, \
-                 tally.distinct_count, and aggregates with a combine function whose state has another type than internal."
+                 tally.distinct_count, and aggregates with a combine function whose states can be stored."
                     .into(),
             ),
             _ => None,
