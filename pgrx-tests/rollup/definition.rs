@@ -65,7 +65,7 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     (
         "SELECT tenant, array_agg(country) FROM events GROUP BY 1",
         "0A000",
-        "its state has type internal",
+        "depends on the order of the rows",
         "Leave this column out",
     ),
     ("SELECT tenant, string_agg(country, ',' ORDER BY country) FROM events GROUP BY 1", "0A000", "string_agg", ""),

@@ -73,6 +73,8 @@ pub enum Refusal {
     Unknown,
     /// An aggregate without a function that unites two states.
     NoCombine,
+    /// Its answer is in the order of the rows, which nothing promises.
+    OrderOfRows,
     /// Its state has type internal and cannot be written.
     InternalState,
     FinishTakesArguments,

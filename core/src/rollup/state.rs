@@ -25,16 +25,32 @@ pub const GATHER: &str = "{unite}({x}){filter}";
 /// Of states of type `internal`, as they are kept.
 const KEPT: &str = "tally.aggregate_state";
 
+/// Aggregates of PostgreSQL that put values one after the other, as rows happen to come. Of some it can unite states since version 16.
+const IN_ORDER: [&str; 9] = [
+    "array_agg",
+    "string_agg",
+    "json_agg",
+    "json_agg_strict",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "json_object_agg",
+    "jsonb_object_agg",
+    "xmlagg",
+];
+
 /// How the aggregate of a call is computed, if a rollup can keep its states.
 pub fn kept(call: &AggregateCall) -> Result<&Support, Refusal> {
     let support = call.support.as_ref().ok_or(Refusal::Unknown)?;
     if call.variadic && support.is_variadic_any {
         return Err(Refusal::Variadic);
     }
-    let combine = support.combine.as_ref().ok_or(Refusal::NoCombine)?;
+    if call.function.schema == "pg_catalog" && IN_ORDER.contains(&call.function.name.as_str()) {
+        return Err(Refusal::OrderOfRows);
+    }
     if support.has_internal_state && (support.exchange.is_none() || support.finish.is_none()) {
         return Err(Refusal::InternalState);
     }
+    let combine = support.combine.as_ref().ok_or(Refusal::NoCombine)?;
     if support.finish_takes_arguments {
         return Err(Refusal::FinishTakesArguments);
     }
@@ -228,6 +244,7 @@ mod tests {
         assert_refused(&Refusal::NoCombine, |_, support| support.combine = None);
         assert_refused(&Refusal::InternalState, |_, support| support.has_internal_state = true);
         assert_refused(&Refusal::InternalState, |_, support| *support = Support { exchange: None, ..internal() });
+        assert_refused(&Refusal::OrderOfRows, |call, _| call.function = QualifiedName::new("pg_catalog", "string_agg"));
         assert!(kept(&call(internal())).is_ok());
         assert!(kept(&call(Support { finish_changes_state: true, ..internal() })).is_ok());
         assert_refused(&Refusal::FinishTakesArguments, |_, support| support.finish_takes_arguments = true);

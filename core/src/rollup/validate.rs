@@ -593,6 +593,9 @@ impl fmt::Display for Error {
             Self::Aggregate { sql, refusal } => match refusal {
                 Refusal::Unknown => write!(f, "a rollup cannot keep the aggregate {sql}"),
                 Refusal::NoCombine => write!(f, "a rollup cannot keep the aggregate {sql}: it has no combine function"),
+                Refusal::OrderOfRows => {
+                    write!(f, "a rollup cannot keep the aggregate {sql}: its answer depends on the order of the rows")
+                }
                 Refusal::InternalState => {
                     write!(
                         f,
@@ -730,6 +733,7 @@ impl Explain for Error {
                 }
                 Refusal::Unknown
                 | Refusal::InternalState
+                | Refusal::OrderOfRows
                 | Refusal::UnstableSupport { .. }
                 | Refusal::WithinGroup
                 | Refusal::GatheredBy { .. } => {

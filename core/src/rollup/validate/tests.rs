@@ -246,6 +246,7 @@ fn every_refusal_has_a_hint_and_a_message_of_one_line() {
         Refusal::Unknown,
         Refusal::NoCombine,
         Refusal::InternalState,
+        Refusal::OrderOfRows,
         Refusal::FinishTakesArguments,
         Refusal::FinishChangesState,
         Refusal::CountDistinct,
