@@ -126,7 +126,9 @@ pub(crate) fn advance(source: Oid, state: &State, now: &Snapshot) -> Result<Opti
     let relations = now.read(|| rollups.iter().map(|rollup| rollup.relations()).collect::<Result<Vec<_>>>())?;
     now.read(|| tags::audit(source, &name, state))?;
     let settled = now.read(|| seal::settled(source, state))?;
-    let is_settling = state.is_settling();
+    // A transaction with an id of its own may see rows that it does not count, also in partitions that have been sealed since.
+    let settled_before = if now.own_xid().is_none() { state.sealed_before } else { state.settled_before };
+    let is_settling = settled_before != state.settled_before;
     let State { counted: state, sealed_before, .. } = state;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", format!("{name} does not exist")))?;
     for (rollup, relations) in rollups.iter().zip(&relations) {
@@ -187,7 +189,7 @@ pub(crate) fn advance(source: Oid, state: &State, now: &Snapshot) -> Result<Opti
         }
         departures::delete_released(source, &counted.is_counted("d.released_by"))?;
     }
-    Ok(Some((State { counted, sealed_before: *sealed_before, settled_before: *sealed_before }, report)))
+    Ok(Some((State { counted, sealed_before: *sealed_before, settled_before }, report)))
 }
 
 /// Makes groups anew whose changes cannot be added up.

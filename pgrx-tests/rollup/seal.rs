@@ -337,6 +337,24 @@ fn dates_and_wall_clock_times_are_sealed() {
     }
 }
 
+/// A transaction with an id counts nothing from its own id on: rows that came before the trigger may be among that.
+#[test]
+fn rollup_made_by_an_older_transaction_settles_nothing() {
+    let database = cluster::database();
+    let (mut session, mut creator) = (rolled_session(&database), database.connect());
+    run(&mut creator, "BEGIN; SELECT pg_current_xact_id()");
+    run(&mut session, "INSERT INTO events VALUES ('2024-01-01 05:30Z', 1, 1, 'younger')");
+    run(&mut session, SEAL_DAY_1);
+    create(&mut creator, "second", "SELECT tenant, count(*) AS n, max(amount) AS most FROM events GROUP BY tenant");
+    run(&mut creator, "COMMIT");
+    assert_eq!(settled(&mut session), "nothing");
+    assert_kept(&mut session);
+    assert_kept_and_refreshed(&mut session);
+    assert_eq!(settled(&mut session), "2024-01-02 00:00:00");
+    let second = "SELECT tenant, count(*) AS n, max(amount) AS most FROM events GROUP BY tenant";
+    assert_equal(&mut session, "second", second);
+}
+
 /// A plan that is made in a transaction which has refreshed is kept, and that refresh may never be.
 #[test]
 fn plan_of_a_refresh_that_is_rolled_back_leaves_nothing_out() {

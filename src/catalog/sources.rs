@@ -27,13 +27,6 @@ pub(crate) struct State {
     pub settled_before: Option<Timestamp>,
 }
 
-impl State {
-    /// Has the next tick to note that sealed partitions are settled?
-    pub(crate) fn is_settling(&self) -> bool {
-        self.settled_before != self.sealed_before
-    }
-}
-
 /// The state of a source in the active snapshot, or None if it feeds no rollup.
 pub(crate) fn state(source: Oid) -> Result<Option<State>> {
     Spi::connect(|client| {
