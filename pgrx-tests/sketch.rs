@@ -1,5 +1,7 @@
 //! Sketches: their bytes, hashes and estimates, the same for every plan; and what is refused.
 
+mod hash;
+
 use std::io::{Read, Write};
 
 use postgres::{Client, SimpleQueryMessage};
@@ -111,29 +113,6 @@ fn hashes_are_those_of_postgresql_hll() {
     ] {
         assert_text(&mut session, &format!("SELECT {call}"), expected);
     }
-}
-
-#[test]
-fn values_that_are_equal_in_sql_have_one_hash() {
-    let (_database, mut session) = session();
-    session
-        .batch_execute("CREATE DOMAIN positive AS integer CHECK (value > 0); CREATE DOMAIN label AS varchar(20)")
-        .unwrap();
-    for group in [
-        &["7::smallint", "7::integer", "7::bigint", "7::positive", "7::oid"][..],
-        &["-7::smallint", "-7::integer", "-7::bigint"],
-        &["'hello'::text", "'hello'::varchar", "'hello'::name", "'hello'::label", "'hello'::text COLLATE \"C\""],
-        &["timestamptz '2024-05-01 12:00+02'", "timestamptz '2024-05-01 10:00+00'"],
-        &["uuid '00000000-0000-0000-0000-0000000000ab'", "uuid '{000000000000000000000000000000AB}'"],
-    ] {
-        let hashes: Vec<String> =
-            group.iter().map(|value| text(&mut session, &format!("SELECT hll_hash({value})"))).collect();
-        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{group:?}: {hashes:?}");
-    }
-    let all = "SELECT count(DISTINCT h::text) FROM (VALUES (hll_hash(1)), (hll_hash(-1)), (hll_hash(true)), (hll_hash('1'::text)),
-        (hll_hash(date '2000-01-03')), (hll_hash(timestamp '2000-01-01')), (hll_hash(4294967295::oid))) AS v(h)";
-    // Day 2 after 2000-01-01 is the integer 2, which is not among the others.
-    assert_text(&mut session, all, "7");
 }
 
 #[test]
@@ -554,64 +533,6 @@ fn columns_with_a_type_modifier_take_only_their_own_sketches() {
         ("'x'", "typmod array must contain integers"),
     ] {
         assert_refused(&mut session, &format!("CREATE TABLE u (h hll({modifier}))"), "22023", message);
-    }
-}
-
-#[test]
-fn types_without_a_byte_form_are_refused() {
-    let (_database, mut session) = session();
-    session
-        .batch_execute(
-            "CREATE COLLATION same_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-             CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN amount AS numeric;
-             CREATE TABLE texts (a text, b text COLLATE same_case, c text COLLATE \"C\")",
-        )
-        .unwrap();
-    for (value, name) in [
-        ("1.5", "numeric"),
-        ("1.5::amount", "numeric"),
-        ("1.5::float8", "double precision"),
-        ("1.5::real", "real"),
-        ("'a'::char(3)", "character"),
-        ("'{}'::jsonb", "jsonb"),
-        ("'{1}'::integer[]", "integer[]"),
-        ("'1 day'::interval", "interval"),
-        ("'sad'::mood", "mood"),
-        ("'\\x00'::bytea", "bytea"),
-        ("row(1, 2)", "record"),
-    ] {
-        let message = format!("values of type {name} cannot be counted by a sketch yet");
-        for call in ["hll_agg", "distinct_count", "hll_hash"] {
-            assert_refused(&mut session, &format!("SELECT {call}({value})"), "0A000", &message);
-        }
-    }
-    for call in ["hll_agg(b)", "distinct_count(b)", "hll_agg(a COLLATE same_case)", "hll_agg(b || a)"] {
-        session.batch_execute("INSERT INTO texts VALUES ('a', 'A', 'b')").unwrap();
-        assert_refused(
-            &mut session,
-            &format!("SELECT {call} FROM texts"),
-            "0A000",
-            "nondeterministic collations are not supported by sketches",
-        );
-    }
-    assert_refused(
-        &mut session,
-        "SELECT hll_agg(b || c) FROM texts",
-        "42P22",
-        "could not determine which collation to use for a distinct count",
-    );
-    assert_text(&mut session, "SELECT distinct_count(b COLLATE \"C\") FROM texts", "1");
-    assert_refused(&mut session, "SELECT hll_agg(hll_empty())", "42804", "a sketch cannot be an element of a sketch");
-    for (name, stable) in [
-        ("integer", "t"),
-        ("text", "t"),
-        ("uuid", "t"),
-        ("hll_hashval", "t"),
-        ("numeric", "f"),
-        ("amount", "f"),
-        ("hll", "f"),
-    ] {
-        assert_text(&mut session, &format!("SELECT hash_is_stable('{name}')"), stable);
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod aggregate;
 mod analyze;
+pub(crate) mod canonical;
 mod change_log;
 mod descriptor;
 mod event_trigger;

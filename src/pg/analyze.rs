@@ -3,6 +3,7 @@
 mod substitute;
 mod visit;
 
+use super::canonical::Canonical;
 use pgrx::pg_sys::{self, Node, NodeTag, Oid};
 use pgrx::{PgList, is_a};
 use std::ffi::{CStr, CString, c_char};
@@ -360,6 +361,7 @@ impl AnalysedQuery {
                     type_name: type_name(pg_sys::exprType(expression)),
                     deterministic: deterministic(pg_sys::exprCollation(expression)),
                     has_order: has_order(pg_sys::exprType(expression)),
+                    has_lasting_hash: Canonical::of(pg_sys::exprType(expression)).is_ok_and(Canonical::is_lasting),
                     never_null: never_null(expression, &context.not_null),
                     has_fixed_scale: has_fixed_scale(expression),
                 }

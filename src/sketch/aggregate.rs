@@ -1,6 +1,6 @@
 //! The aggregates over sketches. The path of a row touches the state and returns; everything rare is `#[cold]`.
 
-use super::hash;
+use super::hash::{self, Way};
 use super::memory::{self, Owner};
 use crate::error::Error;
 use crate::pg::aggregate::{self, Context};
@@ -21,18 +21,18 @@ fn state<'c>(call: Call<'c>, position: usize) -> Option<&'c mut [u64]> {
 /// `(state, value [, log2m [, regwidth [, expthresh [, sparseon]]]])`: adds the hash of a value of any type.
 #[inline(always)]
 fn add_value(call: Call<'_>) -> Result<Datum, Error> {
-    let form = call.remembered(|call| hash::form(call, 1))?;
-    add_form(call, form, "hll_agg_trans")
+    let way = call.remembered(|call| hash::way(call, 1))?;
+    add_hashed(call, way, "hll_agg_trans")
 }
 
 /// The same for a given hash.
 #[inline(always)]
 fn add_hash(call: Call<'_>) -> Result<Datum, Error> {
-    add_form(call, Form::Hash, "hll_add_trans")
+    add_hashed(call, Way::Direct(Form::Hash), "hll_add_trans")
 }
 
 #[inline(always)]
-fn add_form(call: Call<'_>, form: Form, function: &'static str) -> Result<Datum, Error> {
+fn add_hashed(call: Call<'_>, way: Way, function: &'static str) -> Result<Datum, Error> {
     let chunk = match state(call, 0) {
         Some(chunk) => chunk,
         None => first_row(call, function)?,
@@ -40,7 +40,7 @@ fn add_form(call: Call<'_>, form: Form, function: &'static str) -> Result<Datum,
     if call.is_null(1) {
         return Ok(aggregate::datum(chunk));
     }
-    let hash = hash::value(call, 1, form);
+    let hash = hash::value(call, 1, way)?;
     match State::over(chunk).add(hash) {
         Ok(()) => Ok(aggregate::datum(chunk)),
         Err(room) => add_to_larger(call, function, chunk, room, hash),

@@ -1,81 +1,93 @@
 //! Any SQL value to a hash, by the rules of `core::sketch::canon`. Its type is looked up once per call site.
 
 use crate::error::{self, Error};
+use crate::pg::Datum;
+use crate::pg::canonical::Canonical;
 use crate::pg::function::{Call, sql_functions};
-use crate::pg::{Datum, Oid, types};
+use std::cell::RefCell;
 use tally_core::sketch::{canon, canon::Form, hash};
+
+/// How the values of an argument are hashed.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    /// At once, from where they lie.
+    Direct(Form),
+    /// Through their byte form.
+    Written(Canonical),
+}
 
 /// How the values of an argument are hashed.
 ///
 /// # Errors
-/// The type, or its collation, has no byte form.
-pub(super) fn form(call: Call<'_>, position: usize) -> Result<Form, Error> {
+/// The type has no byte form and no hash function, or no collation where it needs one.
+pub(super) fn way(call: Call<'_>, position: usize) -> Result<Way, Error> {
     let oid =
         call.base_type(position).ok_or_else(|| Error::new("42804", "could not determine the type of an argument"))?;
-    let Some(form) = Form::of_type(oid.to_u32()) else {
-        return own_form(oid);
-    };
-    if form.is_collated() {
-        check_collation(call.collation())?;
-    }
-    Ok(form)
+    let canonical = Canonical::of(oid)?.under(call.collation())?;
+    Ok(match canonical.form() {
+        Some(form) if is_direct(form) => Way::Direct(form),
+        _ => Way::Written(canonical),
+    })
 }
 
-/// Types that the extension has made itself have no fixed oid.
-fn own_form(oid: Oid) -> Result<Form, Error> {
-    if oid == types::own_type(c"hll_hashval") {
-        return Ok(Form::Hash);
-    }
-    if oid == types::own_type(c"hll") {
-        return Err(Error::new("42804", "a sketch cannot be an element of a sketch").hint(
-            "Use tally.hll_union_agg(hll) to unite sketches, and tally.distinct_count(hll) to count what they hold.",
-        ));
-    }
-    Err(Error::new("0A000", format!("values of type {} cannot be counted by a sketch yet", types::type_name(oid)))
-        .detail("A sketch needs one byte form for all values that are equal, and this type has none yet.")
-        .hint(
-            "Supported are smallint, integer, bigint, oid, boolean, date, timestamp, timestamptz, uuid, text, varchar, name \
-             and domains over them. Cast the value to one of these, if equal values stay equal by that.",
-        ))
-}
-
-fn check_collation(collation: Oid) -> Result<(), Error> {
-    if collation == Oid::INVALID {
-        return Err(Error::new("42P22", "could not determine which collation to use for a distinct count")
-            .hint("Use the COLLATE clause to set the collation explicitly."));
-    }
-    if !types::is_deterministic(collation) {
-        return Err(Error::new("0A000", "nondeterministic collations are not supported by sketches")
-            .detail("Under such a collation, strings of different bytes can be equal, and a sketch compares bytes.")
-            .hint("Add COLLATE \"C\" to the argument to count strings of different bytes as different."));
-    }
-    Ok(())
+fn is_direct(form: Form) -> bool {
+    !matches!(form, Form::Numeric | Form::Interval | Form::TimeWithZone | Form::Network | Form::Bits | Form::Jsonb)
 }
 
 /// The hash of an argument that is not NULL.
 #[inline(always)]
-pub(super) fn value(call: Call<'_>, position: usize, form: Form) -> u64 {
-    match form {
+pub(super) fn value(call: Call<'_>, position: usize, way: Way) -> Result<u64, Error> {
+    let form = match way {
+        Way::Direct(form) => form,
+        Way::Written(canonical) => return written(call, position, canonical),
+    };
+    Ok(match form {
         Form::Boolean => canon::boolean(call.boolean(position)),
+        Form::Byte => canon::byte(call.int32(position) as u8),
         Form::Integer16 => canon::integer(i64::from(call.int16(position))),
         Form::Integer32 => canon::integer(i64::from(call.int32(position))),
         Form::Unsigned32 => canon::integer(i64::from(call.int32(position) as u32)),
         Form::Word64 => canon::integer(call.int64(position)),
+        Form::Real => canon::double(f64::from(f32::from_bits(call.int32(position) as u32))),
+        Form::Double => canon::double(f64::from_bits(call.int64(position) as u64)),
         Form::Uuid => canon::payload(call.fixed::<16>(position)),
-        Form::Text => canon::payload(&call.bytes(position)),
-        Form::Name => canon::name(call.fixed::<64>(position)),
+        Form::MacAddress => canon::payload(call.fixed::<6>(position)),
+        Form::MacAddress8 => canon::payload(call.fixed::<8>(position)),
+        Form::PaddedText => canon::payload(canon::without_padding(&call.bytes(position))),
+        Form::Name => canon::payload(canon::name(call.fixed::<64>(position))),
         Form::Hash => call.int64(position) as u64,
+        // Text and bytea; the others are written.
+        _ => canon::payload(&call.bytes(position)),
+    })
+}
+
+thread_local! {
+    /// Where byte forms are written: one allocation for all rows.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+}
+
+/// A buffer that is larger is given back.
+const KEPT_BYTES: usize = 65_536;
+
+fn written(call: Call<'_>, position: usize, canonical: Canonical) -> Result<u64, Error> {
+    // Taken out: a hash function may be somebody's own, and call this one.
+    let mut buffer = BUFFER.take();
+    buffer.clear();
+    canonical.append(call.datum(position), call.collation(), &mut buffer)?;
+    let hash = canon::payload(&buffer);
+    if buffer.capacity() <= KEPT_BYTES {
+        BUFFER.set(buffer);
     }
+    Ok(hash)
 }
 
 fn hll_hash(call: Call<'_>) -> Result<Datum, Error> {
-    let form = call.remembered(|call| form(call, 0))?;
-    Ok(Datum::from(value(call, 0, form)))
+    let way = call.remembered(|call| way(call, 0))?;
+    Ok(Datum::from(value(call, 0, way)?))
 }
 
 fn hash_is_stable(call: Call<'_>) -> Result<Datum, Error> {
-    let oid = types::base_type(call.oid(0));
-    Ok(Datum::from(Form::of_type(oid.to_u32()).is_some() || oid == types::own_type(c"hll_hashval")))
+    Ok(Datum::from(Canonical::of(call.oid(0)).is_ok_and(Canonical::is_stable)))
 }
 
 /// The seed of a `hll_hash_*` function.

@@ -116,23 +116,6 @@ pub enum Refusal {
     CountsGroups,
 }
 
-/// The types whose values have one byte form per SQL value, so that a sketch of them can be stored.
-pub const HASHED: [&str; 13] = [
-    "smallint",
-    "integer",
-    "bigint",
-    "boolean",
-    "text",
-    "character varying",
-    "date",
-    "timestamp without time zone",
-    "timestamp with time zone",
-    "uuid",
-    "oid",
-    "name",
-    "tally.hll_hashval",
-];
-
 // Either side may be missing: a group that is only stored, or only pending.
 const ADD_COUNT: &str = "COALESCE({a}, 0) OPERATOR(pg_catalog.+) COALESCE({b}, 0)";
 const ADD: &str = "COALESCE({a} OPERATOR(pg_catalog.+) {b}, {a}, {b})";
@@ -415,7 +398,9 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
             }
             (of_an_end(name), "{1}")
         }
-        (("tally", "hll_agg" | "distinct_count"), [kind, ..]) if *kind != "tally.hll" && !HASHED.contains(kind) => {
+        (("tally", "hll_agg" | "distinct_count"), [kind, ..])
+            if *kind != "tally.hll" && !call.arguments[0].has_lasting_hash =>
+        {
             return Err(Refusal::Type { type_name: (*kind).into() });
         }
         (("tally", "hll_agg" | "distinct_count"), [_, ..]) if !call.arguments[0].deterministic => {
@@ -454,6 +439,7 @@ mod tests {
                     type_name: (*kind).into(),
                     deterministic: true,
                     has_order: *kind != "json",
+                    has_lasting_hash: *kind != "json",
                     never_null: false,
                     has_fixed_scale: true,
                 })

@@ -234,6 +234,8 @@ pub struct Argument {
     pub deterministic: bool,
     /// Has its type a default order?
     pub has_order: bool,
+    /// Has every value of its type one hash for ever? Not if that depends on a label that may be renamed, or on the server.
+    pub has_lasting_hash: bool,
     /// Can no value of it be NULL?
     pub never_null: bool,
     /// Are its values numbers with the same number of digits behind the point, so that sums of them have no others?

@@ -41,6 +41,7 @@ fn call(name: &str, argument: &str, kind: &str) -> AggregateCall {
             type_name: kind.into(),
             deterministic: true,
             has_order: true,
+            has_lasting_hash: true,
             never_null: false,
             has_fixed_scale: true,
         }],
