@@ -558,6 +558,80 @@ fn aggregates_of_users_can_be_made_of_the_support_functions() {
 }
 
 #[test]
+fn settings_can_be_made_by_the_functions_of_postgresql_hll() {
+    let (_database, mut session) = session();
+    assert_text(&mut session, "SELECT hll_set_defaults(12, 4, 64, 0)", "(11,5,-1,1)");
+    assert_text(&mut session, "SELECT hll_set_defaults(11, 5, -1, 1)", "(12,4,64,0)");
+    assert_text(
+        &mut session,
+        "SELECT hll_print(hll_empty())",
+        "EMPTY, nregs=2048, nbits=5, expthresh=-1(160), sparseon=1",
+    );
+    assert_text(&mut session, "SELECT hll_set_max_sparse(0)", "-1");
+    assert_text(&mut session, "SELECT hll_type(hll_agg(i)) FROM generate_series(1, 161) AS i", "4");
+    assert_text(&mut session, "SELECT hll_set_max_sparse(-1)", "0");
+    assert_text(&mut session, "SELECT hll_type(hll_agg(i)) FROM generate_series(1, 161) AS i", "3");
+    assert_text(&mut session, "SELECT hll_set_output_version(1)", "1");
+    for (call, sqlstate, message) in [
+        ("hll_set_defaults(18, 5, -1, 1)", "22023", "log2m modifier must be between 0 and 17"),
+        ("hll_set_defaults(11, 5, 3, 1)", "22023", "expthresh modifier must be power of 2"),
+        ("hll_set_max_sparse(-2)", "22000", "sparse threshold must be in range [-1,MAXINT]"),
+        ("hll_set_output_version(2)", "22000", "output version must be 1"),
+    ] {
+        assert_refused(&mut session, &format!("SELECT {call}"), sqlstate, message);
+    }
+    // They last as SET does.
+    session.batch_execute("BEGIN; SELECT hll_set_max_sparse(7); ROLLBACK").unwrap();
+    assert_text(&mut session, "SHOW tally.hll_max_sparse", "-1");
+}
+
+#[test]
+fn thresholds_are_shown_as_asked_for_and_as_they_are() {
+    let (_database, mut session) = session();
+    for (parameters, expected) in
+        [("", "(-1,160)"), ("17, 7", "(-1,14336)"), ("11, 5, 0", "(0,0)"), ("11, 5, 128", "(128,128)")]
+    {
+        assert_text(&mut session, &format!("SELECT hll_expthresh(hll_empty({parameters}))"), expected);
+    }
+    assert_text(&mut session, "SELECT effective FROM hll_expthresh(hll_empty())", "160");
+}
+
+/// The length of the type decides, as in postgresql-hll.
+#[test]
+fn any_value_is_hashed_by_its_own_bytes() {
+    let (_database, mut session) = session();
+    session.batch_execute("CREATE DOMAIN small AS smallint; CREATE TYPE mood AS ENUM ('sad', 'ok')").unwrap();
+    for (value, same) in [
+        ("true", "hll_hash_boolean(true)"),
+        ("'a'::\"char\"", "hll_hash_bytea('a')"),
+        ("(-7)::smallint", "hll_hash_smallint((-7)::smallint)"),
+        ("7::small", "hll_hash_smallint(7::smallint)"),
+        ("(-7)", "hll_hash_integer(-7)"),
+        ("date '2000-01-08'", "hll_hash_integer(7)"),
+        ("1.5::real", "hll_hash_bytea('\\x0000c03f')"),
+        ("1.5::float8", "hll_hash_bytea('\\x000000000000f83f')"),
+        ("(-7)::bigint", "hll_hash_bigint(-7)"),
+        ("timestamp '2000-01-01 00:00:01'", "hll_hash_bigint(1000000)"),
+        ("'hello'::text", "hll_hash_text('hello')"),
+        ("'a  '::char(3)", "hll_hash_text('a  ')"),
+        ("'\\x00ff'::bytea", "hll_hash_bytea('\\x00ff')"),
+        ("repeat('x', 10000)", "hll_hash_text(repeat('x', 10000))"),
+        ("uuid '00000000-0000-0000-0000-0000000000ab'", "hll_hash_uuid('00000000-0000-0000-0000-0000000000ab')"),
+        ("macaddr8 '08:00:2b:01:02:03:04:05'", "hll_hash_bytea('\\x08002b0102030405')"),
+        ("macaddr '08:00:2b:01:02:03'", "hll_hash_bytea('\\x08002b010203')"),
+        ("interval '1 month 2 days 3 microseconds'", "hll_hash_bytea('\\x00000000000000030000000200000001')"),
+        ("'hello'::name", "hll_hash_text('hello')"),
+    ] {
+        assert_text(&mut session, &format!("SELECT hll_hash_any({value})::text = {same}::text"), "t");
+    }
+    assert_text(
+        &mut session,
+        "SELECT hll_hash_any(7, 5) = hll_hash_integer(7, 5) AND hll_hash_any('a'::text, 5) = hll_hash_text('a', 5)",
+        "t",
+    );
+}
+
+#[test]
 fn a_sketch_that_names_a_register_twice_is_read_by_its_last_word() {
     let (_database, mut session) = session();
     // Register 2 is given the values 3 and then 2.

@@ -60,6 +60,17 @@ COMMENT ON FUNCTION tally.hll_regwidth(tally.hll) IS 'bits per register';
 CREATE FUNCTION tally.hll_sparseon(tally.hll) RETURNS integer
 AS 'MODULE_PATHNAME', 'tally_hll_sparseon' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_sparseon(tally.hll) IS 'may the sketch be stored without its empty registers? 1 or 0';
+CREATE FUNCTION tally._hll_threshold(tally.hll, is_effective boolean) RETURNS bigint
+AS 'MODULE_PATHNAME', 'tally_hll_threshold' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally._hll_threshold(tally.hll, boolean) IS 'what tally.hll_expthresh is made of';
+CREATE FUNCTION tally.hll_expthresh(tally.hll, OUT specified bigint, OUT effective bigint)
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT tally._hll_threshold($1, false), tally._hll_threshold($1, true);
+END;
+COMMENT ON FUNCTION tally.hll_expthresh(tally.hll) IS
+  'up to how many values the sketch counts exactly, as it was asked for (-1: by size) and in fact';
+
 
 CREATE OPERATOR tally.|| (LEFTARG = tally.hll, RIGHTARG = tally.hll, FUNCTION = tally.hll_union, COMMUTATOR = OPERATOR(tally.||));
 COMMENT ON OPERATOR tally.|| (tally.hll, tally.hll) IS 'union of two sketches';
@@ -78,7 +89,7 @@ COMMENT ON FUNCTION tally.hll_hash(anyelement) IS 'hash as tally.hll_agg makes i
 CREATE FUNCTION tally.hash_is_stable(type regtype) RETURNS boolean
 AS 'MODULE_PATHNAME', 'tally_hash_is_stable' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hash_is_stable(regtype) IS
-  'do values of the type have a hash that no server version, platform or collation can change? Other types cannot be counted yet';
+  'do values of the type have a hash that no server version, platform or collation can change? Others are hashed by the functions of PostgreSQL';
 
 CREATE FUNCTION tally.hll_hash_boolean(boolean, seed integer DEFAULT 0) RETURNS tally.hll_hashval
 AS 'MODULE_PATHNAME', 'tally_hll_hash_boolean' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
@@ -98,6 +109,56 @@ COMMENT ON FUNCTION tally.hll_hash_bytea(bytea, integer) IS 'hash of bytes, as i
 CREATE FUNCTION tally.hll_hash_text(text, seed integer DEFAULT 0) RETURNS tally.hll_hashval
 AS 'MODULE_PATHNAME', 'tally_hll_hash_bytes' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_hash_text(text, integer) IS 'hash of the bytes of a text, as in postgresql-hll';
+CREATE FUNCTION tally.hll_hash_any(anyelement, seed integer DEFAULT 0) RETURNS tally.hll_hashval
+AS 'MODULE_PATHNAME', 'tally_hll_hash_any' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.hll_hash_any(anyelement, integer) IS
+  'hash of the bytes of a value of any type, as in postgresql-hll: equal values may have different bytes, see tally.hll_hash';
 CREATE FUNCTION tally.hll_hash_uuid(uuid, seed integer DEFAULT 0) RETURNS tally.hll_hashval
 AS 'MODULE_PATHNAME', 'tally_hll_hash_uuid' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_hash_uuid(uuid, integer) IS 'hash of the 16 bytes of a uuid';
+
+-- Settings by the functions of postgresql-hll. They last as SET does.
+
+CREATE FUNCTION tally.hll_set_defaults(
+  i_log2m integer, i_regwidth integer, i_expthresh bigint, i_sparseon integer,
+  OUT o_log2m integer, OUT o_regwidth integer, OUT o_expthresh bigint, OUT o_sparseon integer)
+LANGUAGE plpgsql STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  checked tally.hll := tally.hll_empty(i_log2m, i_regwidth, i_expthresh, i_sparseon);
+BEGIN
+  o_log2m := current_setting('tally.hll_default_log2m');
+  o_regwidth := current_setting('tally.hll_default_regwidth');
+  o_expthresh := current_setting('tally.hll_default_expthresh');
+  o_sparseon := current_setting('tally.hll_default_sparseon');
+  PERFORM set_config('tally.hll_default_log2m', i_log2m::text, false), set_config('tally.hll_default_regwidth', i_regwidth::text, false),
+          set_config('tally.hll_default_expthresh', i_expthresh::text, false), set_config('tally.hll_default_sparseon', i_sparseon::text, false);
+END
+$$;
+COMMENT ON FUNCTION tally.hll_set_defaults(integer, integer, bigint, integer) IS
+  'sets the four settings tally.hll_default_*, and gives what they were before; as in postgresql-hll';
+
+CREATE FUNCTION tally.hll_set_max_sparse(integer) RETURNS integer
+LANGUAGE plpgsql STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  before integer := current_setting('tally.hll_max_sparse');
+BEGIN
+  IF $1 < -1 THEN
+    RAISE EXCEPTION 'sparse threshold must be in range [-1,MAXINT]' USING ERRCODE = '22000', HINT = '-1 leaves it to the size.';
+  END IF;
+  PERFORM set_config('tally.hll_max_sparse', $1::text, false);
+  RETURN before;
+END
+$$;
+COMMENT ON FUNCTION tally.hll_set_max_sparse(integer) IS
+  'sets tally.hll_max_sparse, and gives what it was before; as in postgresql-hll';
+
+CREATE FUNCTION tally.hll_set_output_version(integer) RETURNS integer
+LANGUAGE plpgsql STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF $1 <> 1 THEN
+    RAISE EXCEPTION 'output version must be 1' USING ERRCODE = '22000', HINT = 'There is no other version of the stored format.';
+  END IF;
+  RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION tally.hll_set_output_version(integer) IS 'checks that the version of the stored format is 1; as in postgresql-hll';

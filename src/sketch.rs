@@ -225,5 +225,11 @@ sql_functions! {
     tally_hll_type => |call: Call<'_>| header(call).and_then(|(kind, _)| integer(kind as i32)),
     tally_hll_log2m => |call: Call<'_>| header(call).and_then(|(_, params)| integer(params.log2m() as i32)),
     tally_hll_regwidth => |call: Call<'_>| header(call).and_then(|(_, params)| integer(params.width() as i32)),
+    tally_hll_threshold => |call: Call<'_>| {
+        let (_, params) = header(call)?;
+        let is_effective = call.boolean(1);
+        let threshold = if is_effective { params.threshold() as i64 } else { params.specified_threshold() };
+        Ok(Datum::from(threshold))
+    },
     tally_hll_sparseon => |call: Call<'_>| header(call).and_then(|(_, params)| integer(params.sparse() as i32)),
 }

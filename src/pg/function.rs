@@ -7,6 +7,7 @@
 use super::varlena::Bytes;
 use crate::error::Error;
 use pgrx::pg_sys::{self, Datum, Oid};
+use std::ffi::CStr;
 use std::marker::PhantomData;
 
 /// One call of a function. What it lends lives as long as the call.
@@ -88,6 +89,12 @@ impl<'c> Call<'c> {
     pub(crate) fn fixed<const LENGTH: usize>(self, position: usize) -> &'c [u8; LENGTH] {
         // SAFETY: the declared type has this length, so that the datum points to so many bytes, valid for the call.
         unsafe { &*self.datum(position).cast_mut_ptr::<[u8; LENGTH]>() }
+    }
+
+    /// An argument of type cstring, without the zero byte at its end.
+    pub(crate) fn c_string(self, position: usize) -> &'c [u8] {
+        // SAFETY: the declared type is cstring, so that the datum points to bytes up to a zero byte, valid for the call.
+        unsafe { CStr::from_ptr(self.datum(position).cast_mut_ptr()) }.to_bytes()
     }
 
     /// The collation that the call is made with; invalid if the arguments have none or conflicting ones.

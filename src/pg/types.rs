@@ -1,5 +1,6 @@
 //! What the catalogs say about types and collations.
 
+use super::varlena::Bytes;
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::CStr;
 
@@ -16,6 +17,25 @@ pub(crate) fn own_type(name: &CStr) -> Oid {
             pg_sys::Datum::from(0),
             pg_sys::Datum::from(0),
         )
+    }
+}
+
+/// How many bytes the values of a type have, or -1 if that is in their header and -2 for strings that end with a zero byte; and whether
+/// they are no references to these bytes.
+pub(crate) fn layout(oid: Oid) -> (i16, bool) {
+    let (mut length, mut is_by_value) = (0, false);
+    // SAFETY: a catalog look-up; an unknown type gives an error of PostgreSQL.
+    unsafe { pg_sys::get_typlenbyval(oid, &mut length, &mut is_by_value) };
+    (length, is_by_value)
+}
+
+/// What the binary protocol sends of a value of this type.
+pub(crate) fn sent(oid: Oid, value: pg_sys::Datum) -> Bytes<'static> {
+    let (mut function, mut is_of_variable_length) = (Oid::INVALID, false);
+    // SAFETY: catalog look-ups; the function takes a value of the type and gives a new bytea.
+    unsafe {
+        pg_sys::getTypeBinaryOutputInfo(oid, &mut function, &mut is_of_variable_length);
+        Bytes::detoast(pg_sys::Datum::from(pg_sys::OidSendFunctionCall(function, value)))
     }
 }
 

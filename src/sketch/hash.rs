@@ -1,9 +1,9 @@
 //! Any SQL value to a hash, by the rules of `core::sketch::canon`. Its type is looked up once per call site.
 
 use crate::error::{self, Error};
-use crate::pg::Datum;
 use crate::pg::canonical::Canonical;
 use crate::pg::function::{Call, sql_functions};
+use crate::pg::{Datum, types};
 use std::cell::RefCell;
 use tally_core::sketch::{canon, canon::Form, hash};
 
@@ -104,7 +104,31 @@ fn own_bytes(word: u64, length: u64, seed: i32) -> Result<Datum, Error> {
     Ok(Datum::from(hash::short(word, length, seed)))
 }
 
+/// Any value by its own bytes, by the rule of postgresql-hll: the length of the type decides.
+fn any_bytes(call: Call<'_>) -> Result<Datum, Error> {
+    let (oid, length, is_by_value) = call.remembered(|call| {
+        let oid =
+            call.base_type(0).ok_or_else(|| Error::new("42804", "could not determine the type of an argument"))?;
+        let (length, is_by_value) = types::layout(oid);
+        Ok((oid, length, is_by_value))
+    })?;
+    let seed = seed(call);
+    let hash = match length {
+        1 | 2 | 4 | 8 if is_by_value => {
+            // The other bytes of the word belong to nobody.
+            let word = call.int64(0) as u64 & (u64::MAX >> (64 - 8 * length));
+            hash::short(word, length as u64, seed)
+        }
+        8 => hash::bytes(call.fixed::<8>(0), seed),
+        -1 => hash::bytes(&call.bytes(0), seed),
+        -2 => hash::bytes(call.c_string(0), seed),
+        _ => hash::bytes(&types::sent(oid, call.datum(0)), seed),
+    };
+    Ok(Datum::from(hash))
+}
+
 sql_functions! {
+    tally_hll_hash_any => any_bytes,
     tally_hll_hash => hll_hash,
     tally_hash_is_stable => hash_is_stable,
     tally_hll_hash_boolean => |call: Call<'_>| own_bytes(u64::from(call.boolean(0)), 1, seed(call)),
