@@ -24,7 +24,7 @@ fn starts(jobs: &[Job], free_slots: usize, now: i64) -> Vec<usize> {
 
 #[test]
 fn a_job_starts_when_it_is_due_and_not_before() {
-    assert_eq!(starts(&[waiting(1, 10)], 4, 9), []);
+    assert!(starts(&[waiting(1, 10)], 4, 9).is_empty());
     assert_eq!(starts(&[waiting(1, 10)], 4, 10), [0]);
 }
 
@@ -36,7 +36,7 @@ fn one_worker_is_started_for_all_due_jobs_of_a_group() {
 #[test]
 fn a_second_worker_comes_when_the_first_is_busy_for_too_long() {
     let jobs = [running(1), waiting(1, 0)];
-    assert_eq!(starts(&jobs, 4, 99_999), []);
+    assert!(starts(&jobs, 4, 99_999).is_empty());
     assert_eq!(next_look(&jobs, Timestamp(50_000)), Some(Timestamp(100_000)));
     assert_eq!(starts(&jobs, 4, 100_000), [1]);
 }
@@ -44,7 +44,7 @@ fn a_second_worker_comes_when_the_first_is_busy_for_too_long() {
 #[test]
 fn the_last_slot_is_kept_for_a_group_without_a_worker() {
     let jobs = [running(1), waiting(1, 0), waiting(2, 5 * SECOND)];
-    assert_eq!(starts(&jobs, 1, 4 * SECOND), []);
+    assert!(starts(&jobs, 1, 4 * SECOND).is_empty());
     assert_eq!(starts(&jobs, 1, 5 * SECOND), [2]);
     assert_eq!(starts(&jobs, 3, 5 * SECOND), [2, 1]);
 }
@@ -52,7 +52,7 @@ fn the_last_slot_is_kept_for_a_group_without_a_worker() {
 #[test]
 fn held_jobs_do_not_run() {
     let held = Job { state: State::Held, ..waiting(1, 0) };
-    assert_eq!(starts(&[held], 4, SECOND), []);
+    assert!(starts(&[held], 4, SECOND).is_empty());
     assert_eq!(next_look(&[held], Timestamp(0)), None);
 }
 
