@@ -30,6 +30,7 @@ mod standby;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
 /// The traps of incremental counting, by number.
+mod topn;
 mod traps;
 /// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.
 mod workers;

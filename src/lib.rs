@@ -20,6 +20,7 @@ mod seal;
 mod settings;
 mod sketch;
 mod tags;
+mod topn;
 mod workers;
 
 pgrx::pg_module_magic!();
@@ -39,6 +40,7 @@ extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups",
 extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);
 extension_sql_file!("../sql/sketch_functions.sql", name = "sketch_functions", requires = ["sketch_types"]);
 extension_sql_file!("../sql/sketch_aggregates.sql", name = "sketch_aggregates", requires = ["sketch_functions"]);
+extension_sql_file!("../sql/topn.sql", name = "topn", requires = ["bootstrap"]);
 
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]

@@ -3,9 +3,11 @@
 
 pub(crate) mod aggregate;
 mod analyze;
+pub(crate) mod array;
 pub(crate) mod canonical;
 mod change_log;
 mod descriptor;
+pub(crate) mod encoding;
 mod event_trigger;
 pub(crate) mod function;
 mod lock;

@@ -2,7 +2,7 @@
 
 mod sketch;
 
-pub(crate) use sketch::{hll_estimator, hll_packing, hll_params};
+pub(crate) use sketch::{hll_estimator, hll_packing, hll_params, topn_counters};
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::time::Duration;

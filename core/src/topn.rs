@@ -48,6 +48,7 @@
 mod error;
 pub mod json;
 pub mod state;
+pub mod text;
 pub mod wire;
 
 pub use error::Error;

@@ -76,7 +76,7 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
         "ordered-set",
         "",
     ),
-    ("SELECT tenant, tally.distinct_count(note) FROM events GROUP BY 1", "0A000", "of type jsonb", "Cast"),
+    ("SELECT tenant, tally.distinct_count(row(note)) FROM events GROUP BY 1", "0A000", "of type record", "Cast"),
     ("SELECT tenant, mine(tenant) FROM events GROUP BY 1", "0A000", "it has no combine function", "COMBINEFUNC"),
     (
         "SELECT tenant, shifty(tenant) FROM events GROUP BY 1",

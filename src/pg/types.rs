@@ -1,5 +1,6 @@
 //! What the catalogs say about types and collations.
 
+use super::function::Call;
 use super::varlena::Bytes;
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::CStr;
@@ -37,6 +38,41 @@ pub(crate) fn sent(oid: Oid, value: pg_sys::Datum) -> Bytes<'static> {
         pg_sys::getTypeBinaryOutputInfo(oid, &mut function, &mut is_of_variable_length);
         Bytes::detoast(pg_sys::Datum::from(pg_sys::OidSendFunctionCall(function, value)))
     }
+}
+
+/// The output function of a type, looked up for a call site.
+#[derive(Clone, Copy)]
+pub(crate) struct Output(*mut pg_sys::FmgrInfo);
+
+impl Output {
+    pub(crate) fn of(call: Call<'_>, oid: Oid) -> Self {
+        let (mut function, mut is_of_variable_length) = (Oid::INVALID, false);
+        // SAFETY: catalog look-ups; the memory of flinfo lives as long as it, and palloc aligns for every type.
+        unsafe {
+            pg_sys::getTypeOutputInfo(oid, &mut function, &mut is_of_variable_length);
+            let memory = (*(*call.info()).flinfo).fn_mcxt;
+            let found = pg_sys::MemoryContextAllocZero(memory, size_of::<pg_sys::FmgrInfo>()).cast();
+            pg_sys::fmgr_info_cxt(function, found, memory);
+            Self(found)
+        }
+    }
+
+    /// The text of a value of the type, in the memory of the call.
+    pub(crate) fn text<'c>(self, value: pg_sys::Datum) -> &'c [u8] {
+        // SAFETY: the function takes a value of the type and gives a new string that ends with a zero byte.
+        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.0, value)) }.to_bytes()
+    }
+}
+
+// pgrx declares this with a guard, and then it is no function pointer of C any more; here it is only passed on.
+unsafe extern "C-unwind" {
+    fn interval_justify_interval(info: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+}
+
+/// An interval that equals another one only if both have the same months, days and time.
+pub(crate) fn justified_interval(interval: pg_sys::Datum) -> pg_sys::Datum {
+    // SAFETY: the function takes one interval.
+    unsafe { pg_sys::DirectFunctionCall1Coll(Some(interval_justify_interval), Oid::INVALID, interval) }
 }
 
 /// The name of a type as SQL writes it.

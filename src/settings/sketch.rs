@@ -2,6 +2,7 @@
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use tally_core::sketch::{self, Packing, Params};
+use tally_core::topn::{self, Counters};
 
 /// [`sketch::Estimator`] as a setting.
 #[derive(Clone, Copy, PostgresGucEnum)]
@@ -18,6 +19,7 @@ static HLL_DEFAULT_REGWIDTH: GucSetting<i32> = GucSetting::<i32>::new(5);
 static HLL_DEFAULT_EXPTHRESH: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static HLL_DEFAULT_SPARSEON: GucSetting<i32> = GucSetting::<i32>::new(1);
 static HLL_MAX_SPARSE: GucSetting<i32> = GucSetting::<i32>::new(-1);
+static TOPN_COUNTERS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 
 pub(super) fn define() {
     GucRegistry::define_enum_guc(
@@ -78,6 +80,21 @@ pub(super) fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"tally.topn_counters",
+        c"Sets how many items a new top-N sketch keeps count of.",
+        c"Counts are exact up to so many different items. Beyond that no count is wrong by more than a share of one in so many of all.",
+        &TOPN_COUNTERS,
+        1,
+        topn::MAX_COUNTERS as i32,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+}
+
+/// The number of counters of a new top-N sketch.
+pub(crate) fn topn_counters(given: Option<i64>) -> Result<Counters, topn::Error> {
+    Counters::new(given.unwrap_or_else(|| i64::from(TOPN_COUNTERS.get())))
 }
 
 /// The formula for counts.

@@ -230,6 +230,16 @@ fn of_an_end(name: &str) -> Vec<PartialForm> {
     vec![PartialForm { suffix: "at", ..at }, PartialForm { beside: Some(0), ..value }]
 }
 
+/// Types whose text is the same in every session: dates, times and floats are written as settings say.
+const WITH_ONE_TEXT: [&str; 9] =
+    ["smallint", "integer", "bigint", "numeric", "boolean", "text", "character varying", "name", "uuid"];
+
+const fn top_n(function: &'static str) -> PartialForm {
+    let merge = "COALESCE(tally.topn_union({a}, {b}), {a}, {b})";
+    let gather = "tally.topn_union_agg({x}){filter}";
+    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, merge, gather) }
+}
+
 const fn sketch(function: &'static str) -> PartialForm {
     let gather = "tally.hll_union_agg({x}){filter}";
     PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, UNION, gather) }
@@ -416,6 +426,18 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
             (vec![sketch("tally.hll_union_agg")], "CASE WHEN {0} IS NULL THEN 0 ELSE tally.hll_count({0}) END")
         }
         (("tally", "distinct_count"), [_]) => (vec![sketch("tally.hll_agg")], "COALESCE(tally.hll_count({0}), 0)"),
+        (("tally", "topn_agg" | "topn_add_agg"), [kind, ..])
+            if !WITH_ONE_TEXT.contains(kind) && *kind != "character" =>
+        {
+            return Err(Refusal::Type { type_name: (*kind).into() });
+        }
+        (("tally", "topn_agg" | "topn_add_agg"), [_, _])
+            if call.arguments[1].expression.sql.parse::<i32>().is_err() =>
+        {
+            return Err(Refusal::VaryingPrecision);
+        }
+        (("tally", "topn_agg" | "topn_add_agg"), [_] | [_, _]) => (vec![top_n("tally.topn_agg")], "{0}"),
+        (("tally", "topn_union_agg"), ["tally.topn"]) => (vec![top_n("tally.topn_union_agg")], "{0}"),
         _ => return Err(Refusal::Unknown),
     };
     Ok(Algebra { partials, finish })
@@ -520,6 +542,21 @@ mod tests {
         assert_eq!(algebra(&varying), Err(Refusal::VaryingPrecision));
         varying.arguments[1].expression.sql = "14".into();
         assert!(algebra(&varying).is_ok());
+    }
+
+    #[test]
+    fn a_list_of_the_most_frequent_takes_what_has_one_text() {
+        for kind in ["bigint", "text", "character", "numeric"] {
+            assert_eq!(
+                algebra(&call("tally", "topn_add_agg", &[kind])).unwrap().partials[0].function,
+                "tally.topn_agg"
+            );
+        }
+        for kind in ["date", "double precision", "timestamp with time zone", "mood"] {
+            let refused = Err(Refusal::Type { type_name: kind.into() });
+            assert_eq!(algebra(&call("tally", "topn_agg", &[kind])), refused);
+        }
+        assert_eq!(algebra(&call("tally", "topn_agg", &["text", "integer"])), Err(Refusal::VaryingPrecision));
     }
 
     #[test]

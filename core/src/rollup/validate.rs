@@ -619,7 +619,7 @@ impl fmt::Display for Error {
                 Refusal::Variadic => write!(f, "a rollup cannot keep a call with VARIADIC: {sql}"),
                 Refusal::Type { type_name } => write!(f, "a rollup cannot keep {sql} of type {type_name}"),
                 Refusal::NoOrder { type_name } => write!(f, "type {type_name} in {sql} has no order"),
-                Refusal::VaryingPrecision => write!(f, "the precision of a sketch must be a literal: {sql}"),
+                Refusal::VaryingPrecision => write!(f, "the size of a sketch must be a literal: {sql}"),
                 Refusal::GatheredBy { column, function } => {
                     let function = function.trim_start_matches("pg_catalog.");
                     write!(f, "a rollup over a rollup cannot keep {sql}: {column} is gathered by {function}")
@@ -658,7 +658,7 @@ impl Explain for Error {
             }
             Self::Aggregate { refusal: Refusal::Unknown | Refusal::NoCombine | Refusal::InternalState, .. } => Some(
                 "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
-                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg, \
+                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg, tally.topn_agg, tally.topn_union_agg, \
                  tally.distinct_count, and aggregates with a combine function whose states can be stored."
                     .into(),
             ),
@@ -715,7 +715,7 @@ impl Explain for Error {
                 Refusal::NoOrder { .. } => {
                     "Cast it to a type with a default btree operator class, such as text or jsonb."
                 }
-                Refusal::VaryingPrecision => "Write a number between 0 and 17, or leave it out.",
+                Refusal::VaryingPrecision => "Write a number, or leave it out.",
                 Refusal::NondeterministicCollation => "Add COLLATE \"C\" to the argument.",
                 Refusal::NotGathered { .. } => {
                     "Keep its parts as columns of the rollup below, such as sum(x) and count(x) of an average, and use \

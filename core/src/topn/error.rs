@@ -44,8 +44,6 @@ pub enum Error {
     Json(String),
     /// A JSON text names an item with the character U+0000.
     ZeroCharacter,
-    /// An item for JSON that is not UTF-8.
-    NotText,
     /// Bytes that one process of a parallel query sent to another.
     State(&'static str),
 }
@@ -84,7 +82,6 @@ impl fmt::Display for Error {
             }
             Self::Json(found) => write!(f, "invalid JSON for topn: {found}"),
             Self::ZeroCharacter => f.write_str("item of topn cannot contain the character \\u0000"),
-            Self::NotText => f.write_str("item of topn is not valid UTF-8 and cannot be shown as JSON"),
             Self::State(found) => write!(f, "invalid state of a topn aggregate: {found}"),
         }
     }
@@ -98,7 +95,6 @@ impl Explain for Error {
             Self::TotalTooLarge => "22003",
             Self::Json(_) => "22P02",
             Self::ZeroCharacter => "22P05",
-            Self::NotText => "22021",
             Self::State(_) => "22P03",
             _ => "22000",
         }

@@ -3,7 +3,8 @@
 
 use super::{Error, MAX_TOTAL, Packed};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde::ser::{Error as _, Serialize, Serializer};
+use serde::ser::{Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 
 /// Reads a JSON object and hands over each item with its count, in the order of the text: to
@@ -26,13 +27,10 @@ pub fn read<E: From<Error>>(text: &str, each: impl FnMut(&str, u64) -> Result<()
     }
 }
 
-/// Writes the items with the least that they can have occurred, most frequent first.
-///
-/// # Errors
-/// [`Error::NotText`].
-pub fn write(packed: &Packed<'_>) -> Result<String, Error> {
-    // Nothing else can fail: the keys are strings, and memory takes everything.
-    serde_json::to_string(&Frequencies(packed)).map_err(|_| Error::NotText)
+/// Writes the items with the least that they can have occurred, most frequent first. `text` gives an item in UTF-8.
+pub fn write<'a>(packed: &Packed<'a>, text: impl Fn(&'a [u8]) -> Cow<'a, str>) -> String {
+    // The keys are strings, and memory takes everything.
+    serde_json::to_string(&Frequencies(packed, text)).unwrap_or_default()
 }
 
 struct Object<'f, F, E> {
@@ -85,15 +83,10 @@ impl Visitor<'_> for Count {
     }
 }
 
-struct Frequencies<'p, 'a>(&'p Packed<'a>);
+struct Frequencies<'p, 'a, F>(&'p Packed<'a>, F);
 
-impl Serialize for Frequencies<'_, '_> {
+impl<'a, F: Fn(&'a [u8]) -> Cow<'a, str>> Serialize for Frequencies<'_, 'a, F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if !self.0.entries().all(|entry| std::str::from_utf8(entry.item).is_ok()) {
-            return Err(S::Error::custom(Error::NotText));
-        }
-        let frequencies =
-            self.0.entries().map(|entry| (std::str::from_utf8(entry.item).unwrap_or_default(), entry.lower));
-        serializer.collect_map(frequencies)
+        serializer.collect_map(self.0.entries().map(|entry| (self.1(entry.item), entry.lower)))
     }
 }
