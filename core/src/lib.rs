@@ -14,6 +14,8 @@ pub mod ident;
 pub mod partition;
 pub mod rollup;
 pub mod schedule;
+#[allow(unsafe_code)]
+mod simd;
 pub mod sketch;
 pub mod snapshot;
 pub mod topn;

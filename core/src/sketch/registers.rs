@@ -1,16 +1,10 @@
-//! Kernels over registers, one byte per register: the scalar versions. Vector versions may replace them; they must give the
-//! same results at every length.
+//! Operations on registers, one byte per register, and their packed form: words of w bits, the first one in the high bits.
 //!
-//! Packed registers are words of w bits, the first one in the high bits. Eight of them fill w bytes exactly, so a group of
-//! eight is read as one integer and spread over the bytes of another one by halves: 8 w -> 2 x 4 w -> 4 x 2 w -> 8 x w.
-//! Only sketches of fewer than eight registers need single bits ([`Bits`]).
+//! Registers of 5 bits have vector kernels ([`simd`]); the other widths and sketches of fewer than eight registers, which do
+//! not fill whole bytes ([`Bits`]), go through scalar code.
 #![forbid(unsafe_code)]
 
-/// Registers per group.
-const GROUP: usize = 8;
-const LOW_HALVES: u64 = 0x0000_0001_0000_0001;
-const LOW_QUARTERS: u64 = 0x0001_0001_0001_0001;
-const SIGNS: u64 = 0x8080_8080_8080_8080;
+use crate::simd::{self, GROUP, SIGNS, scalar};
 
 /// How often each register value occurs; a register has at most 7 bits.
 pub(super) type Histogram = [u32; 128];
@@ -41,115 +35,75 @@ pub(super) fn maximum(registers: &mut [u8], others: &[u8]) {
 
 /// The same with packed registers.
 pub(super) fn maximum_packed(registers: &mut [u8], packed: &[u8], width: u32) {
+    fn groups<const W: usize>(registers: &mut [u8], packed: &[u8]) {
+        scalar::maximum_packed(registers.as_chunks_mut().0, packed.as_chunks::<W>().0);
+    }
+    if registers.len() < GROUP {
+        for (register, value) in registers.iter_mut().zip(Bits::new(packed, width)) {
+            *register = (*register).max(value as u8);
+        }
+        return;
+    }
     match width {
-        1 => maximum_groups::<1>(registers, packed),
-        2 => maximum_groups::<2>(registers, packed),
-        3 => maximum_groups::<3>(registers, packed),
-        4 => maximum_groups::<4>(registers, packed),
-        5 => maximum_groups::<5>(registers, packed),
-        6 => maximum_groups::<6>(registers, packed),
-        _ => maximum_groups::<7>(registers, packed),
+        1 => groups::<1>(registers, packed),
+        2 => groups::<2>(registers, packed),
+        3 => groups::<3>(registers, packed),
+        4 => groups::<4>(registers, packed),
+        5 => simd::maximum_packed(registers.as_chunks_mut().0, packed.as_chunks().0),
+        6 => groups::<6>(registers, packed),
+        _ => groups::<7>(registers, packed),
     }
 }
 
 /// Writes registers as packed words.
 pub(super) fn pack(registers: &[u8], packed: &mut [u8], width: u32) {
+    fn groups<const W: usize>(registers: &[u8], packed: &mut [u8]) {
+        scalar::pack(registers.as_chunks().0, packed.as_chunks_mut::<W>().0);
+    }
+    if registers.len() < GROUP {
+        let mut out = BitWriter::new(packed);
+        for register in registers {
+            out.put(u32::from(*register), width);
+        }
+        return out.finish();
+    }
     match width {
-        1 => pack_groups::<1>(registers, packed),
-        2 => pack_groups::<2>(registers, packed),
-        3 => pack_groups::<3>(registers, packed),
-        4 => pack_groups::<4>(registers, packed),
-        5 => pack_groups::<5>(registers, packed),
-        6 => pack_groups::<6>(registers, packed),
-        _ => pack_groups::<7>(registers, packed),
+        1 => groups::<1>(registers, packed),
+        2 => groups::<2>(registers, packed),
+        3 => groups::<3>(registers, packed),
+        4 => groups::<4>(registers, packed),
+        5 => simd::pack(registers.as_chunks().0, packed.as_chunks_mut().0),
+        6 => groups::<6>(registers, packed),
+        _ => groups::<7>(registers, packed),
     }
 }
 
 /// Number of registers that are not 0.
 pub(super) fn filled(registers: &[u8]) -> usize {
-    registers.iter().filter(|register| **register != 0).count()
+    let (groups, rest) = registers.as_chunks::<GROUP>();
+    // A byte of a sum counts one register of each group. Registers are below 128, so bit 7 is free to say "not 0".
+    let sums = groups.chunks(255).map(|groups| {
+        let bits = groups.iter().map(|group| ((u64::from_le_bytes(*group) + !SIGNS) & SIGNS) >> 7);
+        bits.sum::<u64>().to_le_bytes().iter().map(|count| usize::from(*count)).sum::<usize>()
+    });
+    sums.sum::<usize>() + rest.iter().filter(|register| **register != 0).count()
 }
 
-/// Four tables, because neighbours often are equal and one counter would have to wait for itself.
-pub(super) fn histogram(registers: &[u8]) -> Histogram {
-    let mut counts = [[0u32; 128]; 4];
+/// Adds how often each value occurs. Four tables, because neighbours often are equal and one counter would have to wait for
+/// itself.
+pub(super) fn histogram(registers: &[u8], counts: &mut Histogram) {
+    let mut tables = [[0u32; 128]; 4];
     let (quads, rest) = registers.as_chunks::<4>();
     for quad in quads {
-        for (table, register) in counts.iter_mut().zip(quad) {
+        for (table, register) in tables.iter_mut().zip(quad) {
             table[usize::from(register & 0x7f)] += 1;
         }
     }
     for register in rest {
-        counts[0][usize::from(register & 0x7f)] += 1;
+        tables[0][usize::from(register & 0x7f)] += 1;
     }
-    std::array::from_fn(|value| counts[0][value] + counts[1][value] + counts[2][value] + counts[3][value])
-}
-
-const fn low(bits: usize) -> u64 {
-    (1u64 << bits) - 1
-}
-
-/// Eight words of W bits, the first one highest, become the eight bytes of an integer, the first one lowest.
-#[inline(always)]
-fn spread<const W: usize>(words: u64) -> u64 {
-    let halves = (words & low(4 * W)) | ((words >> (4 * W)) << 32);
-    let mask = LOW_HALVES * low(2 * W);
-    let quarters = (halves & mask) | (((halves >> (2 * W)) & mask) << 16);
-    let mask = LOW_QUARTERS * low(W);
-    let bytes = (quarters & mask) | (((quarters >> W) & mask) << 8);
-    bytes.swap_bytes()
-}
-
-/// The reverse of [`spread`].
-#[inline(always)]
-fn gather<const W: usize>(bytes: u64) -> u64 {
-    let bytes = bytes.swap_bytes();
-    let mask = LOW_QUARTERS * low(W);
-    let quarters = (bytes & mask) | (((bytes >> 8) & mask) << W);
-    let mask = LOW_HALVES * low(2 * W);
-    let halves = (quarters & mask) | (((quarters >> 16) & mask) << (2 * W));
-    (halves & low(4 * W)) | ((halves >> 32) << (4 * W))
-}
-
-/// The larger byte of each pair; all bytes are below 128, so bit 7 is free to hold the borrow of a comparison.
-#[inline(always)]
-fn larger(a: u64, b: u64) -> u64 {
-    let not_smaller = (((a | SIGNS) - b) & SIGNS) >> 7;
-    let take_a = not_smaller * 0xff;
-    (a & take_a) | (b & !take_a)
-}
-
-fn maximum_groups<const W: usize>(registers: &mut [u8], packed: &[u8]) {
-    if registers.len() < GROUP {
-        let words = Bits::new(packed, W as u32);
-        for (register, value) in registers.iter_mut().zip(words) {
-            *register = (*register).max(value as u8);
-        }
-        return;
-    }
-    let (groups, _) = registers.as_chunks_mut::<GROUP>();
-    let (words, _) = packed.as_chunks::<W>();
-    for (group, word) in groups.iter_mut().zip(words) {
-        let mut padded = [0u8; 8];
-        padded[8 - W..].copy_from_slice(word);
-        let value = spread::<W>(u64::from_be_bytes(padded));
-        *group = larger(u64::from_le_bytes(*group), value).to_le_bytes();
-    }
-}
-
-fn pack_groups<const W: usize>(registers: &[u8], packed: &mut [u8]) {
-    if registers.len() < GROUP {
-        let mut out = BitWriter::new(packed);
-        for register in registers {
-            out.put(u32::from(*register), W as u32);
-        }
-        return out.finish();
-    }
-    let (groups, _) = registers.as_chunks::<GROUP>();
-    let (words, _) = packed.as_chunks_mut::<W>();
-    for (group, word) in groups.iter().zip(words) {
-        let padded = gather::<W>(u64::from_le_bytes(*group)).to_be_bytes();
-        word.copy_from_slice(&padded[8 - W..]);
+    for (value, count) in counts.iter_mut().enumerate() {
+        *count += tables.iter().map(|table| table[value]).sum::<u32>();
     }
 }
 
@@ -222,26 +176,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn spread_and_gather_are_inverse_for_every_width() {
-        fn check<const W: usize>() {
-            let words = 0x0123_4567_89ab_cdef_u64.wrapping_mul(W as u64 * 77 + 1) & low(8 * W);
-            let bytes = spread::<W>(words).to_le_bytes();
-            for (position, byte) in bytes.iter().enumerate() {
-                let expected = (words >> ((7 - position) * W)) & low(W);
-                assert_eq!(u64::from(*byte), expected, "width {W}, register {position}");
-            }
-            assert_eq!(gather::<W>(u64::from_le_bytes(bytes)), words);
-        }
-        check::<1>();
-        check::<2>();
-        check::<3>();
-        check::<4>();
-        check::<5>();
-        check::<6>();
-        check::<7>();
-    }
-
     proptest! {
         #[test]
         fn packing_and_unpacking_agree_with_a_plain_bit_reader(
@@ -272,7 +206,8 @@ mod tests {
             maximum(&mut united, &registers);
             prop_assert_eq!(&united, &expected);
 
-            let counts = histogram(&registers);
+            let mut counts = [0; 128];
+            histogram(&registers, &mut counts);
             for value in 0..128u8 {
                 let count = registers.iter().filter(|register| **register == value).count();
                 prop_assert_eq!(counts[usize::from(value)] as usize, count);

@@ -268,7 +268,13 @@ impl<'a> State<'a> {
         match self.kind() {
             UNDEFINED => Ok(None),
             HASHES => Ok(Some(self.used() as f64)),
-            REGISTERS => estimate::count(self.registers(), self.params(), estimator).map(Some),
+            REGISTERS => {
+                let visit = |see: &mut dyn FnMut(&[u8])| {
+                    see(self.registers());
+                    Ok(())
+                };
+                estimate::count(self.params(), estimator, visit).map(Some)
+            }
             PACKED => self.check_not_packed().map(|()| None),
             _ => Ok(Some(0.0)),
         }
