@@ -5,11 +5,13 @@
 //!
 //! This module and the two below it are the only ones of the crate with unsafe code, and it has two sorts of it:
 //! - calls of functions that need instructions which not every processor has: a [`Level`] stands for them, and
-//!   [`Level::best`], the only place that makes one, asks the processor first. Releases are built for any x86-64;
+//!   [`Level::ask`], the only place that makes one, asks the processor first. Releases are built for any x86-64;
 //! - loads and stores of vectors: each of them goes to a slice or an array that is checked to be long enough in the same
 //!   function, or is masked to its length. Nothing is read or written outside of the slice, not even to be ignored.
 //!
 //! Everything else about vectors is safe code. Callers see safe functions over slices.
+
+use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -44,7 +46,7 @@ impl std::ops::AddAssign for Harmonic {
     }
 }
 
-/// The instructions that the kernels may use. Only [`Level::best`] makes one.
+/// The instructions that the kernels may use. Only [`Level::ask`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     Scalar,
@@ -56,9 +58,14 @@ enum Level {
 }
 
 impl Level {
-    /// What this processor has; the standard library asks it once and remembers.
+    /// What this processor has. It is asked once.
     #[inline]
     fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(Self::ask)
+    }
+
+    fn ask() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f")
@@ -97,10 +104,22 @@ pub(crate) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKE
     run!(Level::best(), maximum_packed(&mut registers[..groups], &packed[..groups]));
 }
 
+/// The registers out of packed ones; the longer slice keeps its rest.
+pub(crate) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
+    let groups = registers.len().min(packed.len());
+    run!(Level::best(), unpack(&packed[..groups], &mut registers[..groups]));
+}
+
 /// Packs registers below 32; the longer slice keeps its rest.
 pub(crate) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
     let groups = registers.len().min(packed.len());
     run!(Level::best(), pack(&registers[..groups], &mut packed[..groups]));
+}
+
+/// Packed registers, each the larger one of both; the longest slice keeps its rest.
+pub(crate) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
+    let groups = a.len().min(b.len()).min(out.len());
+    run!(Level::best(), union(&a[..groups], &b[..groups], &mut out[..groups]));
 }
 
 /// Sums up registers below 32, up to 2^17 of them.
@@ -162,21 +181,27 @@ mod tests {
     }
 
     #[test]
-    fn maximum_equals_its_scalar_twin_at_every_length_and_offset() {
+    fn maximum_and_unpacking_equal_their_scalar_twins_at_every_length_and_offset() {
         let old = samples(32);
         for (label, packed) in samples(256) {
             each_part(|groups, offset| {
                 let before = &old[(groups + offset) % old.len()].1;
                 // One byte off at a time: neither side is aligned.
                 let packed = &packed[offset..][..groups * PACKED];
-                let run = |level| {
+                let run = |level, only| {
                     let mut all = before.clone();
                     let registers = all[offset..][..groups * GROUP].as_chunks_mut().0;
-                    run!(level, maximum_packed(registers, packed.as_chunks::<PACKED>().0));
+                    let packed = packed.as_chunks::<PACKED>().0;
+                    if only {
+                        run!(level, unpack(packed, registers));
+                    } else {
+                        run!(level, maximum_packed(registers, packed));
+                    }
                     all
                 };
-                for level in levels() {
-                    assert_eq!(run(*level), run(Level::Scalar), "{level:?}, {groups} groups at {offset}, {label}");
+                for (level, only) in levels().iter().flat_map(|level| [(*level, false), (*level, true)]) {
+                    let (found, expected) = (run(level, only), run(Level::Scalar, only));
+                    assert_eq!(found, expected, "{level:?}, {groups} groups at {offset}, {label}");
                 }
             });
         }
@@ -191,6 +216,26 @@ mod tests {
                     let mut all = vec![0xa5; BYTES];
                     let packed = all[offset..][..groups * PACKED].as_chunks_mut().0;
                     run!(level, pack(registers.as_chunks().0, packed));
+                    all
+                };
+                for level in levels() {
+                    assert_eq!(run(*level), run(Level::Scalar), "{level:?}, {groups} groups at {offset}, {label}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn union_equals_its_scalar_twin_at_every_length_and_offset() {
+        let others = samples(256);
+        for (label, a) in &others {
+            each_part(|groups, offset| {
+                let b = &others[(groups + offset) % others.len()].1[OFFSETS - offset..][..groups * PACKED];
+                let a = &a[offset..][..groups * PACKED];
+                let run = |level| {
+                    let mut all = vec![0xa5; BYTES];
+                    let out = all[offset..][..groups * PACKED].as_chunks_mut().0;
+                    run!(level, union(a.as_chunks().0, b.as_chunks().0, out));
                     all
                 };
                 for level in levels() {

@@ -1,7 +1,8 @@
 //! The distinct-count sketch (HyperLogLog): add, union, estimate, in memory lent by the caller.
 //!
 //! A sketch sees 64-bit hashes and nothing else. It has one stored form, the storage specification v1.0.0 of postgresql-hll
-//! ([`wire`]), and one form in memory while an aggregate runs ([`state`]):
+//! ([`wire`]), and one form in memory while an aggregate runs ([`state`]). What a stored value can do by itself needs no
+//! state ([`Packed::estimate`], [`Packed::add`], [`Packed::union`]):
 //!
 //! ```text
 //! value --canon--> bytes --hash--> u64 --add--> State --pack--> stored bytes
@@ -25,6 +26,7 @@ pub mod params;
 mod print;
 mod registers;
 pub mod state;
+mod stored;
 pub mod wire;
 
 pub use error::Error;
@@ -32,6 +34,7 @@ pub use estimate::Estimator;
 pub use modifier::Modifier;
 pub use params::Params;
 pub use state::{Room, State, Stop};
+pub use stored::Draft;
 pub use wire::{Kind, Packed, Packing};
 
 #[cfg(test)]

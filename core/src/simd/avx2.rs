@@ -24,7 +24,7 @@ fn store(registers: &mut Registers, values: __m256i) {
 /// and what is before it out, a shift to the right drops what is behind it.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack(packed: &Packed) -> __m256i {
+fn values(packed: &Packed) -> __m256i {
     // SAFETY: the array has 20 bytes; the loads take bytes 0..16 and 4..20.
     let (low, high) = unsafe {
         let bytes = packed.as_ptr();
@@ -33,14 +33,24 @@ fn unpack(packed: &Packed) -> __m256i {
     let bytes = _mm256_set_m128i(high, low);
     let windows = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 0, 1, 0, 2, 1, 2, 1, 3, 2, 4, 3, 4, 3, 4, 4));
     let shifts = _mm256_broadcastsi128_si256(_mm_setr_epi16(1, 32, 4, 128, 16, 2, 64, 8));
-    let values = |starts| {
+    let windows_at = |starts| {
         let windows = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(windows, starts));
         _mm256_srli_epi16::<11>(_mm256_mullo_epi16(windows, shifts))
     };
     // Where the groups begin in their half: 0 and 1 in the lower one, 2 and 3 in the upper one.
-    let even = values(_mm256_set_m128i(_mm_set1_epi8(6), _mm_set1_epi8(0)));
-    let odd = values(_mm256_set_m128i(_mm_set1_epi8(11), _mm_set1_epi8(5)));
+    let even = windows_at(_mm256_set_m128i(_mm_set1_epi8(6), _mm_set1_epi8(0)));
+    let odd = windows_at(_mm256_set_m128i(_mm_set1_epi8(11), _mm_set1_epi8(5)));
     _mm256_packus_epi16(even, odd)
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
+    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
+    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
+    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
+        store(registers, values(packed));
+    }
+    scalar::unpack(packed_rest.as_chunks::<PACKED>().0, rest.as_chunks_mut().0);
 }
 
 #[target_feature(enable = "avx2")]
@@ -48,37 +58,53 @@ pub(super) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKE
     let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
     let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
     for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, _mm256_max_epu8(load(registers), unpack(packed)));
+        store(registers, _mm256_max_epu8(load(registers), values(packed)));
     }
     scalar::maximum_packed(rest.as_chunks_mut().0, packed_rest.as_chunks::<PACKED>().0);
 }
 
 /// Neighbours unite: 8 x 5 -> 4 x 10 -> 2 x 20 -> 40 bits, of which the low bytes are then put in order.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
-    let (vectors, rest) = registers.as_flattened().as_chunks();
-    let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
+fn store_packed(packed: &mut Packed, values: __m256i) {
+    let tens = _mm256_maddubs_epi16(values, _mm256_set1_epi16(0x0120));
+    let twenties = _mm256_madd_epi16(tens, _mm256_set1_epi32(0x0001_0400));
+    let forties = _mm256_or_si256(_mm256_slli_epi64::<20>(twenties), _mm256_srli_epi64::<32>(twenties));
     // Two groups at the beginning of the lower half, two at the end of the upper one.
     let order = _mm256_setr_epi8(
         4, 3, 2, 1, 0, 12, 11, 10, 9, 8, -1, -1, -1, -1, -1, -1, //
         -1, -1, -1, -1, -1, -1, 4, 3, 2, 1, 0, 12, 11, 10, 9, 8,
     );
+    let bytes = _mm256_shuffle_epi8(forties, order);
+    let first = _mm256_castsi256_si128(bytes);
+    let last = _mm_or_si128(_mm256_extracti128_si256::<1>(bytes), _mm_srli_si128::<4>(first));
+    // SAFETY: the array has 20 bytes; the stores fill bytes 0..16 and 4..20.
+    unsafe {
+        let place = packed.as_mut_ptr();
+        _mm_storeu_si128(place.cast(), first);
+        _mm_storeu_si128(place.add(4).cast(), last);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
+    let (vectors, rest) = registers.as_flattened().as_chunks();
+    let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
     for (registers, packed) in vectors.iter().zip(packed_vectors) {
-        let packed: &mut Packed = packed;
-        let tens = _mm256_maddubs_epi16(load(registers), _mm256_set1_epi16(0x0120));
-        let twenties = _mm256_madd_epi16(tens, _mm256_set1_epi32(0x0001_0400));
-        let forties = _mm256_or_si256(_mm256_slli_epi64::<20>(twenties), _mm256_srli_epi64::<32>(twenties));
-        let bytes = _mm256_shuffle_epi8(forties, order);
-        let first = _mm256_castsi256_si128(bytes);
-        let last = _mm_or_si128(_mm256_extracti128_si256::<1>(bytes), _mm_srli_si128::<4>(first));
-        // SAFETY: the array has 20 bytes; the stores fill bytes 0..16 and 4..20.
-        unsafe {
-            let bytes = packed.as_mut_ptr();
-            _mm_storeu_si128(bytes.cast(), first);
-            _mm_storeu_si128(bytes.add(4).cast(), last);
-        }
+        store_packed(packed, load(registers));
     }
     scalar::pack(rest.as_chunks().0, packed_rest.as_chunks_mut::<PACKED>().0);
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
+    let (a_vectors, a_rest) = a.as_flattened().as_chunks();
+    let (b_vectors, b_rest) = b.as_flattened().as_chunks();
+    let (out_vectors, out_rest) = out.as_flattened_mut().as_chunks_mut();
+    for ((a, b), out) in a_vectors.iter().zip(b_vectors).zip(out_vectors) {
+        store_packed(out, _mm256_max_epu8(values(a), values(b)));
+    }
+    scalar::union(a_rest.as_chunks::<PACKED>().0, b_rest.as_chunks().0, out_rest.as_chunks_mut().0);
 }
 
 /// 2^(31 - value) has one byte that is not 0, and the upper half of the value chooses it: four tables give that byte, and the

@@ -58,7 +58,7 @@ const GATHER: [u8; 64] = {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn unpack(packed: &Packed) -> __m512i {
+fn values(packed: &Packed) -> __m512i {
     // SAFETY: the mask leaves the 40 bytes of the array; the others are not read.
     let bytes = unsafe { _mm512_maskz_loadu_epi8((1 << size_of::<Packed>()) - 1, packed.as_ptr().cast()) };
     let groups = _mm512_permutexvar_epi8(load(&SPREAD), bytes);
@@ -67,33 +67,59 @@ fn unpack(packed: &Packed) -> __m512i {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
+    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
+    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
+    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
+        store(registers, values(packed));
+    }
+    scalar::unpack(packed_rest.as_chunks::<PACKED>().0, rest.as_chunks_mut().0);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(super) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKED]]) {
     let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
     let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
     for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, _mm512_max_epu8(load(registers), unpack(packed)));
+        store(registers, _mm512_max_epu8(load(registers), values(packed)));
     }
     scalar::maximum_packed(rest.as_chunks_mut().0, packed_rest.as_chunks::<PACKED>().0);
 }
 
 /// Neighbours unite: 8 x 5 -> 4 x 10 -> 2 x 20 -> 40 bits, of which the low bytes are then put in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn store_packed(packed: &mut Packed, values: __m512i) {
+    let tens = _mm512_maddubs_epi16(values, _mm512_set1_epi16(0x0120));
+    let twenties = _mm512_madd_epi16(tens, _mm512_set1_epi32(0x0001_0400));
+    let forties = _mm512_or_si512(_mm512_slli_epi64::<20>(twenties), _mm512_srli_epi64::<32>(twenties));
+    let bytes = _mm512_permutexvar_epi8(load(&GATHER), forties);
+    // Not by a store under a mask, which some processors are slow at.
+    // SAFETY: the array has 40 bytes; the stores fill bytes 0..32 and 32..40.
+    unsafe {
+        let place = packed.as_mut_ptr();
+        _mm256_storeu_si256(place.cast(), _mm512_castsi512_si256(bytes));
+        _mm_storel_epi64(place.add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
     let (vectors, rest) = registers.as_flattened().as_chunks();
     let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
     for (registers, packed) in vectors.iter().zip(packed_vectors) {
-        let packed: &mut Packed = packed;
-        let tens = _mm512_maddubs_epi16(load(registers), _mm512_set1_epi16(0x0120));
-        let twenties = _mm512_madd_epi16(tens, _mm512_set1_epi32(0x0001_0400));
-        let forties = _mm512_or_si512(_mm512_slli_epi64::<20>(twenties), _mm512_srli_epi64::<32>(twenties));
-        let bytes = _mm512_permutexvar_epi8(load(&GATHER), forties);
-        // Not by a store under a mask, which some processors are slow at.
-        // SAFETY: the array has 40 bytes; the stores fill bytes 0..32 and 32..40.
-        unsafe {
-            let place = packed.as_mut_ptr();
-            _mm256_storeu_si256(place.cast(), _mm512_castsi512_si256(bytes));
-            _mm_storel_epi64(place.add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
-        }
+        store_packed(packed, load(registers));
     }
     scalar::pack(rest.as_chunks().0, packed_rest.as_chunks_mut::<PACKED>().0);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
+    let (a_vectors, a_rest) = a.as_flattened().as_chunks();
+    let (b_vectors, b_rest) = b.as_flattened().as_chunks();
+    let (out_vectors, out_rest) = out.as_flattened_mut().as_chunks_mut();
+    for ((a, b), out) in a_vectors.iter().zip(b_vectors).zip(out_vectors) {
+        store_packed(out, _mm512_max_epu8(values(a), values(b)));
+    }
+    scalar::union(a_rest.as_chunks::<PACKED>().0, b_rest.as_chunks().0, out_rest.as_chunks_mut().0);
 }

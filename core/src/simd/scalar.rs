@@ -44,19 +44,39 @@ fn larger(a: u64, b: u64) -> u64 {
     (a & take_a) | (b & !take_a)
 }
 
+#[inline(always)]
+fn unpack_group<const W: usize>(words: &[u8; W]) -> u64 {
+    let mut padded = [0u8; 8];
+    padded[8 - W..].copy_from_slice(words);
+    spread::<W>(u64::from_be_bytes(padded))
+}
+
+#[inline(always)]
+fn pack_group<const W: usize>(registers: u64, words: &mut [u8; W]) {
+    words.copy_from_slice(&gather::<W>(registers).to_be_bytes()[8 - W..]);
+}
+
+pub(crate) fn unpack<const W: usize>(packed: &[[u8; W]], registers: &mut [[u8; GROUP]]) {
+    for (group, words) in registers.iter_mut().zip(packed) {
+        *group = unpack_group(words).to_le_bytes();
+    }
+}
+
 pub(crate) fn maximum_packed<const W: usize>(registers: &mut [[u8; GROUP]], packed: &[[u8; W]]) {
     for (group, words) in registers.iter_mut().zip(packed) {
-        let mut padded = [0u8; 8];
-        padded[8 - W..].copy_from_slice(words);
-        let value = spread::<W>(u64::from_be_bytes(padded));
-        *group = larger(u64::from_le_bytes(*group), value).to_le_bytes();
+        *group = larger(u64::from_le_bytes(*group), unpack_group(words)).to_le_bytes();
     }
 }
 
 pub(crate) fn pack<const W: usize>(registers: &[[u8; GROUP]], packed: &mut [[u8; W]]) {
     for (group, words) in registers.iter().zip(packed) {
-        let padded = gather::<W>(u64::from_le_bytes(*group)).to_be_bytes();
-        words.copy_from_slice(&padded[8 - W..]);
+        pack_group(u64::from_le_bytes(*group), words);
+    }
+}
+
+pub(crate) fn union<const W: usize>(a: &[[u8; W]], b: &[[u8; W]], out: &mut [[u8; W]]) {
+    for ((a, b), out) in a.iter().zip(b).zip(out) {
+        pack_group(larger(unpack_group(a), unpack_group(b)), out);
     }
 }
 

@@ -40,29 +40,20 @@ pub(super) fn count<E: From<Error>>(
     estimator: Estimator,
     visit: impl Fn(&mut dyn FnMut(&[u8])) -> Result<(), E>,
 ) -> Result<f64, E> {
-    // Sums of 2^-value are exact as long as no value is above 31, so that their order does not matter.
-    let harmonic = if params.width() == 5 {
-        let mut total = Harmonic::default();
-        visit(&mut |registers| total += simd::harmonic(registers))?;
-        Some(total)
-    } else {
-        None
-    };
-    match (estimator, harmonic) {
-        // Without a register of the largest value each step of the recursion is exact: its result is this sum.
-        (Estimator::Ertl, Some(Harmonic { sum, zeros, largest: ..31 })) => {
-            let filled = sum - (zeros << 31);
-            Ok(ertl(filled as f64 * 2f64.powi(-31), zeros as f64, params))
+    if params.width() == 5 {
+        let mut sums = Harmonic::default();
+        visit(&mut |registers| sums += simd::harmonic(registers))?;
+        if let Some(count) = from_sums(sums, params, estimator)? {
+            return Ok(count);
         }
-        (Estimator::Ertl, _) => {
+    }
+    match estimator {
+        Estimator::Ertl => {
             let mut counts = [0; 128];
             visit(&mut |registers| registers::histogram(registers, &mut counts))?;
             Ok(ertl(filled(&counts, params), f64::from(counts[0]), params))
         }
-        (Estimator::Classic, Some(Harmonic { sum, zeros, .. })) => {
-            Ok(classic(sum as f64 * 2f64.powi(-31), zeros as f64, params)?)
-        }
-        (Estimator::Classic, None) => {
+        Estimator::Classic => {
             let (mut sum, mut zeros) = (0.0, 0);
             visit(&mut |registers| {
                 // 2^-value for values below 128 is exact; its bits are the exponent alone.
@@ -72,6 +63,22 @@ pub(super) fn count<E: From<Error>>(
             })?;
             Ok(classic(sum, zeros as f64, params)?)
         }
+    }
+}
+
+/// The estimate from sums over registers of 5 bits, with the same bits as the long way gives: a sum of 2^-value is exact in
+/// any order as long as no value is above 31. `None` if they are not enough.
+///
+/// # Errors
+/// `classic` has no constant for fewer than 16 registers.
+pub(super) fn from_sums(sums: Harmonic, params: Params, estimator: Estimator) -> Result<Option<f64>, Error> {
+    let Harmonic { sum, zeros, largest } = sums;
+    let unit = 2f64.powi(-31);
+    match estimator {
+        // Without a register of the largest value each step of the recursion is exact: its result is this sum.
+        Estimator::Ertl if largest < 31 => Ok(Some(ertl((sum - (zeros << 31)) as f64 * unit, zeros as f64, params))),
+        Estimator::Ertl => Ok(None),
+        Estimator::Classic => classic(sum as f64 * unit, zeros as f64, params).map(Some),
     }
 }
 

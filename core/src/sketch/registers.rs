@@ -4,25 +4,52 @@
 //! not fill whole bytes ([`Bits`]), go through scalar code.
 #![forbid(unsafe_code)]
 
-use crate::simd::{self, GROUP, SIGNS, scalar};
+use crate::simd::{self, SIGNS, scalar};
+
+pub(super) use crate::simd::GROUP;
 
 /// How often each register value occurs; a register has at most 7 bits.
 pub(super) type Histogram = [u32; 128];
 
-/// Adds a hash: the low bits choose the register, the trailing zeros of the rest are the value. A rest of 0 counts for
-/// nothing, a quirk of the stored format that has to stay.
+/// Which register a hash raises, and to which value: the low bits choose the register, the trailing zeros of the rest are
+/// the value. A rest of 0 counts for nothing, a quirk of the stored format that has to stay.
 #[inline(always)]
-pub(super) fn raise(registers: &mut [u8], log2m: u32, width: u32, hash: u64) {
+pub(super) fn place(log2m: u32, width: u32, hash: u64) -> Option<(usize, u8)> {
     let index = (hash & ((1u64 << log2m) - 1)) as usize;
     let rest = hash >> log2m;
     if rest == 0 {
-        return;
+        return None;
     }
-    let value = (rest.trailing_zeros() + 1).min((1 << width) - 1) as u8;
-    if let Some(register) = registers.get_mut(index)
+    Some((index, (rest.trailing_zeros() + 1).min((1 << width) - 1) as u8))
+}
+
+/// Adds a hash.
+#[inline(always)]
+pub(super) fn raise(registers: &mut [u8], log2m: u32, width: u32, hash: u64) {
+    if let Some((index, value)) = place(log2m, width, hash)
+        && let Some(register) = registers.get_mut(index)
         && *register < value
     {
         *register = value;
+    }
+}
+
+/// Raises one packed register to a value, if that is larger.
+#[inline]
+pub(super) fn raise_packed(packed: &mut [u8], width: u32, index: usize, value: u8) {
+    let bit = index * width as usize;
+    let Some([first, rest @ ..]) = packed.get_mut(bit / 8..) else { return };
+    // A word of up to 7 bits lies in one byte or in two.
+    let held = u16::from_be_bytes([*first, rest.first().copied().unwrap_or(0)]);
+    let shift = 16 - width - (bit % 8) as u32;
+    let mask = ((1 << width) - 1) << shift;
+    let word = u16::from(value) << shift;
+    if held & mask < word {
+        let [high, low] = ((held & !mask) | word).to_be_bytes();
+        *first = high;
+        if let Some(second) = rest.first_mut() {
+            *second = low;
+        }
     }
 }
 
@@ -53,6 +80,31 @@ pub(super) fn maximum_packed(registers: &mut [u8], packed: &[u8], width: u32) {
         6 => groups::<6>(registers, packed),
         _ => groups::<7>(registers, packed),
     }
+}
+
+/// Packed registers, each the larger one of both; at least [`GROUP`] of them.
+pub(super) fn union(a: &[u8], b: &[u8], out: &mut [u8], width: u32) {
+    fn groups<const W: usize>(a: &[u8], b: &[u8], out: &mut [u8]) {
+        scalar::union(a.as_chunks::<W>().0, b.as_chunks().0, out.as_chunks_mut().0);
+    }
+    match width {
+        1 => groups::<1>(a, b, out),
+        2 => groups::<2>(a, b, out),
+        3 => groups::<3>(a, b, out),
+        4 => groups::<4>(a, b, out),
+        5 => simd::union(a.as_chunks().0, b.as_chunks().0, out.as_chunks_mut().0),
+        6 => groups::<6>(a, b, out),
+        _ => groups::<7>(a, b, out),
+    }
+}
+
+/// The registers out of packed words.
+pub(super) fn unpack(packed: &[u8], registers: &mut [u8], width: u32) {
+    if width == 5 && registers.len() >= GROUP {
+        return simd::unpack(packed.as_chunks().0, registers.as_chunks_mut().0);
+    }
+    registers.fill(0);
+    maximum_packed(registers, packed, width);
 }
 
 /// Writes registers as packed words.
@@ -110,15 +162,15 @@ pub(super) fn histogram(registers: &[u8], counts: &mut Histogram) {
 /// Words of up to 24 bits out of bytes, highest bit first; leftover bits are no word.
 #[derive(Clone, Debug)]
 pub(super) struct Bits<'a> {
-    bytes: std::slice::Iter<'a, u8>,
+    bytes: &'a [u8],
     width: u32,
-    held: u32,
-    held_bits: u32,
+    /// The first bit of the next word.
+    next: usize,
 }
 
 impl<'a> Bits<'a> {
     pub(super) fn new(bytes: &'a [u8], width: u32) -> Self {
-        Self { bytes: bytes.iter(), width, held: 0, held_bits: 0 }
+        Self { bytes, width, next: 0 }
     }
 }
 
@@ -127,12 +179,19 @@ impl Iterator for Bits<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<u32> {
-        while self.held_bits < self.width {
-            self.held = (self.held << 8) | u32::from(*self.bytes.next()?);
-            self.held_bits += 8;
+        let start = self.next;
+        let end = start + self.width as usize;
+        if end > self.bytes.len() * 8 {
+            return None;
         }
-        self.held_bits -= self.width;
-        Some((self.held >> self.held_bits) & ((1 << self.width) - 1))
+        self.next = end;
+        let rest = &self.bytes[start / 8..];
+        // A word begins in the first of these four bytes and ends in one of them.
+        let window = match rest.first_chunk() {
+            Some(window) => *window,
+            None => std::array::from_fn(|at| rest.get(at).copied().unwrap_or(0)),
+        };
+        Some((u32::from_be_bytes(window) << (start % 8)) >> (32 - self.width))
     }
 }
 
@@ -199,6 +258,9 @@ mod tests {
             prop_assert_eq!(&read, &registers);
 
             let expected: Vec<u8> = registers.iter().zip(&others).map(|(a, b)| *a.max(b)).collect();
+            let mut unpacked = others.clone();
+            unpack(&packed, &mut unpacked, width);
+            prop_assert_eq!(&unpacked, &registers);
             let mut united = others.clone();
             maximum_packed(&mut united, &packed, width);
             prop_assert_eq!(&united, &expected);

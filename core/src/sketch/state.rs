@@ -169,11 +169,11 @@ impl<'a> State<'a> {
             (Kind::Sparse, _) if !other.has_ascending_words() => return Err(Stop::Load),
             (Kind::Sparse, _) => {
                 let registers = self.as_registers()?;
-                for (index, value) in other.sparse() {
+                other.each_word(|index, value| {
                     if let Some(register) = registers.get_mut(index) {
                         *register = (*register).max(value);
                     }
-                }
+                });
             }
         }
         Ok(())

@@ -506,6 +506,125 @@ proptest! {
     }
 }
 
+/// A value of any kind with these parameters: built, or as only a foreign program would write it.
+fn any_stored(params: Params) -> impl Strategy<Value = Vec<u8>> {
+    let [byte1, byte2] = params.to_header();
+    let foreign =
+        (0u8..4, prop::collection::vec(any::<u8>(), 1..700), any::<u64>()).prop_map(move |(kind, data, thin)| {
+            let mut value = vec![0x10 | [0, 1, 3, 4][usize::from(kind)], byte1, byte2];
+            match kind {
+                2 => value.extend(&data),
+                3 => {
+                    // All registers, some of them, or hardly any.
+                    let keep = |(at, byte): (usize, &u8)| if thin >> (at % 64) & thin & 1 == 0 { *byte } else { 0 };
+                    value.extend(data.iter().cycle().enumerate().map(keep).take(params.full_size()));
+                }
+                _ => {}
+            }
+            if thin & 2 != 0 {
+                // A bit without a meaning.
+                value[2] |= 0x80;
+            }
+            value
+        });
+    let over = prop::collection::btree_set(any_hash(), 0..300).prop_map(move |hashes| {
+        let head = vec![0x12, byte1, byte2];
+        [head, hashes.into_iter().flat_map(i64::to_be_bytes).collect()].concat()
+    });
+    let built = (any_hashes(), any_packing()).prop_map(move |(hashes, packing)| {
+        let mut state = Owned::new(params);
+        hashes.into_iter().for_each(|hash| state.add(hash));
+        state.pack(packing)
+    });
+    prop_oneof![4 => built, 2 => foreign, 1 => over].prop_filter("not readable", |value| Packed::read(value).is_ok())
+}
+
+/// Adds as `hll_add` did before stored values could do it by themselves.
+fn add_through_a_state(bytes: &[u8], hash: i64, packing: Packing) -> Result<Vec<u8>, Error> {
+    let packed = Packed::read(bytes)?;
+    if packed.kind() == Kind::Undefined {
+        return Ok(bytes.to_vec());
+    }
+    packed.params().check_addable()?;
+    let mut state = Owned::load(bytes)?;
+    state.add(hash);
+    Ok(state.pack(packing))
+}
+
+/// Unites as `hll_union` did before.
+fn union_through_a_state(left: &[u8], right: &[u8], packing: Packing) -> Result<Vec<u8>, Error> {
+    let (a, b) = (Packed::read(left)?, Packed::read(right)?);
+    a.params().check_equal(b.params())?;
+    match (a.kind(), b.kind()) {
+        (Kind::Undefined, _) | (_, Kind::Empty) => return Ok(left.to_vec()),
+        (_, Kind::Undefined) | (Kind::Empty, _) => return Ok(right.to_vec()),
+        _ => {}
+    }
+    let mut state = Owned::load(left)?;
+    state.unite(right)?;
+    Ok(state.pack(packing))
+}
+
+fn written(draft: Draft<'_>) -> Vec<u8> {
+    let mut out = vec![0xee; draft.size()];
+    draft.write(&mut out);
+    out
+}
+
+proptest! {
+    #[test]
+    fn a_stored_value_by_itself_gives_what_a_state_gives(
+        (left, right) in any_params().prop_flat_map(|params| (any_stored(params), any_stored(params))),
+        hash in any_hash(),
+        packing in any_packing(),
+    ) {
+        let (a, b) = (Packed::read(&left).unwrap(), Packed::read(&right).unwrap());
+        for estimator in [Estimator::Ertl, Estimator::Classic] {
+            let expected = Owned::load(&left).unwrap().state().estimate(estimator);
+            match a.estimate(estimator) {
+                Err(Stop::Load) => prop_assert!(!a.has_ascending_words()),
+                // As text, because classic has no number for registers of few bits that are all at their largest value.
+                found => prop_assert_eq!(format!("{found:?}"), format!("{:?}", expected.map_err(Stop::Error))),
+            }
+        }
+        match a.add(hash as u64, packing) {
+            Err(Stop::Load) => {}
+            Err(stop) => prop_assert_eq!(stop, Stop::Error(add_through_a_state(&left, hash, packing).unwrap_err())),
+            Ok(draft) => {
+                prop_assert_eq!(hex(&written(draft)), hex(&add_through_a_state(&left, hash, packing).unwrap()));
+            }
+        }
+        match a.union(&b, packing) {
+            Err(Stop::Load) => {}
+            Err(stop) => prop_assert_eq!(stop, Stop::Error(union_through_a_state(&left, &right, packing).unwrap_err())),
+            Ok(draft) => {
+                prop_assert_eq!(hex(&written(draft)), hex(&union_through_a_state(&left, &right, packing).unwrap()));
+            }
+        }
+    }
+}
+
+/// The short ways are taken where they are meant to be, also at the edge between SPARSE and FULL.
+#[test]
+fn full_values_need_no_state() {
+    for (log2m, width) in [(11, 5), (14, 5), (3, 5), (11, 6), (17, 7)] {
+        let params = params(log2m, width, 0, 1);
+        let enough = Packing::BySize.full_from(params) as i64;
+        let stored = |registers| build(params, (0..registers).map(|index| index | (1 << log2m)));
+        let (sparse, edge) = (stored(enough - 1), stored(enough));
+        let (sparse, edge) = (Packed::read(&sparse).unwrap(), Packed::read(&edge).unwrap());
+        assert_eq!((sparse.kind(), edge.kind()), (Kind::Sparse, Kind::Full));
+        assert!(edge.add(1, Packing::BySize).is_ok());
+        assert!(edge.union(&sparse, Packing::BySize).is_ok());
+        assert!(sparse.union(&edge, Packing::BySize).is_ok());
+        assert!(edge.union(&edge, Packing::BySize).is_ok());
+        assert_eq!(sparse.add(1, Packing::BySize).unwrap_err(), Stop::Load);
+        assert_eq!(sparse.union(&sparse, Packing::BySize).unwrap_err(), Stop::Load);
+        let one_more = Packing::UpTo(enough as usize);
+        assert_eq!(edge.add(1, one_more).unwrap_err(), Stop::Load);
+    }
+}
+
 /// Over many sets: no bias, and the error that the theory promises, also where the classic formula has a bump.
 #[test]
 fn estimates_have_no_bias_and_the_promised_error() {

@@ -138,9 +138,38 @@ impl<'a> Packed<'a> {
             .map(move |word| ((word >> width) as usize, (word & ((1 << width) - 1)) as u8))
     }
 
+    /// Calls `see` with the index and value of each word of a SPARSE value.
+    pub(super) fn each_word(&self, mut see: impl FnMut(usize, u8)) {
+        match self.whole_words() {
+            Some(words) => {
+                let width = self.params.width();
+                for word in words {
+                    let word = u16::from_be_bytes(*word);
+                    see(usize::from(word >> width), (word & ((1 << width) - 1)) as u8);
+                }
+            }
+            None => self.sparse().for_each(|(index, value)| see(index, value)),
+        }
+    }
+
     /// False if a register may occur twice in a SPARSE value; the last word then wins.
     pub(super) fn has_ascending_words(&self) -> bool {
-        self.kind != Kind::Sparse || self.sparse().is_sorted_by(|(a, _), (b, _)| a < b)
+        match self.whole_words() {
+            _ if self.kind != Kind::Sparse => true,
+            Some(words) => {
+                let width = self.params.width();
+                let index = |word: &[u8; 2]| u16::from_be_bytes(*word) >> width;
+                let pairs = words.iter().zip(words.get(1..).unwrap_or_default());
+                // Without an early end, so that the compiler can use vectors.
+                pairs.fold(true, |ascending, (a, b)| ascending & (index(a) < index(b)))
+            }
+            None => self.sparse().is_sorted_by(|(a, _), (b, _)| a < b),
+        }
+    }
+
+    /// The words of a SPARSE value if each of them is two bytes, as with the default parameters.
+    pub(super) fn whole_words(&self) -> Option<&'a [[u8; 2]]> {
+        (sparse_word(self.params) == 16).then(|| self.data().as_chunks().0)
     }
 }
 
@@ -174,6 +203,17 @@ pub enum Packing {
     UpTo(usize),
 }
 
+impl Packing {
+    /// From how many registers that are not 0 they are stored in full.
+    pub(super) fn full_from(self, params: Params) -> usize {
+        match self {
+            _ if !params.sparse() => 0,
+            Self::BySize => (params.registers() * params.width() as usize).div_ceil(sparse_word(params) as usize),
+            Self::UpTo(most) => most.saturating_add(1),
+        }
+    }
+}
+
 /// The form that a value is going to be stored in, and its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -187,14 +227,8 @@ impl Layout {
     }
 
     pub(super) fn registers(params: Params, filled: usize, packing: Packing) -> Self {
-        let sparse_bits = filled * sparse_word(params) as usize;
-        let sparse = params.sparse()
-            && match packing {
-                Packing::BySize => sparse_bits < params.registers() * params.width() as usize,
-                Packing::UpTo(most) => filled <= most,
-            };
-        if sparse {
-            Self::plain(Kind::Sparse, sparse_bits.div_ceil(8))
+        if filled < packing.full_from(params) {
+            Self::plain(Kind::Sparse, (filled * sparse_word(params) as usize).div_ceil(8))
         } else {
             Self::plain(Kind::Full, params.full_size())
         }
