@@ -33,6 +33,11 @@ pub enum Error {
         source: i64,
         dest: i64,
     },
+    /// A sketch cannot gain registers.
+    Fold {
+        from: u8,
+        to: u8,
+    },
     TooFewRegisters,
     ThresholdTooLarge(i64),
     OutputVersion,
@@ -81,6 +86,7 @@ impl fmt::Display for Error {
                 };
                 write!(f, "{what} does not match: source uses {source} and dest uses {dest}")
             }
+            Self::Fold { from, to } => write!(f, "cannot fold a sketch of log2m {from} to log2m {to}"),
             Self::TooFewRegisters => f.write_str("number of registers too small"),
             Self::ThresholdTooLarge(threshold) => {
                 write!(f, "explicit threshold {threshold} exceeds maximum buffer capacity 16383")
@@ -104,6 +110,7 @@ impl Explain for Error {
             | Self::SparseFlag
             | Self::ModifierCount
             | Self::ModifierText
+            | Self::Fold { .. }
             | Self::UnknownEstimator(_) => "22023",
             Self::State(_) => "22P03",
             _ => "22000",
@@ -114,6 +121,11 @@ impl Explain for Error {
         let hint = match self {
             Self::Mismatch { .. } => {
                 "Only sketches with equal parameters can be united. Build both with the same log2m, regwidth, expthresh and sparseon."
+            }
+            Self::Fold { from, .. } => {
+                return Some(format!(
+                    "Folding takes registers away: give a log2m up to {from}, or build the sketch again with more registers."
+                ));
             }
             Self::TooFewRegisters => {
                 "The estimator \"classic\" needs log2m of at least 4: SET tally.hll_estimator = 'ertl'."

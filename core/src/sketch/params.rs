@@ -151,6 +151,18 @@ impl Params {
         1.04 / (self.registers() as f64).sqrt()
     }
 
+    /// The same with fewer registers. The automatic threshold goes down with them.
+    ///
+    /// # Errors
+    /// `log2m` is out of range or above the present one.
+    pub fn fold(self, log2m: i64) -> Result<Self, Error> {
+        match u8::try_from(log2m) {
+            Ok(log2m) if log2m <= self.log2m => Ok(Self { log2m, ..self }),
+            Ok(log2m) if log2m <= MAX_LOG2M => Err(Error::Fold { from: self.log2m, to: log2m }),
+            _ => Err(Error::Log2m),
+        }
+    }
+
     /// # Errors
     /// The first parameter in which a sketch to be united (`source`) differs from this one.
     #[inline]

@@ -53,6 +53,17 @@ pub(super) fn raise_packed(packed: &mut [u8], width: u32, index: usize, value: u
     }
 }
 
+/// Where a register goes, and with which value, when the registers are folded to 2^`log2m`, `steps` times to half of them.
+///
+/// A bit of the index becomes a bit of the rest of the hash with each step. The lowest one that is set has made the value
+/// out of all that is known; if none is, the value has grown by the zeros. What has been cut to the largest value stays cut.
+#[inline]
+pub(super) fn folded(index: usize, value: u8, log2m: u32, steps: u32, width: u32) -> (usize, u8) {
+    let taken = index >> log2m;
+    let value = if taken == 0 { u32::from(value) + steps } else { taken.trailing_zeros() + 1 };
+    (index & ((1 << log2m) - 1), value.min((1 << width) - 1) as u8)
+}
+
 /// Each register becomes the larger one of both.
 pub(super) fn maximum(registers: &mut [u8], others: &[u8]) {
     for (register, other) in registers.iter_mut().zip(others) {

@@ -198,6 +198,42 @@ impl<'a> State<'a> {
         Ok(())
     }
 
+    /// Loads a stored value with as many registers or more into a state that has been made with the parameters of
+    /// [`Params::fold`], and for nothing else. The result is what its hashes give when they are added to this state, except
+    /// for those that had no rest beside the number of their register: no register shows them.
+    ///
+    /// # Errors
+    /// See [`Stop`]; for [`Stop::Load`], load the value, pack it and fold that.
+    pub fn fold(&mut self, packed: &Packed<'_>) -> Result<(), Stop> {
+        let (params, source) = (self.params(), packed.params());
+        params.check_equal(source.fold(i64::from(params.log2m()))?)?;
+        match packed.kind() {
+            Kind::Undefined => self.set_head(UNDEFINED, params, 0),
+            Kind::Empty => {}
+            Kind::Explicit => {
+                for hash in packed.hashes() {
+                    self.add(hash as u64)?;
+                }
+            }
+            Kind::Sparse | Kind::Full if !packed.has_ascending_words() => return Err(Stop::Load),
+            Kind::Sparse | Kind::Full => {
+                let (log2m, steps) = (params.log2m(), source.log2m() - params.log2m());
+                let registers = self.as_registers()?;
+                let mut start = 0;
+                packed.visit(&mut |block| {
+                    for (index, value) in (start..).zip(block).filter(|(_, value)| **value != 0) {
+                        let (index, value) = registers::folded(index, *value, log2m, steps, params.width());
+                        if let Some(register) = registers.get_mut(index) {
+                            *register = (*register).max(value);
+                        }
+                    }
+                    start += block.len();
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Unites another state into it.
     ///
     /// # Errors

@@ -571,6 +571,20 @@ fn written(draft: Draft<'_>) -> Vec<u8> {
     out
 }
 
+/// Folds a stored value as the extension does.
+fn fold(bytes: &[u8], log2m: u32) -> Vec<u8> {
+    let packed = Packed::read(bytes).unwrap();
+    let mut folded = Owned::new(packed.params().fold(i64::from(log2m)).unwrap());
+    loop {
+        match folded.state().fold(&packed) {
+            Ok(()) => return folded.pack(Packing::BySize),
+            Err(Stop::Room(room)) => folded.make(room),
+            Err(Stop::Load) => return fold(&Owned::load(bytes).unwrap().pack(Packing::BySize), log2m),
+            Err(Stop::Error(error)) => panic!("{error}"),
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn a_stored_value_by_itself_gives_what_a_state_gives(
@@ -602,6 +616,23 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn folding_in_steps_equals_folding_at_once(
+        stored in any_params().prop_flat_map(any_stored),
+        steps in prop::collection::vec(0u32..4, 1..5),
+    ) {
+        let packed = Packed::read(&stored).unwrap();
+        let log2m = packed.params().log2m();
+        // See the test of a hash without a rest.
+        prop_assume!(packed.hashes().all(|hash| hash as u64 >> log2m != 0));
+        let (mut folded, mut now) = (stored.clone(), log2m);
+        for step in steps {
+            now = now.saturating_sub(step);
+            folded = fold(&folded, now);
+        }
+        prop_assert_eq!(hex(&folded), hex(&fold(&stored, now)));
+    }
 }
 
 /// The short ways are taken where they are meant to be, also at the edge between SPARSE and FULL.
@@ -623,6 +654,69 @@ fn full_values_need_no_state() {
         let one_more = Packing::UpTo(enough as usize);
         assert_eq!(edge.add(1, one_more).unwrap_err(), Stop::Load);
     }
+}
+
+/// For every number of registers and width: the fold of a sketch of some hashes is the sketch of these hashes.
+#[test]
+fn folding_equals_building_with_fewer_registers() {
+    let mut x = 0x2545_f491_4f6c_dd1d_u64;
+    for log2m in 0..=17 {
+        for width in 1..=7 {
+            let seed = x;
+            let count = [3, 40, 700, 3000][(log2m + width) as usize % 4];
+            let hashes: Vec<i64> = std::iter::repeat_with(|| {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                // Some with many zeros, which small registers cannot hold.
+                if x >> 62 == 0 { x & 0xffff_0000_00ff_ffff } else { x }
+            })
+            .filter(|hash| hash >> log2m != 0)
+            .take(count)
+            .map(|hash| hash as i64)
+            .collect();
+            let (threshold, sparse) = ([-1, 0, 64][count % 3], i64::from(seed >> 40 & 1 == 1));
+            let stored = build(params(log2m, width, threshold, sparse), hashes.iter().copied());
+            for fewer in (0..=log2m).rev().step_by(if log2m > 12 { 3 } else { 1 }) {
+                let expected = build(params(fewer, width, threshold, sparse), hashes.iter().copied());
+                assert!(
+                    fold(&stored, fewer as u32) == expected,
+                    "{count} hashes from {seed:#x}, width {width}, log2m {log2m} to {fewer}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hash_without_a_rest_appears_when_its_registers_are_folded_only_if_it_is_stored() {
+    // At log2m 11 this hash is the number of a register and nothing else.
+    let hidden = 1024;
+    let explicit = build(params(11, 5, 1, 1), [hidden]);
+    assert_eq!(fold(&explicit, 10), build(params(10, 5, 1, 1), [hidden]));
+    let registers = build(params(11, 5, 0, 1), [hidden]);
+    assert_eq!(hex(&fold(&registers, 10)), "138a40");
+}
+
+#[test]
+fn a_sketch_cannot_be_folded_to_more_registers() {
+    use crate::error::Explain;
+    let error = Params::default().fold(14).unwrap_err();
+    assert_eq!(error.to_string(), "cannot fold a sketch of log2m 11 to log2m 14");
+    assert_eq!(error.sqlstate(), "22023");
+    assert_eq!(
+        error.hint().unwrap(),
+        "Folding takes registers away: give a log2m up to 11, or build the sketch again with more registers."
+    );
+    for out_of_range in [-1, 18, 300, i64::MAX] {
+        assert_eq!(Params::default().fold(out_of_range), Err(Error::Log2m));
+    }
+    assert_eq!(Params::default().fold(11), Ok(Params::default()));
+    // The state decides how far: one with other parameters takes nothing.
+    let mut other = Owned::new(params(10, 4, -1, 1));
+    let stored = build(Params::default(), [1]);
+    let error = other.state().fold(&Packed::read(&stored).unwrap()).unwrap_err();
+    assert!(matches!(error, Stop::Error(Error::Mismatch { .. })), "{error:?}");
 }
 
 /// Over many sets: no bias, and the error that the theory promises, also where the classic formula has a bump.
