@@ -80,12 +80,29 @@ pub(crate) fn union<const W: usize>(a: &[[u8; W]], b: &[[u8; W]], out: &mut [[u8
     }
 }
 
+/// Registers whose sum stays below the count of zeros.
+const SUMMED: usize = 1 << 12;
+const ZEROS: u32 = 48;
+
+/// What a register adds: 2^(31 - value) to the sum, and one to the count of zeros above it.
+const TERMS: [u64; 32] = {
+    let mut terms = [0; 32];
+    let mut value = 0;
+    while value < 32 {
+        terms[value] = 1 << (31 - value);
+        value += 1;
+    }
+    terms[0] += 1 << ZEROS;
+    terms
+};
+
 pub(crate) fn harmonic(registers: &[u8]) -> Harmonic {
     let mut found = Harmonic::default();
-    for register in registers {
-        found.sum += 1 << (31 - (register & 31));
-        found.zeros += u64::from(*register == 0);
-        found.largest = found.largest.max(*register);
+    for registers in registers.chunks(SUMMED) {
+        let terms: u64 = registers.iter().map(|register| TERMS[usize::from(register & 31)]).sum();
+        found.sum += terms & ((1 << ZEROS) - 1);
+        found.zeros += terms >> ZEROS;
+        found.largest = registers.iter().copied().fold(found.largest, u8::max);
     }
     found
 }
