@@ -586,6 +586,37 @@ fn settings_can_be_made_by_the_functions_of_postgresql_hll() {
 }
 
 #[test]
+fn folded_sketches_are_those_of_fewer_registers() {
+    let (_database, mut session) = session();
+    for rows in [0, 3, 100, 161, 700, 20_000] {
+        for log2m in [14, 11, 5, 0] {
+            let same = format!(
+                "SELECT hll_fold(hll_agg(i, 14), {log2m})::text = hll_agg(i, {log2m})::text IS NOT FALSE FROM generate_series(1, {rows}) AS i"
+            );
+            assert_text(&mut session, &same, "t");
+        }
+    }
+    let united = "SELECT hll_fold(hll_agg(i, 12), 11) || hll_agg(-i, 11) = hll_add_agg(hll_hash(j), 11) \
+        FROM generate_series(1, 5000) AS i, LATERAL (VALUES (i), (-i)) AS v (j)";
+    assert_text(&mut session, united, "t");
+    // Foreign bytes that name a register twice, and a set that is not known.
+    assert_text(&mut session, "SELECT hll_fold('\\x138b4000430042'::hll, 10)", "\\x138a400086");
+    assert_text(&mut session, "SELECT hll_type(hll_fold('\\x108b7f'::hll, 10))", "0");
+    assert_refused(
+        &mut session,
+        "SELECT hll_fold(hll_empty(), 12)",
+        "22023",
+        "cannot fold a sketch of log2m 11 to log2m 12",
+    );
+    assert_refused(
+        &mut session,
+        "SELECT hll_fold(hll_empty(), -1)",
+        "22023",
+        "log2m modifier must be between 0 and 17",
+    );
+}
+
+#[test]
 fn thresholds_are_shown_as_asked_for_and_as_they_are() {
     let (_database, mut session) = session();
     for (parameters, expected) in

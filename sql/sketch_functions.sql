@@ -29,6 +29,11 @@ AS 'MODULE_PATHNAME', 'tally_hll_union' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_union(tally.hll, tally.hll) IS
   'sketch of everything that one of two sketches with equal parameters has seen; the same bytes as one sketch of all values';
 
+CREATE FUNCTION tally.hll_fold(tally.hll, log2m integer) RETURNS tally.hll
+AS 'MODULE_PATHNAME', 'tally_hll_fold' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.hll_fold(tally.hll, integer) IS
+  'the sketch with fewer registers, 2^log2m, as if it had been made with them: so that it can be united with smaller ones';
+
 CREATE FUNCTION tally.hll_cardinality(tally.hll) RETURNS double precision
 AS 'MODULE_PATHNAME', 'tally_hll_cardinality' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_cardinality(tally.hll) IS 'estimated number of different values, by the formula of tally.hll_estimator';

@@ -10,7 +10,7 @@ use crate::pg::{Datum, types, varlena};
 use crate::settings;
 use memory::Owner;
 use std::cmp::Ordering;
-use tally_core::sketch::{self, Estimator, Kind, Modifier, Packed, Params, State, wire};
+use tally_core::sketch::{self, Draft, Estimator, Kind, Modifier, Packed, Params, State, Stop, wire};
 
 /// Bytes of a stored value that hold its kind and parameters.
 const HEADER: i32 = wire::HEADER as i32;
@@ -116,31 +116,60 @@ fn hll_empty(call: Call<'_>) -> Result<Datum, Error> {
     Ok(varlena::copy(&wire::empty(aggregate::given_params(call)?)))
 }
 
+/// Writes a value that has been decided upon, or takes the long way through a state where `core` says so.
+fn write(draft: Result<Draft<'_>, Stop>, long_way: impl FnOnce() -> Result<Datum, Error>) -> Result<Datum, Error> {
+    match draft {
+        Ok(draft) => Ok(varlena::build(draft.size(), |out| draft.write(out))),
+        Err(Stop::Error(error)) => Err(error.into()),
+        Err(Stop::Load | Stop::Room(_)) => long_way(),
+    }
+}
+
 fn add(bytes: &[u8], hash: i64) -> Result<Datum, Error> {
     let packed = Packed::read(bytes)?;
     if packed.kind() == Kind::Undefined {
         return Ok(varlena::copy(bytes));
     }
     packed.params().check_addable()?;
-    let mut chunk = memory::load(&packed)?;
-    while let Err(room) = State::over(chunk).add(hash as u64) {
-        chunk = memory::enlarge(Owner::Call.context()?, chunk, room);
-    }
-    let stored = store(&State::over(chunk));
-    crate::pg::aggregate::free(chunk);
-    Ok(stored)
+    write(packed.add(hash as u64, settings::hll_packing()), || {
+        let mut chunk = memory::load(&packed)?;
+        while let Err(room) = State::over(chunk).add(hash as u64) {
+            chunk = memory::enlarge(Owner::Call.context()?, chunk, room);
+        }
+        let stored = store(&State::over(chunk));
+        crate::pg::aggregate::free(chunk);
+        Ok(stored)
+    })
 }
 
 fn hll_union(call: Call<'_>) -> Result<Datum, Error> {
     let (left, right) = (call.bytes(0), call.bytes(1));
     let (a, b) = (Packed::read(&left)?, Packed::read(&right)?);
-    a.params().check_equal(b.params())?;
-    match (a.kind(), b.kind()) {
-        (Kind::Undefined, _) | (_, Kind::Empty) => return Ok(varlena::copy(&left)),
-        (_, Kind::Undefined) | (Kind::Empty, _) => return Ok(varlena::copy(&right)),
-        _ => {}
+    write(a.union(&b, settings::hll_packing()), || {
+        let chunk = memory::unite(Owner::Call, memory::load(&a)?, &b)?;
+        let stored = store(&State::over(chunk));
+        crate::pg::aggregate::free(chunk);
+        Ok(stored)
+    })
+}
+
+/// `(hll, log2m)`
+fn hll_fold(call: Call<'_>) -> Result<Datum, Error> {
+    let bytes = call.bytes(0);
+    let packed = Packed::read(&bytes)?;
+    let params = packed.params().fold(i64::from(call.int32(1)))?;
+    if params == packed.params() {
+        return Ok(varlena::copy(&bytes));
     }
-    let chunk = memory::unite(Owner::Call, memory::load(&a)?, &b)?;
+    let chunk = match memory::fold(&packed, params)? {
+        Some(chunk) => chunk,
+        None => {
+            // Its registers are not in order: they are in what a state of it is stored as.
+            let loaded = memory::load(&packed)?;
+            let ordered = varlena::made(store(&State::over(loaded)));
+            memory::fold(&Packed::read(&ordered)?, params)?.ok_or(sketch::Error::State("it cannot be folded"))?
+        }
+    };
     let stored = store(&State::over(chunk));
     crate::pg::aggregate::free(chunk);
     Ok(stored)
@@ -148,10 +177,17 @@ fn hll_union(call: Call<'_>) -> Result<Datum, Error> {
 
 fn estimate(call: Call<'_>, estimator: Estimator) -> Result<Option<f64>, Error> {
     let bytes = call.bytes(0);
-    let chunk = memory::load(&Packed::read(&bytes)?)?;
-    let estimate = State::over(chunk).estimate(estimator)?;
-    crate::pg::aggregate::free(chunk);
-    Ok(estimate)
+    let packed = Packed::read(&bytes)?;
+    match packed.estimate(estimator) {
+        Ok(estimate) => Ok(estimate),
+        Err(Stop::Error(error)) => Err(error.into()),
+        Err(Stop::Load | Stop::Room(_)) => {
+            let chunk = memory::load(&packed)?;
+            let estimate = State::over(chunk).estimate(estimator)?;
+            crate::pg::aggregate::free(chunk);
+            Ok(estimate)
+        }
+    }
 }
 
 fn float_or_null(call: Call<'_>, value: Option<f64>) -> Result<Datum, Error> {
@@ -216,6 +252,7 @@ sql_functions! {
     tally_hll_add => |call: Call<'_>| add(&call.bytes(0), call.int64(1)),
     tally_hll_add_rev => |call: Call<'_>| add(&call.bytes(1), call.int64(0)),
     tally_hll_union => hll_union,
+    tally_hll_fold => hll_fold,
     tally_hll_cardinality => hll_cardinality,
     tally_hll_cardinality_by => hll_cardinality_by,
     tally_hll_count => hll_count,

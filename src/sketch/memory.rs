@@ -44,6 +44,20 @@ pub(super) fn load<'a>(packed: &Packed<'_>) -> Result<&'a mut [u64], Error> {
     repeat(Owner::Call, chunk, |state| state.load(packed))
 }
 
+/// A state of the present call that holds a stored value with fewer registers. None: only a state of it can be folded.
+pub(super) fn fold<'a>(packed: &Packed<'_>, params: Params) -> Result<Option<&'a mut [u64]>, Error> {
+    let mut is_out_of_order = false;
+    let chunk = create(Context::current(), params);
+    let chunk = repeat(Owner::Call, chunk, |state| match state.fold(packed) {
+        Err(Stop::Load) => {
+            is_out_of_order = true;
+            Ok(())
+        }
+        other => other,
+    })?;
+    Ok((!is_out_of_order).then_some(chunk))
+}
+
 /// Unites a stored value into a state; the state may move.
 pub(super) fn unite<'a>(owner: Owner<'_>, chunk: &'a mut [u64], packed: &Packed<'_>) -> Result<&'a mut [u64], Error> {
     let mut detour = false;
