@@ -32,11 +32,11 @@ impl Owner<'_> {
 
     /// Runs an operation, and again in a larger chunk until the state has the room for it.
     #[inline(always)]
-    pub(super) fn grow<'a>(
+    pub(super) fn grow(
         self,
-        chunk: &'a mut [u64],
+        chunk: &mut [u64],
         mut operation: impl FnMut(&mut State<'_>) -> Result<(), Stop>,
-    ) -> Result<&'a mut [u64], Error> {
+    ) -> Result<&mut [u64], Error> {
         match operation(&mut State::over(chunk)) {
             Ok(()) => Ok(chunk),
             Err(stop) => self.grow_after(stop, chunk, operation),
@@ -45,12 +45,12 @@ impl Owner<'_> {
 
     #[cold]
     #[inline(never)]
-    fn grow_after<'a>(
+    fn grow_after(
         self,
         mut stop: Stop,
-        mut chunk: &'a mut [u64],
+        mut chunk: &mut [u64],
         mut operation: impl FnMut(&mut State<'_>) -> Result<(), Stop>,
-    ) -> Result<&'a mut [u64], Error> {
+    ) -> Result<&mut [u64], Error> {
         loop {
             match stop {
                 Stop::Error(error) => return Err(error.into()),
