@@ -5,7 +5,7 @@ mod hash;
 use std::io::{Read, Write};
 
 use postgres::{Client, SimpleQueryMessage};
-use tally_server_tests::cluster;
+use tally_server_tests::cluster::{self, Cluster};
 
 fn session() -> (cluster::Database<'static>, Client) {
     let database = cluster::database();
@@ -560,6 +560,12 @@ fn aggregates_of_users_can_be_made_of_the_support_functions() {
 #[test]
 fn settings_can_be_made_by_the_functions_of_postgresql_hll() {
     let (_database, mut session) = session();
+    // Also as the first call of a session, which loads the library.
+    let cluster = Cluster::start(&[("shared_preload_libraries", "")]);
+    let database = cluster.database();
+    for call in ["hll_set_max_sparse(7)", "hll_set_defaults(12, 4, 64, 0)", "hll_set_output_version(1)"] {
+        database.connect().batch_execute(&format!("SELECT tally.{call}")).unwrap();
+    }
     assert_text(&mut session, "SELECT hll_set_defaults(12, 4, 64, 0)", "(11,5,-1,1)");
     assert_text(&mut session, "SELECT hll_set_defaults(11, 5, -1, 1)", "(12,4,64,0)");
     assert_text(
@@ -613,6 +619,24 @@ fn folded_sketches_are_those_of_fewer_registers() {
         "SELECT hll_fold(hll_empty(), -1)",
         "22023",
         "log2m modifier must be between 0 and 17",
+    );
+}
+
+/// As in postgresql-hll.
+#[test]
+fn a_union_with_nothing_is_stored_anew() {
+    let (_database, mut session) = session();
+    session.batch_execute("SELECT hll_set_max_sparse(0)").unwrap();
+    session.batch_execute("CREATE TABLE thin AS SELECT hll_add_agg(hll_hash(1), 11, 5, 0, 1) AS h").unwrap();
+    assert_text(&mut session, "SELECT hll_type(h) FROM thin", "4");
+    session.batch_execute("SELECT hll_set_max_sparse(-1)").unwrap();
+    for union in ["h || hll_empty(11, 5, 0, 1)", "hll_empty(11, 5, 0, 1) || h", "h || h"] {
+        assert_text(&mut session, &format!("SELECT hll_type({union}) FROM thin"), "3");
+    }
+    assert_text(
+        &mut session,
+        "SELECT hll_type(h || hll_empty(11, 5, 0, 0)) FROM (SELECT hll_add_agg(hll_hash(1), 11, 5, 0, 0) AS h) AS s",
+        "4",
     );
 }
 

@@ -145,8 +145,11 @@ COMMENT ON FUNCTION tally.hll_set_defaults(integer, integer, bigint, integer) IS
 CREATE FUNCTION tally.hll_set_max_sparse(integer) RETURNS integer
 LANGUAGE plpgsql STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  before integer := current_setting('tally.hll_max_sparse');
+  before integer;
 BEGIN
+  -- The settings are there once the library is loaded: by this call, if the session has not used it yet.
+  PERFORM tally.hll_empty(11, 5, -1, 1);
+  before := current_setting('tally.hll_max_sparse');
   IF $1 < -1 THEN
     RAISE EXCEPTION 'sparse threshold must be in range [-1,MAXINT]' USING ERRCODE = '22000', HINT = '-1 leaves it to the size.';
   END IF;

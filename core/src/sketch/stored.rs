@@ -145,15 +145,18 @@ impl<'a> Packed<'a> {
         Ok(Draft { base: *self, change: Change::Register(index, value) })
     }
 
-    /// The union with another value. One of them stays as it is if the other one is empty.
+    /// The union with another value. One of them is only stored anew if the other one is empty: a FULL value with few registers in use
+    /// becomes SPARSE.
     ///
     /// # Errors
     /// See [`Stop`]; [`Stop::Load`] if no side is a FULL value that stays one.
     pub fn union(&self, other: &Self, packing: Packing) -> Result<Draft<'a>, Stop> {
         self.params().check_equal(other.params())?;
         match (self.kind(), other.kind()) {
-            (Kind::Undefined, _) | (_, Kind::Empty) => return Ok(self.unchanged()),
-            (_, Kind::Undefined) | (Kind::Empty, _) => return Ok(other.unchanged()),
+            (Kind::Undefined, _) => return Ok(self.unchanged()),
+            (_, Kind::Undefined) => return Ok(other.unchanged()),
+            (_, Kind::Empty) => return self.stored_anew(packing),
+            (Kind::Empty, _) => return other.stored_anew(packing),
             _ => {}
         }
         let (base, other) = if self.stays_full(packing) {
@@ -167,6 +170,12 @@ impl<'a> Packed<'a> {
             return Err(Stop::Load);
         }
         Ok(Draft { base: *base, change: Change::Union(*other) })
+    }
+
+    fn stored_anew(&self, packing: Packing) -> Result<Draft<'a>, Stop> {
+        // A value of 0 raises nothing.
+        let same = Draft { base: *self, change: Change::Register(0, 0) };
+        if self.stays_full(packing) { Ok(same) } else { Err(Stop::Load) }
     }
 
     fn unchanged(&self) -> Draft<'a> {

@@ -556,8 +556,8 @@ fn union_through_a_state(left: &[u8], right: &[u8], packing: Packing) -> Result<
     let (a, b) = (Packed::read(left)?, Packed::read(right)?);
     a.params().check_equal(b.params())?;
     match (a.kind(), b.kind()) {
-        (Kind::Undefined, _) | (_, Kind::Empty) => return Ok(left.to_vec()),
-        (_, Kind::Undefined) | (Kind::Empty, _) => return Ok(right.to_vec()),
+        (Kind::Undefined, _) => return Ok(left.to_vec()),
+        (_, Kind::Undefined) => return Ok(right.to_vec()),
         _ => {}
     }
     let mut state = Owned::load(left)?;
