@@ -10,7 +10,8 @@
 //!
 //! A sealed partition has the trigger `tally_seal`, which takes its tag from each new row. Such a row was never new, so the triggers
 //! of the source write it into the change log, and all its later changes too. The trigger is made while nobody has written to the
-//! partition and not ended; the first tick with a younger snapshot than that counts what is left in it, and the partition is settled.
+//! partition and not ended; the first tick with a younger snapshot than that counts what is left in it, and the partition is settled. Only
+//! a transaction without an id counts all that its snapshot sees: one that creates a rollup settles nothing.
 
 use crate::catalog::{self, builds, sources};
 use crate::error::{Error, Result, spi};
