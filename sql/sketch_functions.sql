@@ -68,10 +68,11 @@ COMMENT ON FUNCTION tally.hll_sparseon(tally.hll) IS 'may the sketch be stored w
 CREATE FUNCTION tally._hll_threshold(tally.hll, is_effective boolean) RETURNS bigint
 AS 'MODULE_PATHNAME', 'tally_hll_threshold' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally._hll_threshold(tally.hll, boolean) IS 'what tally.hll_expthresh is made of';
-CREATE FUNCTION tally.hll_expthresh(tally.hll, OUT specified bigint, OUT effective bigint)
+-- PostgreSQL cannot dump a body that mentions a parameter without a name where others have one.
+CREATE FUNCTION tally.hll_expthresh(sketch tally.hll, OUT specified bigint, OUT effective bigint)
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT tally._hll_threshold($1, false), tally._hll_threshold($1, true);
+  SELECT tally._hll_threshold(sketch, false), tally._hll_threshold(sketch, true);
 END;
 COMMENT ON FUNCTION tally.hll_expthresh(tally.hll) IS
   'up to how many values the sketch counts exactly, as it was asked for (-1: by size) and in fact';

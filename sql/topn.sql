@@ -38,17 +38,17 @@ CREATE FUNCTION tally._topn_to_json(tally.topn) RETURNS text
 AS 'MODULE_PATHNAME', 'tally_topn_to_json_text' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally._topn_to_json(tally.topn) IS 'what the cast of topn to jsonb is made of';
 
-CREATE FUNCTION tally.topn(jsonb) RETURNS tally.topn LANGUAGE sql STABLE STRICT PARALLEL SAFE
+CREATE FUNCTION tally.topn(items jsonb) RETURNS tally.topn LANGUAGE sql STABLE STRICT PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT tally._topn_from_json($1::text);
+  SELECT tally._topn_from_json(items::text);
 END;
 COMMENT ON FUNCTION tally.topn(jsonb) IS 'sketch from a JSON object of items and counts, with the counters of tally.topn_counters';
 CREATE CAST (jsonb AS tally.topn) WITH FUNCTION tally.topn(jsonb) AS IMPLICIT;
 COMMENT ON CAST (jsonb AS tally.topn) IS 'sketch from a JSON object of items and counts';
 
-CREATE FUNCTION tally.topn_to_jsonb(tally.topn) RETURNS jsonb LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+CREATE FUNCTION tally.topn_to_jsonb(sketch tally.topn) RETURNS jsonb LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT tally._topn_to_json($1)::jsonb;
+  SELECT tally._topn_to_json(sketch)::jsonb;
 END;
 COMMENT ON FUNCTION tally.topn_to_jsonb(tally.topn) IS 'items with the least that they can have occurred; the bounds are lost';
 CREATE CAST (tally.topn AS jsonb) WITH FUNCTION tally.topn_to_jsonb(tally.topn) AS ASSIGNMENT;
@@ -140,18 +140,18 @@ CREATE FUNCTION tally._topn_certain(tally.topn, integer) RETURNS boolean[]
 AS 'MODULE_PATHNAME', 'tally_topn_certain' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally._topn_certain(tally.topn, integer) IS 'what tally.topn_bounds is made of';
 
-CREATE FUNCTION tally.topn(tally.topn, n integer) RETURNS TABLE (item text, frequency bigint)
+CREATE FUNCTION tally.topn(sketch tally.topn, n integer) RETURNS TABLE (item text, frequency bigint)
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE ROWS 10
 BEGIN ATOMIC
-  SELECT t.item, t.frequency FROM unnest(tally._topn_items($1, n), tally._topn_lower($1, n)) AS t (item, frequency);
+  SELECT t.item, t.frequency FROM unnest(tally._topn_items(sketch, n), tally._topn_lower(sketch, n)) AS t (item, frequency);
 END;
 COMMENT ON FUNCTION tally.topn(tally.topn, integer) IS
   'the n most frequent items, each with how often it has occurred at least: never too high, and exact while tally.topn_error is 0';
-CREATE FUNCTION tally.topn_bounds(tally.topn, n integer) RETURNS TABLE (item text, lower bigint, upper bigint, certain boolean)
+CREATE FUNCTION tally.topn_bounds(sketch tally.topn, n integer) RETURNS TABLE (item text, lower bigint, upper bigint, certain boolean)
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE ROWS 10
 BEGIN ATOMIC
   SELECT t.item, t.lower, t.upper, t.certain
-    FROM unnest(tally._topn_items($1, n), tally._topn_lower($1, n), tally._topn_upper($1, n), tally._topn_certain($1, n))
+    FROM unnest(tally._topn_items(sketch, n), tally._topn_lower(sketch, n), tally._topn_upper(sketch, n), tally._topn_certain(sketch, n))
       AS t (item, lower, upper, certain);
 END;
 COMMENT ON FUNCTION tally.topn_bounds(tally.topn, integer) IS
