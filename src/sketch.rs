@@ -5,10 +5,10 @@ mod hash;
 mod memory;
 
 use crate::error::Error;
+use crate::pg::aggregate::Owner;
 use crate::pg::function::{Call, sql_functions};
 use crate::pg::{Datum, types, varlena};
 use crate::settings;
-use memory::Owner;
 use std::cmp::Ordering;
 use tally_core::sketch::{self, Draft, Estimator, Kind, Modifier, Packed, Params, State, Stop, wire};
 

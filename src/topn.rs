@@ -4,11 +4,10 @@ mod item;
 mod memory;
 
 use crate::error::Error;
-use crate::pg::aggregate::{self, Context};
+use crate::pg::aggregate::{self, Context, Owner};
 use crate::pg::function::{Call, sql_functions};
 use crate::pg::{Datum, array, encoding, varlena};
 use crate::settings;
-use memory::Owner;
 use tally_core::topn::{self, Header, Packed, Packing, State, json};
 
 /// Leads the bytes that one process of a parallel query sends to another.
@@ -39,18 +38,15 @@ fn accept(value: Datum) -> Result<Datum, Error> {
 
 fn from_json(text: &[u8]) -> Result<Datum, Error> {
     let text = encoding::to_utf8(text);
-    let mut chunk = Some(Owner::Call.create(settings::topn_counters(None)?)?);
+    let mut chunk = memory::create(Owner::Call, settings::topn_counters(None)?)?;
     json::read(&text, |item, count| -> Result<(), Error> {
-        let item = encoding::from_utf8(item);
-        let grown = match chunk.take() {
-            Some(chunk) if count > 0 => Owner::Call.grow(chunk, |state| state.add_count(&item, count))?,
-            Some(chunk) => chunk,
-            None => return Ok(()),
-        };
-        chunk = Some(grown);
+        if count > 0 {
+            let item = encoding::from_utf8(item);
+            chunk = memory::grow(Owner::Call, std::mem::take(&mut chunk), |state| state.add_count(&item, count))?;
+        }
         Ok(())
     })?;
-    chunk.map(|chunk| store(chunk, Packing::Final)).ok_or_else(|| Error::new("XX000", "a state has got lost"))
+    Ok(store(chunk, Packing::Final))
 }
 
 fn input(call: Call<'_>) -> Result<Datum, Error> {
@@ -88,14 +84,15 @@ fn add(call: Call<'_>) -> Result<Datum, Error> {
     }
     let form = call.remembered(|call| item::form(call, 1))?;
     let item = item::item(call, 1, form);
-    Owner::Aggregate(call, "topn_add_trans").grow(chunk, |state| state.add(&item)).map(aggregate::datum)
+    memory::grow(Owner::Aggregate(call, "topn_add_trans", "aggregate"), chunk, |state| state.add(&item))
+        .map(aggregate::datum)
 }
 
 #[cold]
 #[inline(never)]
 fn first_row<'c>(call: Call<'c>) -> Result<&'c mut [u64], Error> {
     let given = (call.len() > 2 && !call.is_null(2)).then(|| i64::from(call.int32(2)));
-    Owner::Aggregate(call, "topn_add_trans").create(settings::topn_counters(given)?)
+    memory::create(Owner::Aggregate(call, "topn_add_trans", "aggregate"), settings::topn_counters(given)?)
 }
 
 /// `(state, topn)`
@@ -104,14 +101,14 @@ fn unite(call: Call<'_>) -> Result<Datum, Error> {
     if call.is_null(1) {
         return Ok(found.map_or_else(|| call.null(), aggregate::datum));
     }
-    let owner = Owner::Aggregate(call, "topn_union_trans");
+    let owner = Owner::Aggregate(call, "topn_union_trans", "aggregate");
     let bytes = call.bytes(1);
     let packed = Packed::read(&bytes)?;
     let chunk = match found {
         Some(chunk) => chunk,
-        None => owner.create(packed.header().counters)?,
+        None => memory::create(owner, packed.header().counters)?,
     };
-    owner.unite(chunk, &packed).map(aggregate::datum)
+    memory::unite(owner, chunk, &packed).map(aggregate::datum)
 }
 
 /// `(state, state)`
@@ -119,13 +116,13 @@ fn combine(call: Call<'_>) -> Result<Datum, Error> {
     let Some(other) = state(call, 1) else {
         return Ok(state(call, 0).map_or_else(|| call.null(), aggregate::datum));
     };
-    let owner = Owner::Aggregate(call, "topn_combine");
+    let owner = Owner::Aggregate(call, "topn_combine", "aggregate");
     let other = State::over(other);
     let chunk = match state(call, 0) {
         Some(chunk) => chunk,
-        None => owner.create(other.counters())?,
+        None => memory::create(owner, other.counters())?,
     };
-    owner.unite_state(chunk, &other).map(aggregate::datum)
+    memory::unite_state(owner, chunk, &other).map(aggregate::datum)
 }
 
 /// `(state)` to bytea, for another process.
@@ -167,8 +164,8 @@ fn changed(
     change: impl for<'a> FnOnce(&'a mut [u64]) -> Result<&'a mut [u64], Error>,
 ) -> Result<Datum, Error> {
     let packed = Packed::read(bytes)?;
-    let chunk = Owner::Call.create(packed.header().counters)?;
-    let chunk = change(Owner::Call.unite(chunk, &packed)?)?;
+    let chunk = memory::create(Owner::Call, packed.header().counters)?;
+    let chunk = change(memory::unite(Owner::Call, chunk, &packed)?)?;
     let stored = store(chunk, Packing::Final);
     aggregate::free(chunk);
     Ok(stored)
@@ -177,12 +174,12 @@ fn changed(
 fn topn_union(call: Call<'_>) -> Result<Datum, Error> {
     let other = call.bytes(1);
     let other = Packed::read(&other)?;
-    changed(&call.bytes(0), |chunk| Owner::Call.unite(chunk, &other))
+    changed(&call.bytes(0), |chunk| memory::unite(Owner::Call, chunk, &other))
 }
 
 fn topn_add(call: Call<'_>) -> Result<Datum, Error> {
     let item = call.bytes(1);
-    changed(&call.bytes(0), |chunk| Owner::Call.grow(chunk, |state| state.add(&item)))
+    changed(&call.bytes(0), |chunk| memory::grow(Owner::Call, chunk, |state| state.add(&item)))
 }
 
 fn header(call: Call<'_>) -> Result<Header, Error> {

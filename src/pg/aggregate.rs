@@ -49,6 +49,24 @@ impl Context {
     }
 }
 
+/// Whose memory a state lives in. Asking an aggregate costs, so it is asked when memory is needed.
+#[derive(Clone, Copy)]
+pub(crate) enum Owner<'c> {
+    /// The running aggregate: the call, and how an error names the function and its role.
+    Aggregate(Call<'c>, &'static str, &'static str),
+    /// The present call.
+    Call,
+}
+
+impl Owner<'_> {
+    pub(crate) fn context(self) -> Result<Context, Error> {
+        match self {
+            Self::Aggregate(call, function, role) => Context::of_aggregate(call, function, role),
+            Self::Call => Ok(Context::current()),
+        }
+    }
+}
+
 /// Gives a chunk back.
 pub(crate) fn free(chunk: &mut [u64]) {
     // SAFETY: it came from Context::allocate and its only owner has lent it to us for good.

@@ -13,8 +13,8 @@ super::function::sql_functions! {
 }
 
 /// Event trigger on `ddl_command_start`: before relations of a rollup are dropped its refreshes are locked out, and before a partition
-/// is detached or dropped its rows are counted for good; DETACH CONCURRENTLY is refused, because it commits before it ends, and so is DROP NOT NULL of a column that a rollup reads (its keys
-/// may rely on that).
+/// is detached or dropped its rows are counted for good; DETACH CONCURRENTLY is refused, because it commits before it ends, and so is
+/// DROP NOT NULL of a column that a rollup reads (its keys may rely on that).
 fn before_ddl(call: Call<'_>) -> Result<Datum> {
     let tree = parse_tree(call)?;
     // SAFETY: a tree is checked for its tag before it is cast; names are NUL-terminated.

@@ -141,6 +141,17 @@ impl<'c> Call<'c> {
         Ok(found)
     }
 
+    /// A function, looked up for as long as this call site lives.
+    pub(super) fn look_up(self, function: Oid) -> *mut pg_sys::FmgrInfo {
+        // SAFETY: an existing function, or PostgreSQL raises its error; fn_mcxt lives as long as flinfo, and palloc aligns for every type.
+        unsafe {
+            let memory = (*(*self.info).flinfo).fn_mcxt;
+            let found = pg_sys::MemoryContextAllocZero(memory, size_of::<pg_sys::FmgrInfo>()).cast();
+            pg_sys::fmgr_info_cxt(function, found, memory);
+            found
+        }
+    }
+
     /// The result NULL.
     pub(crate) fn null(self) -> Datum {
         // SAFETY: the structure is valid for the call.

@@ -26,17 +26,14 @@ impl Snapshot {
 
     /// What is committed now, and what this transaction has done so far, at any isolation level.
     pub(crate) fn latest() -> Self {
-        // SAFETY: as above.
-        unsafe {
-            pg_sys::CommandCounterIncrement();
-            let own_xid = own_xid();
-            Self { snapshot: pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()), own_xid }
-        }
+        // SAFETY: we are inside a transaction.
+        unsafe { pg_sys::CommandCounterIncrement() };
+        Self::newest()
     }
 
     /// What is committed now, at any isolation level, in the midst of a statement.
     pub(crate) fn newest() -> Self {
-        // SAFETY: as above.
+        // SAFETY: as in `take`.
         unsafe { Self { snapshot: pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()), own_xid: own_xid() } }
     }
 

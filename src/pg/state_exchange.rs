@@ -31,20 +31,10 @@ impl Exchange {
         // SAFETY: a valid call; without an aggregate around it the answer is null.
         let aggregate = unsafe { pg_sys::AggGetAggref(call.info()).as_ref() }.ok_or_else(outside)?.aggfnoid;
         let [combine, serialize, deserialize] = support(aggregate).ok_or_else(outside)?;
-        // SAFETY: flinfo is valid for the call, and its memory lives as long.
-        let memory = unsafe { (*(*call.info()).flinfo).fn_mcxt };
-        let look_up = |function: Oid| {
-            // SAFETY: an existing function; memory of the right size, which palloc aligns for every type.
-            unsafe {
-                let found = pg_sys::MemoryContextAllocZero(memory, size_of::<FmgrInfo>()).cast::<FmgrInfo>();
-                pg_sys::fmgr_info_cxt(function, found, memory);
-                found
-            }
-        };
         Ok(Self {
-            combine: look_up(combine),
-            serialize: look_up(serialize),
-            deserialize: look_up(deserialize),
+            combine: call.look_up(combine),
+            serialize: call.look_up(serialize),
+            deserialize: call.look_up(deserialize),
             format: format_of(deserialize),
         })
     }

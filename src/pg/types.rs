@@ -47,14 +47,9 @@ pub(crate) struct Output(*mut pg_sys::FmgrInfo);
 impl Output {
     pub(crate) fn of(call: Call<'_>, oid: Oid) -> Self {
         let (mut function, mut is_of_variable_length) = (Oid::INVALID, false);
-        // SAFETY: catalog look-ups; the memory of flinfo lives as long as it, and palloc aligns for every type.
-        unsafe {
-            pg_sys::getTypeOutputInfo(oid, &mut function, &mut is_of_variable_length);
-            let memory = (*(*call.info()).flinfo).fn_mcxt;
-            let found = pg_sys::MemoryContextAllocZero(memory, size_of::<pg_sys::FmgrInfo>()).cast();
-            pg_sys::fmgr_info_cxt(function, found, memory);
-            Self(found)
-        }
+        // SAFETY: a catalog look-up; an unknown type gives an error of PostgreSQL.
+        unsafe { pg_sys::getTypeOutputInfo(oid, &mut function, &mut is_of_variable_length) };
+        Self(call.look_up(function))
     }
 
     /// The text of a value of the type, in the memory of the call.

@@ -1,9 +1,9 @@
 //! The aggregates over sketches. The path of a row touches the state and returns; everything rare is `#[cold]`.
 
 use super::hash::{self, Way};
-use super::memory::{self, Owner};
+use super::memory;
 use crate::error::Error;
-use crate::pg::aggregate::{self, Context};
+use crate::pg::aggregate::{self, Context, Owner};
 use crate::pg::function::{Call, sql_functions};
 use crate::pg::{Datum, varlena};
 use crate::settings;

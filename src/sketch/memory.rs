@@ -1,27 +1,8 @@
 //! Lends memory to states of `core::sketch`: they say how much they need, here it is allocated in the right context.
 
 use crate::error::Error;
-use crate::pg::aggregate::{self, Context};
-use crate::pg::function::Call;
+use crate::pg::aggregate::{self, Context, Owner};
 use tally_core::sketch::{Packed, Params, Room, State, Stop, state::FIRST_WORDS};
-
-/// Whose memory a state lives in. Asking an aggregate costs, so it is asked when memory is needed.
-#[derive(Clone, Copy)]
-pub(super) enum Owner<'c> {
-    /// The running aggregate: the call, and how an error names the function and its role.
-    Aggregate(Call<'c>, &'static str, &'static str),
-    /// The present call.
-    Call,
-}
-
-impl Owner<'_> {
-    pub(super) fn context(self) -> Result<Context, Error> {
-        match self {
-            Self::Aggregate(call, function, role) => Context::of_aggregate(call, function, role),
-            Self::Call => Ok(Context::current()),
-        }
-    }
-}
 
 /// A new empty state.
 pub(super) fn create<'a>(context: Context, params: Params) -> &'a mut [u64] {
