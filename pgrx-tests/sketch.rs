@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use postgres::{Client, SimpleQueryMessage};
 use tally_server_tests::cluster::{self, Cluster};
 
-fn session() -> (cluster::Database<'static>, Client) {
+/// A session that finds tally's names behind those of `public`.
+pub fn session() -> (cluster::Database<'static>, Client) {
     let database = cluster::database();
     let mut session = database.connect();
     session.batch_execute("SET search_path = public, tally").unwrap();

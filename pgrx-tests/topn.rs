@@ -1,14 +1,8 @@
 //! Top-N sketches in SQL: bounds, the same bytes for every plan, JSON, and what is refused.
 
 use postgres::{Client, SimpleQueryMessage};
-use tally_server_tests::cluster;
 
-fn session() -> (cluster::Database<'static>, Client) {
-    let database = cluster::database();
-    let mut session = database.connect();
-    session.batch_execute("SET search_path = public, tally").unwrap();
-    (database, session)
-}
+use crate::sketch::session;
 
 /// The rows of a query as lines, NULL as nothing.
 fn rows(session: &mut Client, query: &str) -> String {
@@ -29,10 +23,7 @@ fn assert_rows(session: &mut Client, query: &str, expected: &str) {
 
 #[track_caller]
 fn assert_refused(session: &mut Client, statement: &str, sqlstate: &str, message: &str) {
-    let error = session.batch_execute(statement).expect_err(statement);
-    let error = error.as_db_error().unwrap_or_else(|| panic!("{statement}: {error}"));
-    assert_eq!(error.code().code(), sqlstate, "{statement}: {}", error.message());
-    assert!(error.message().contains(message), "{statement}: {}", error.message());
+    crate::oracle::assert_refused(session, statement, sqlstate, message, "");
 }
 
 /// 60,000 rows of a stream in which item i comes about 20,000 / i times, cheap to scan in parallel.
