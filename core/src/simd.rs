@@ -13,6 +13,55 @@
 
 use std::sync::OnceLock;
 
+/// The kernels over whole vectors, of what a module has for its own: `load`, `store`, `values` and `store_packed` of a vector.
+#[cfg(target_arch = "x86_64")]
+macro_rules! kernels {
+    ($features:literal, $maximum:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
+            let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
+            let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
+            for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
+                store(registers, values(packed));
+            }
+            scalar::unpack(packed_rest.as_chunks::<PACKED>().0, rest.as_chunks_mut().0);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKED]]) {
+            let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
+            let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
+            for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
+                store(registers, $maximum(load(registers), values(packed)));
+            }
+            scalar::maximum_packed(rest.as_chunks_mut().0, packed_rest.as_chunks::<PACKED>().0);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
+            let (vectors, rest) = registers.as_flattened().as_chunks();
+            let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
+            for (registers, packed) in vectors.iter().zip(packed_vectors) {
+                store_packed(packed, load(registers));
+            }
+            scalar::pack(rest.as_chunks().0, packed_rest.as_chunks_mut::<PACKED>().0);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
+            let (a_vectors, a_rest) = a.as_flattened().as_chunks();
+            let (b_vectors, b_rest) = b.as_flattened().as_chunks();
+            let (out_vectors, out_rest) = out.as_flattened_mut().as_chunks_mut();
+            for ((a, b), out) in a_vectors.iter().zip(b_vectors).zip(out_vectors) {
+                store_packed(out, $maximum(values(a), values(b)));
+            }
+            scalar::union(a_rest.as_chunks::<PACKED>().0, b_rest.as_chunks().0, out_rest.as_chunks_mut().0);
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use kernels;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

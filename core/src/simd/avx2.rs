@@ -43,26 +43,6 @@ fn values(packed: &Packed) -> __m256i {
     _mm256_packus_epi16(even, odd)
 }
 
-#[target_feature(enable = "avx2")]
-pub(super) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
-    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
-    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
-    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, values(packed));
-    }
-    scalar::unpack(packed_rest.as_chunks::<PACKED>().0, rest.as_chunks_mut().0);
-}
-
-#[target_feature(enable = "avx2")]
-pub(super) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKED]]) {
-    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
-    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
-    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, _mm256_max_epu8(load(registers), values(packed)));
-    }
-    scalar::maximum_packed(rest.as_chunks_mut().0, packed_rest.as_chunks::<PACKED>().0);
-}
-
 /// Neighbours unite: 8 x 5 -> 4 x 10 -> 2 x 20 -> 40 bits, of which the low bytes are then put in order.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -86,26 +66,7 @@ fn store_packed(packed: &mut Packed, values: __m256i) {
     }
 }
 
-#[target_feature(enable = "avx2")]
-pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
-    let (vectors, rest) = registers.as_flattened().as_chunks();
-    let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
-    for (registers, packed) in vectors.iter().zip(packed_vectors) {
-        store_packed(packed, load(registers));
-    }
-    scalar::pack(rest.as_chunks().0, packed_rest.as_chunks_mut::<PACKED>().0);
-}
-
-#[target_feature(enable = "avx2")]
-pub(super) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
-    let (a_vectors, a_rest) = a.as_flattened().as_chunks();
-    let (b_vectors, b_rest) = b.as_flattened().as_chunks();
-    let (out_vectors, out_rest) = out.as_flattened_mut().as_chunks_mut();
-    for ((a, b), out) in a_vectors.iter().zip(b_vectors).zip(out_vectors) {
-        store_packed(out, _mm256_max_epu8(values(a), values(b)));
-    }
-    scalar::union(a_rest.as_chunks::<PACKED>().0, b_rest.as_chunks().0, out_rest.as_chunks_mut().0);
-}
+super::kernels!("avx2", _mm256_max_epu8);
 
 /// 2^(31 - value) has one byte that is not 0, and the upper half of the value chooses it: four tables give that byte, and the
 /// bytes of each table are summed up apart.

@@ -66,26 +66,6 @@ fn values(packed: &Packed) -> __m512i {
     _mm512_and_si512(values, _mm512_set1_epi8(31))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn unpack(packed: &[[u8; PACKED]], registers: &mut [[u8; GROUP]]) {
-    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
-    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
-    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, values(packed));
-    }
-    scalar::unpack(packed_rest.as_chunks::<PACKED>().0, rest.as_chunks_mut().0);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn maximum_packed(registers: &mut [[u8; GROUP]], packed: &[[u8; PACKED]]) {
-    let (vectors, rest) = registers.as_flattened_mut().as_chunks_mut();
-    let (packed_vectors, packed_rest) = packed.as_flattened().as_chunks();
-    for (registers, packed) in vectors.iter_mut().zip(packed_vectors) {
-        store(registers, _mm512_max_epu8(load(registers), values(packed)));
-    }
-    scalar::maximum_packed(rest.as_chunks_mut().0, packed_rest.as_chunks::<PACKED>().0);
-}
-
 /// Neighbours unite: 8 x 5 -> 4 x 10 -> 2 x 20 -> 40 bits, of which the low bytes are then put in order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -103,23 +83,4 @@ fn store_packed(packed: &mut Packed, values: __m512i) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn pack(registers: &[[u8; GROUP]], packed: &mut [[u8; PACKED]]) {
-    let (vectors, rest) = registers.as_flattened().as_chunks();
-    let (packed_vectors, packed_rest) = packed.as_flattened_mut().as_chunks_mut();
-    for (registers, packed) in vectors.iter().zip(packed_vectors) {
-        store_packed(packed, load(registers));
-    }
-    scalar::pack(rest.as_chunks().0, packed_rest.as_chunks_mut::<PACKED>().0);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn union(a: &[[u8; PACKED]], b: &[[u8; PACKED]], out: &mut [[u8; PACKED]]) {
-    let (a_vectors, a_rest) = a.as_flattened().as_chunks();
-    let (b_vectors, b_rest) = b.as_flattened().as_chunks();
-    let (out_vectors, out_rest) = out.as_flattened_mut().as_chunks_mut();
-    for ((a, b), out) in a_vectors.iter().zip(b_vectors).zip(out_vectors) {
-        store_packed(out, _mm512_max_epu8(values(a), values(b)));
-    }
-    scalar::union(a_rest.as_chunks::<PACKED>().0, b_rest.as_chunks().0, out_rest.as_chunks_mut().0);
-}
+super::kernels!("avx512f,avx512bw,avx512vbmi", _mm512_max_epu8);
