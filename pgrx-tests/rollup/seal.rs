@@ -355,6 +355,22 @@ fn rollup_made_by_an_older_transaction_settles_nothing() {
     assert_equal(&mut session, "second", second);
 }
 
+/// Nothing is settled before the first tick, whatever comes and goes meanwhile.
+#[test]
+fn partition_that_comes_back_before_the_next_refresh_settles_nothing() {
+    let database = cluster::database();
+    let mut session = rolled_session(&database);
+    run(&mut session, "INSERT INTO events VALUES ('2024-01-01 05:30Z', 7, 1, 'pending')");
+    run(&mut session, "CALL tally.seal_partitions('events', '2024-01-03Z')");
+    run(&mut session, "ALTER TABLE events DETACH PARTITION day_2");
+    run(&mut session, "ALTER TABLE events ATTACH PARTITION day_2 FOR VALUES FROM ('2024-01-02Z') TO ('2024-01-03Z')");
+    assert_eq!(settled(&mut session), "nothing");
+    for refresh in ["SELECT", "CALL tally.refresh('totals')"] {
+        run(&mut session, refresh);
+        assert_equal(&mut session, "totals", QUERY);
+    }
+}
+
 /// A plan that is made in a transaction which has refreshed is kept, and that refresh may never be.
 #[test]
 fn plan_of_a_refresh_that_is_rolled_back_leaves_nothing_out() {

@@ -177,7 +177,12 @@ pub(crate) fn seal(source: Oid, before: Timestamp) -> Result<()> {
 
 /// Notes that partitions from a time on have rows again that are new by their tags.
 pub(crate) fn unsettle(source: Oid, from: Timestamp) -> Result<()> {
-    update(source, "settled_before = LEAST(settled_before, $2)", from)
+    // Not LEAST, which ignores that nothing is settled.
+    update(
+        source,
+        "settled_before = CASE WHEN settled_before OPERATOR(pg_catalog.>) $2 THEN $2 ELSE settled_before END",
+        from,
+    )
 }
 
 fn update(source: Oid, assignment: &str, time: Timestamp) -> Result<()> {
