@@ -9,7 +9,7 @@ pub(crate) mod rollups;
 pub(crate) mod sources;
 
 use crate::error::{Error, Result, no_row_is_none, spi};
-use crate::pg::Oid;
+use crate::pg::{Kept, Oid};
 use pgrx::datum::DatumWithOid;
 use pgrx::{FromDatum, IntoDatum, Spi};
 use tally_core::ident::QualifiedName;
@@ -20,13 +20,21 @@ pub(crate) fn look_up<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumW
     no_row_is_none(Spi::connect(|client| client.select(query, Some(1), arguments)?.first().get_one::<T>()))
 }
 
+/// The same for a text that comes back.
+pub(crate) fn look_up_again<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid]) -> Result<Option<T>> {
+    no_row_is_none(Spi::connect(|client| client.select(Kept(query), Some(1), arguments)?.first().get_one::<T>()))
+}
+
 /// The present name of a relation.
 pub(crate) fn name_of(relation: Oid) -> Result<QualifiedName> {
     let name = Spi::connect(|client| {
         client
             .select(
-                "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c \
-                 JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) $1",
+                Kept(
+                    "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class AS c \
+                     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+                     WHERE c.oid OPERATOR(pg_catalog.=) $1",
+                ),
                 Some(1),
                 &[relation.into()],
             )?

@@ -120,14 +120,16 @@ pub(crate) fn drop_trigger(partition: Oid) -> Result<()> {
 fn is_sealed(table: Oid) -> Result<bool> {
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
          AND g.tgname OPERATOR(pg_catalog.=) 'tally_seal' AND g.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)";
-    catalog::look_up::<bool>(query, &[table.into()]).map(|found| found == Some(true))
+    catalog::look_up_again::<bool>(query, &[table.into()]).map(|found| found == Some(true))
 }
 
 /// Is the table a sealed partition, or part of one?
 pub(crate) fn is_sealed_partition(table: Oid) -> Result<bool> {
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
          AND g.tgname OPERATOR(pg_catalog.=) 'tally_seal')";
-    pg::Snapshot::latest().read(|| catalog::look_up::<bool>(query, &[table.into()])).map(|found| found == Some(true))
+    pg::Snapshot::latest()
+        .read(|| catalog::look_up_again::<bool>(query, &[table.into()]))
+        .map(|found| found == Some(true))
 }
 
 /// The partitions of the source itself that are sealed.
@@ -148,7 +150,7 @@ fn sealed_children(source: Oid) -> Result<HashSet<Oid>> {
 fn has_default(source: Oid) -> Result<bool> {
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_partitioned_table AS p WHERE p.partrelid OPERATOR(pg_catalog.=) $1 \
          AND p.partdefid OPERATOR(pg_catalog.<>) 0::pg_catalog.oid)";
-    catalog::look_up::<bool>(query, &[source.into()]).map(|found| found == Some(true))
+    catalog::look_up_again::<bool>(query, &[source.into()]).map(|found| found == Some(true))
 }
 
 /// Partitions that must be sealed: those below `sealed_before`.
@@ -269,7 +271,7 @@ fn calm_before_here(stored: Oid) -> Result<Option<Timestamp>> {
 /// Asks the change log, which only the owner of the source may read.
 fn is_false(found: &sources::OfStored, query: &str) -> Result<bool> {
     let Some(owner) = pg::owner_of(found.log) else { return Ok(false) };
-    pg::as_user(owner, || catalog::look_up::<bool>(query, &[])).map(|answer| answer == Some(false))
+    pg::as_user(owner, || catalog::look_up_again::<bool>(query, &[])).map(|answer| answer == Some(false))
 }
 
 /// A step of `CALL tally.seal_partitions(source, before)`.

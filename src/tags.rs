@@ -9,7 +9,7 @@
 
 use crate::catalog::sources::State;
 use crate::error::{Error, Result, no_row_is_none, spi};
-use crate::pg::{self, Oid};
+use crate::pg::{self, Kept, Oid};
 use crate::seal;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -257,7 +257,7 @@ impl TimeColumn {
 /// The column of time by which a table is partitioned, or else the one of the given name.
 pub(crate) fn time_column(source: Oid, otherwise: Option<&str>) -> Result<Option<TimeColumn>> {
     Spi::connect(|client| {
-        let rows = client.select(
+        let rows = client.select(Kept(
             "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.attnotnull, p.partrelid IS NOT NULL FROM pg_catalog.pg_attribute AS a \
                LEFT JOIN pg_catalog.pg_partitioned_table AS p ON p.partrelid OPERATOR(pg_catalog.=) a.attrelid \
                     AND p.partstrat OPERATOR(pg_catalog.=) 'r' AND p.partnatts OPERATOR(pg_catalog.=) 1 \
@@ -266,7 +266,7 @@ pub(crate) fn time_column(source: Oid, otherwise: Option<&str>) -> Result<Option
                 AND (p.partrelid IS NOT NULL OR a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name) \
                 AND a.atttypid OPERATOR(pg_catalog.=) ANY \
                     (ARRAY['date', 'timestamp', 'timestamptz']::pg_catalog.regtype[]::pg_catalog.oid[]) \
-              ORDER BY p.partrelid NULLS LAST LIMIT 1",
+              ORDER BY p.partrelid NULLS LAST LIMIT 1"),
             None,
             &[source.into(), otherwise.into()],
         )?;

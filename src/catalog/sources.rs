@@ -1,7 +1,7 @@
 //! `tally.sources`: the snapshot up to which the rows of each source are counted.
 
 use crate::error::{Error, Result, no_row_is_none, spi};
-use crate::pg::{self, Oid};
+use crate::pg::{self, Kept, Oid};
 use crate::refresh::Report;
 use pgrx::Spi;
 use std::cell::Cell;
@@ -12,7 +12,7 @@ use tally_core::snapshot::Counted;
 /// The OID of the table itself, which names the lock of a refresh.
 pub(crate) fn table() -> Result<Oid> {
     let query = "SELECT 'tally.sources'::pg_catalog.regclass::pg_catalog.oid";
-    Spi::connect(|client| client.select(query, Some(1), &[])?.first().get_one::<Oid>())
+    Spi::connect(|client| client.select(Kept(query), Some(1), &[])?.first().get_one::<Oid>())
         .map_err(spi)?
         .ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
 }
@@ -31,8 +31,10 @@ pub(crate) struct State {
 pub(crate) fn state(source: Oid) -> Result<Option<State>> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT s.next_tag, s.open_tags, s.sealed_before, s.settled_before FROM tally.sources AS s \
-             WHERE s.source OPERATOR(pg_catalog.=) $1",
+            Kept(
+                "SELECT s.next_tag, s.open_tags, s.sealed_before, s.settled_before FROM tally.sources AS s \
+                 WHERE s.source OPERATOR(pg_catalog.=) $1",
+            ),
             Some(1),
             &[source.into()],
         )?;
@@ -65,10 +67,13 @@ pub(crate) fn of_stored(stored: Oid) -> Result<Option<OfStored>> {
     }
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid, s.settled_before, EXISTS (SELECT FROM tally.departures AS d \
-                    WHERE d.source OPERATOR(pg_catalog.=) s.source AND d.released_by IS NOT NULL) \
-               FROM tally.sources AS s JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
-              WHERE u.stored OPERATOR(pg_catalog.=) $1",
+            Kept(
+                "SELECT s.source::pg_catalog.oid, s.changes::pg_catalog.oid, s.settled_before, \
+                        EXISTS (SELECT FROM tally.departures AS d \
+                        WHERE d.source OPERATOR(pg_catalog.=) s.source AND d.released_by IS NOT NULL) \
+                   FROM tally.sources AS s JOIN tally.rollups AS u ON u.source OPERATOR(pg_catalog.=) s.source \
+                  WHERE u.stored OPERATOR(pg_catalog.=) $1",
+            ),
             Some(1),
             &[stored.into()],
         )?;
@@ -99,7 +104,9 @@ fn of_table(table: Oid, column: &str) -> Result<Option<Oid>> {
          OR s.source::pg_catalog.oid OPERATOR(pg_catalog.=) ANY \
             (ARRAY(SELECT a.relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1) AS a))"
     );
-    no_row_is_none(Spi::connect(|client| client.select(&query, Some(1), &[table.into()])?.first().get_one::<Oid>()))
+    no_row_is_none(Spi::connect(|client| {
+        client.select(Kept(&query), Some(1), &[table.into()])?.first().get_one::<Oid>()
+    }))
 }
 
 /// Is the relation a source?
