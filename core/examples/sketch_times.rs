@@ -5,60 +5,12 @@
 
 use std::hint::black_box;
 use std::time::Instant;
-use tally_core::sketch::{Draft, Estimator, Packed, Packing, Params, Room, State, Stop, canon, state::FIRST_WORDS};
-
-/// A state that lends itself memory.
-struct Owned(Vec<u64>);
-
-impl Owned {
-    fn new(params: Params) -> Self {
-        let mut chunk = vec![0; FIRST_WORDS];
-        State::create(&mut chunk, params);
-        Self(chunk)
-    }
-
-    fn make(&mut self, room: Room) {
-        let mut chunk = vec![0; room.words()];
-        State::over(&mut self.0).move_to(&mut chunk, room);
-        self.0 = chunk;
-    }
-
-    fn add(&mut self, hash: u64) {
-        while let Err(room) = State::over(&mut self.0).add(hash) {
-            self.make(room);
-        }
-    }
-
-    fn load(packed: &Packed<'_>) -> Self {
-        let mut new = Self::new(packed.params());
-        new.unite(packed);
-        new
-    }
-
-    fn unite(&mut self, packed: &Packed<'_>) {
-        while let Err(Stop::Room(room)) = State::over(&mut self.0).unite(packed) {
-            self.make(room);
-        }
-    }
-
-    fn pack(&mut self, out: &mut Vec<u8>) {
-        let state = State::over(&mut self.0);
-        let layout = state.layout(Packing::BySize);
-        out.resize(layout.size(), 0);
-        state.pack(layout, out);
-    }
-
-    fn estimate(&mut self) -> Option<f64> {
-        State::over(&mut self.0).estimate(Estimator::Ertl).unwrap()
-    }
-}
+use tally_core::sketch::{Draft, Estimator, Owned, Packed, Packing, Params, Stop, canon};
 
 fn stored(log2m: i64, from: i64, values: i64) -> Vec<u8> {
     let mut state = Owned::new(Params::new(log2m, 5, -1, 1).unwrap());
     (from..from + values).for_each(|value| state.add(canon::integer(value)));
-    let mut out = Vec::new();
-    state.pack(&mut out);
-    out
+    state.pack(Packing::BySize)
 }
 
 /// Writes what a stored value has become; false if that takes a state.
@@ -94,23 +46,24 @@ fn main() {
         ("FULL of 1000000, m = 16384", 14, 1_000_000),
     ] {
         let (a, b) = (stored(log2m, 0, values), stored(log2m, values, values));
-        let (a, b) = (Packed::read(&a).unwrap(), Packed::read(&b).unwrap());
         let hash = canon::integer(-77);
-        let mut state = Owned::load(&a);
+        let load = |bytes: &[u8]| Owned::load(black_box(bytes)).unwrap();
+        let mut state = load(&a);
         time(&format!("{label}: unite into a state"), || state.unite(black_box(&b)));
-        time(&format!("{label}: estimate of a state"), || state.estimate());
-        time(&format!("{label}: pack a state"), || state.pack(&mut out));
-        time(&format!("{label}: estimate through a state"), || Owned::load(black_box(&a)).estimate());
+        time(&format!("{label}: estimate of a state"), || state.state().estimate(Estimator::Ertl));
+        time(&format!("{label}: pack a state"), || state.pack(Packing::BySize));
+        time(&format!("{label}: estimate through a state"), || load(&a).state().estimate(Estimator::Ertl));
         time(&format!("{label}: add through a state"), || {
-            let mut state = Owned::load(black_box(&a));
+            let mut state = load(&a);
             state.add(hash);
-            state.pack(&mut out);
+            state.pack(Packing::BySize)
         });
         time(&format!("{label}: union through a state"), || {
-            let mut state = Owned::load(black_box(&a));
-            state.unite(black_box(&b));
-            state.pack(&mut out);
+            let mut state = load(&a);
+            state.unite(black_box(&b)).unwrap();
+            state.pack(Packing::BySize)
         });
+        let (a, b) = (Packed::read(&a).unwrap(), Packed::read(&b).unwrap());
         time(&format!("{label}: estimate by itself"), || black_box(&a).estimate(Estimator::Ertl));
         time(&format!("{label}: add by itself"), || write(black_box(&a).add(hash, Packing::BySize), &mut out));
         time(&format!("{label}: union by itself"), || write(black_box(&a).union(&b, Packing::BySize), &mut out));

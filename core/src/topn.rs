@@ -47,11 +47,13 @@
 
 mod error;
 pub mod json;
+mod owned;
 pub mod state;
 pub mod text;
 pub mod wire;
 
 pub use error::Error;
+pub use owned::Owned;
 pub use state::{Packing, Room, State, Stop};
 pub use wire::{Bounds, Entry, Header, Packed};
 

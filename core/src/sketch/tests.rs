@@ -1,94 +1,17 @@
 //! Vectors of the stored format, the hash and the estimators; every way of building a sketch against a plain set of hashes.
 
-use super::wire::Packing;
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-/// A state that lends itself memory, as the extension does.
-#[derive(Clone, Debug)]
-struct Owned(Vec<u64>);
-
-impl Owned {
-    fn new(params: Params) -> Self {
-        let mut chunk = vec![0xdead_beef_dead_beef; state::FIRST_WORDS];
-        State::create(&mut chunk, params);
-        Self(chunk)
-    }
-
-    fn received(bytes: &[u8]) -> Self {
-        let packed = Packed::read(bytes).unwrap();
-        let mut chunk = vec![0xdead_beef_dead_beef; State::packed_words(&packed)];
-        State::create_packed(&mut chunk, &packed);
-        Self(chunk)
-    }
-
-    fn state(&mut self) -> State<'_> {
-        assert_eq!(State::chunk_words(&[self.0[0], self.0[1]]), self.0.len());
-        State::over(&mut self.0)
-    }
-
-    fn make(&mut self, room: Room) {
-        let mut chunk = vec![0xdead_beef_dead_beef; room.words()];
-        self.state().move_to(&mut chunk, room);
-        self.0 = chunk;
-    }
-
-    fn add(&mut self, hash: i64) {
-        while let Err(room) = self.state().add(hash as u64) {
-            self.make(room);
-        }
-    }
-
-    fn load(bytes: &[u8]) -> Result<Self, Error> {
-        let packed = Packed::read(bytes)?;
-        let mut new = Self::new(packed.params());
-        loop {
-            match new.state().load(&packed) {
-                Ok(()) => return Ok(new),
-                Err(Stop::Room(room)) => new.make(room),
-                Err(Stop::Error(error)) => return Err(error),
-                Err(Stop::Load) => unreachable!("a load never asks for one"),
-            }
-        }
-    }
-
-    fn unite(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let packed = Packed::read(bytes)?;
-        loop {
-            match self.state().unite(&packed) {
-                Ok(()) => return Ok(()),
-                Err(Stop::Room(room)) => self.make(room),
-                Err(Stop::Load) => return self.unite_state(Self::load(bytes)?),
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-    }
-
-    fn unite_state(&mut self, mut other: Self) -> Result<(), Error> {
-        loop {
-            match self.state().unite_state(&other.state()) {
-                Ok(()) => return Ok(()),
-                Err(Stop::Room(room)) => self.make(room),
-                Err(Stop::Load) => other = Self::load(&other.pack(Packing::BySize))?,
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-    }
-
-    fn pack(&mut self, packing: Packing) -> Vec<u8> {
-        let state = self.state();
-        let layout = state.layout(packing);
-        let mut out = vec![0xee; layout.size()];
-        state.pack(layout, &mut out);
-        out
-    }
+fn received(bytes: &[u8]) -> Owned {
+    Owned::received(bytes).unwrap()
 }
 
 fn build(params: Params, hashes: impl IntoIterator<Item = i64>) -> Vec<u8> {
     let mut state = Owned::new(params);
     for hash in hashes {
-        state.add(hash);
+        state.add(hash as u64);
     }
     state.pack(Packing::BySize)
 }
@@ -191,7 +114,7 @@ fn estimates_equal_the_vectors_of_both_estimators() {
         (1_000_000, 995263.7148933313, 995853.6792000745),
     ] {
         for hash in bigints(added + 1..=count) {
-            state.add(hash);
+            state.add(hash as u64);
         }
         added = count;
         let estimate = |state: &mut Owned, estimator| state.state().estimate(estimator).unwrap().unwrap();
@@ -206,8 +129,8 @@ fn estimates_are_exact_while_hashes_are_stored() {
     let mut state = Owned::new(Params::default());
     for (count, hash) in bigints(1..=160).enumerate() {
         assert_eq!(state.state().estimate(Estimator::Ertl), Ok(Some(count as f64)));
-        state.add(hash);
-        state.add(hash);
+        state.add(hash as u64);
+        state.add(hash as u64);
     }
     assert_eq!(state.state().estimate(Estimator::Classic), Ok(Some(160.0)));
 }
@@ -293,7 +216,7 @@ fn the_last_word_for_a_register_counts() {
     state.unite(&twice).unwrap();
     assert_eq!(state.pack(Packing::BySize), once);
     let mut state = Owned::new(params(11, 5, 0, 1));
-    state.unite_state(Owned::received(&twice)).unwrap();
+    state.unite_state(received(&twice)).unwrap();
     assert_eq!(state.pack(Packing::BySize), once);
 }
 
@@ -362,7 +285,7 @@ fn print_shows_every_kind() {
 fn twenty_values_take_a_chunk_of_256_bytes() {
     let mut state = Owned::new(Params::default());
     for hash in bigints(1..=20) {
-        state.add(hash);
+        state.add(hash as u64);
     }
     assert_eq!(state.0.len() * 8, 256);
 }
@@ -449,13 +372,13 @@ proptest! {
         for (hashes, way) in &parts {
             let mut part = Owned::new(params);
             for hash in hashes {
-                part.add(*hash);
+                part.add(*hash as u64);
             }
             match way {
-                0 => hashes.iter().for_each(|hash| total.add(*hash)),
+                0 => hashes.iter().for_each(|hash| total.add(*hash as u64)),
                 1 => total.unite(&part.pack(packing)).unwrap(),
                 2 => total.unite_state(part).unwrap(),
-                3 => total.unite_state(Owned::received(&part.pack(Packing::BySize))).unwrap(),
+                3 => total.unite_state(received(&part.pack(Packing::BySize))).unwrap(),
                 // The other way round: what was collected so far is united into the part.
                 _ => {
                     part.unite(&total.pack(packing)).unwrap();
@@ -499,9 +422,9 @@ proptest! {
             let mut united = Owned::new(packed.params());
             united.unite(value).unwrap();
             prop_assert_eq!(united.pack(Packing::BySize), stored.clone());
-            let mut received = Owned::new(packed.params());
-            received.unite_state(Owned::received(value)).unwrap();
-            prop_assert_eq!(received.pack(Packing::BySize), stored);
+            let mut arrived = Owned::new(packed.params());
+            arrived.unite_state(received(value)).unwrap();
+            prop_assert_eq!(arrived.pack(Packing::BySize), stored);
         }
     }
 }
@@ -533,7 +456,7 @@ fn any_stored(params: Params) -> impl Strategy<Value = Vec<u8>> {
     });
     let built = (any_hashes(), any_packing()).prop_map(move |(hashes, packing)| {
         let mut state = Owned::new(params);
-        hashes.into_iter().for_each(|hash| state.add(hash));
+        hashes.into_iter().for_each(|hash| state.add(hash as u64));
         state.pack(packing)
     });
     prop_oneof![4 => built, 2 => foreign, 1 => over].prop_filter("not readable", |value| Packed::read(value).is_ok())
@@ -547,7 +470,7 @@ fn add_through_a_state(bytes: &[u8], hash: i64, packing: Packing) -> Result<Vec<
     }
     packed.params().check_addable()?;
     let mut state = Owned::load(bytes)?;
-    state.add(hash);
+    state.add(hash as u64);
     Ok(state.pack(packing))
 }
 
@@ -573,16 +496,7 @@ fn written(draft: Draft<'_>) -> Vec<u8> {
 
 /// Folds a stored value as the extension does.
 fn fold(bytes: &[u8], log2m: u32) -> Vec<u8> {
-    let packed = Packed::read(bytes).unwrap();
-    let mut folded = Owned::new(packed.params().fold(i64::from(log2m)).unwrap());
-    loop {
-        match folded.state().fold(&packed) {
-            Ok(()) => return folded.pack(Packing::BySize),
-            Err(Stop::Room(room)) => folded.make(room),
-            Err(Stop::Load) => return fold(&Owned::load(bytes).unwrap().pack(Packing::BySize), log2m),
-            Err(Stop::Error(error)) => panic!("{error}"),
-        }
-    }
+    Owned::folded(bytes, i64::from(log2m)).unwrap().pack(Packing::BySize)
 }
 
 proptest! {
@@ -728,7 +642,7 @@ fn estimates_have_no_bias_and_the_promised_error() {
         for trial in 0..TRIALS {
             let mut state = Owned::new(Params::default());
             for value in 0..count {
-                state.add(canon::integer(((trial << 32) | value) as i64) as i64);
+                state.add(canon::integer(((trial << 32) | value) as i64));
             }
             let estimate = state.state().estimate(Estimator::Ertl).unwrap().unwrap();
             let error = estimate / count as f64 - 1.0;

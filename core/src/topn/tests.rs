@@ -6,92 +6,6 @@ use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-/// A state that lends itself memory, as the extension does.
-#[derive(Clone, Debug)]
-struct Owned(Vec<u64>);
-
-impl Owned {
-    fn new(counters: u32) -> Self {
-        Self::in_chunk(counters, state::FIRST_WORDS)
-    }
-
-    fn in_chunk(counters: u32, words: usize) -> Self {
-        let mut chunk = vec![0xdead_beef_dead_beef; words];
-        State::create(&mut chunk, k(counters));
-        Self(chunk)
-    }
-
-    fn received(bytes: &[u8]) -> Self {
-        let packed = Packed::read(bytes).unwrap();
-        let mut chunk = vec![0xdead_beef_dead_beef; State::packed_words(&packed)];
-        State::create_packed(&mut chunk, &packed);
-        Self(chunk)
-    }
-
-    fn state(&mut self) -> State<'_> {
-        assert_eq!(State::chunk_words(&[self.0[0], self.0[1]]), self.0.len());
-        State::over(&mut self.0)
-    }
-
-    /// Runs an operation again until the state has the room for it.
-    fn repeat(&mut self, mut operation: impl FnMut(&mut State<'_>) -> Result<(), Stop>) -> Result<(), Error> {
-        loop {
-            match operation(&mut self.state()) {
-                Ok(()) => return Ok(()),
-                Err(Stop::Error(error)) => return Err(error),
-                Err(Stop::Room(room)) => {
-                    let mut chunk = vec![0xdead_beef_dead_beef; room.words()];
-                    self.state().move_to(&mut chunk, room);
-                    self.0 = chunk;
-                }
-            }
-        }
-    }
-
-    fn add_count(&mut self, item: &[u8], count: u64) -> Result<(), Error> {
-        self.repeat(|state| state.add_count(item, count))
-    }
-
-    fn add_all<'i>(&mut self, items: impl IntoIterator<Item = &'i Vec<u8>>) {
-        for item in items {
-            self.repeat(|state| state.add(item)).unwrap();
-        }
-    }
-
-    /// One item per letter.
-    fn add_letters(&mut self, letters: &str) {
-        self.add_all(&letters.bytes().map(|letter| vec![letter]).collect::<Vec<_>>());
-    }
-
-    fn unite(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let packed = Packed::read(bytes)?;
-        self.repeat(|state| state.unite(&packed))
-    }
-
-    fn unite_state(&mut self, other: &mut Self) -> Result<(), Error> {
-        let other = other.state();
-        self.repeat(|state| state.unite_state(&other))
-    }
-
-    fn unite_in(&mut self, way: Way, mut other: Self) {
-        match way {
-            Way::Final => self.unite(&other.pack(Packing::Final)),
-            Way::Partial => self.unite(&other.pack(Packing::Partial)),
-            Way::State => self.unite_state(&mut other),
-            Way::Received => self.unite_state(&mut Self::received(&other.pack(Packing::Partial))),
-        }
-        .unwrap();
-    }
-
-    fn pack(&mut self, packing: Packing) -> Vec<u8> {
-        let mut state = self.state();
-        let layout = state.layout(packing);
-        let mut out = vec![0xee; layout.size()];
-        state.pack(layout, &mut out);
-        out
-    }
-}
-
 /// How a part becomes known to another one.
 #[derive(Clone, Copy, Debug)]
 enum Way {
@@ -101,13 +15,36 @@ enum Way {
     Received,
 }
 
+fn add_all<'i>(state: &mut Owned, items: impl IntoIterator<Item = &'i Vec<u8>>) {
+    items.into_iter().for_each(|item| state.add(item).unwrap());
+}
+
+/// One item per letter.
+fn add_letters(state: &mut Owned, letters: &str) {
+    letters.bytes().for_each(|letter| state.add(&[letter]).unwrap());
+}
+
+fn unite_in(state: &mut Owned, way: Way, mut other: Owned) {
+    match way {
+        Way::Final => state.unite(&other.pack(Packing::Final)),
+        Way::Partial => state.unite(&other.pack(Packing::Partial)),
+        Way::State => state.unite_state(&mut other),
+        Way::Received => state.unite_state(&mut received(&other.pack(Packing::Partial))),
+    }
+    .unwrap();
+}
+
+fn received(bytes: &[u8]) -> Owned {
+    Owned::received(bytes).unwrap()
+}
+
 fn k(counters: u32) -> Counters {
     Counters::new(i64::from(counters)).unwrap()
 }
 
 fn letters(counters: u32, letters: &str) -> Owned {
-    let mut state = Owned::new(counters);
-    state.add_letters(letters);
+    let mut state = Owned::new(k(counters));
+    add_letters(&mut state, letters);
     state
 }
 
@@ -136,7 +73,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 fn read_json(counters: u32, json: &str) -> Result<Vec<u8>, Error> {
-    let mut state = Owned::new(counters);
+    let mut state = Owned::new(k(counters));
     json::read(json, |item, count| state.add_count(item.as_bytes(), count))?;
     Ok(state.pack(Packing::Final))
 }
@@ -150,8 +87,8 @@ fn few_items_are_counted_exactly() {
 
 #[test]
 fn equal_frequencies_are_ordered_by_bytes() {
-    let mut state = Owned::new(4);
-    state.add_all(&[&b"b"[..], b"ba", b"", b"\xff"].map(<[u8]>::to_vec));
+    let mut state = Owned::new(k(4));
+    add_all(&mut state, &[&b"b"[..], b"ba", b"", b"\xff"].map(<[u8]>::to_vec));
     let stored = state.pack(Packing::Final);
     let items: Vec<_> = Packed::validate(&stored).unwrap().top(9).map(|(item, _)| item.to_vec()).collect();
     assert_eq!(items, [&b""[..], b"b", b"ba", b"\xff"]);
@@ -162,7 +99,7 @@ fn an_eviction_keeps_the_largest_counters() {
     // Two counters, so four entries: a 5, b 4, c 2, d 1. The third largest counter, 2, is cut when e comes.
     let mut state = letters(2, "aaaaabbbbccd");
     assert_eq!(state.state().entries(), 4);
-    state.add_letters("e");
+    add_letters(&mut state, "e");
     assert_eq!(
         shown(&state.pack(Packing::Partial)),
         (13, 2, vec![entry("a", 5, 0), entry("b", 4, 0), entry("e", 1, 2)])
@@ -194,7 +131,7 @@ fn a_union_adds_counts_and_errors() {
     assert_eq!(shown(&b.pack(Packing::Partial)), (8, 1, vec![entry("x", 3, 0), entry("a", 2, 0), entry("w", 1, 1)]));
     // The counters are a 2 + 1, b 1, e 1, x 2, w 1: five entries, so that 1 is cut. Who only one side knows gets the
     // error of the other one.
-    a.unite_in(Way::Partial, b);
+    unite_in(&mut a, Way::Partial, b);
     assert_eq!(shown(&a.pack(Packing::Partial)), (19, 4, vec![entry("a", 6, 0), entry("x", 3, 2)]));
 }
 
@@ -202,7 +139,7 @@ fn a_union_adds_counts_and_errors() {
 fn a_union_has_the_smaller_number_of_counters() {
     for (a, b) in [(2, 3), (3, 2)] {
         let mut state = letters(a, "aabbccd");
-        state.unite_in(Way::State, letters(b, "ab"));
+        unite_in(&mut state, Way::State, letters(b, "ab"));
         assert_eq!(state.state().counters().get(), 2);
         assert_eq!(shown(&state.pack(Packing::Final)), (9, 2, vec![entry("a", 3, 0), entry("b", 3, 0)]));
     }
@@ -214,7 +151,7 @@ fn the_empty_sketch_changes_nothing() {
     let before = state.pack(Packing::Final);
     state.unite(&wire::empty(k(3))).unwrap();
     assert_eq!(state.pack(Packing::Final), before);
-    let mut empty = Owned::new(3);
+    let mut empty = Owned::new(k(3));
     assert_eq!(empty.pack(Packing::Final), wire::empty(k(3)));
     empty.unite(&before).unwrap();
     assert_eq!(empty.pack(Packing::Final), before);
@@ -333,8 +270,8 @@ fn limits_are_kept() {
     }
     assert_eq!(Counters::new(1_000_000).map(Counters::get), Ok(1_000_000));
 
-    let mut state = Owned::new(2);
-    state.add_all([&vec![b'x'; MAX_ITEM]]);
+    let mut state = Owned::new(k(2));
+    add_all(&mut state, [&vec![b'x'; MAX_ITEM]]);
     let error = state.add_count(&vec![b'x'; MAX_ITEM + 1], 1).unwrap_err();
     assert_eq!(error.to_string(), "item of 65537 bytes is too long for topn");
     assert_eq!((error.sqlstate(), error.hint().is_some()), ("54000", true));
@@ -345,9 +282,9 @@ fn limits_are_kept() {
 
 #[test]
 fn a_total_never_overflows() {
-    let mut state = Owned::new(2);
+    let mut state = Owned::new(k(2));
     state.add_count(b"a", MAX_TOTAL - 1).unwrap();
-    state.add_letters("a");
+    add_letters(&mut state, "a");
     let full = state.pack(Packing::Final);
     for error in [
         state.add_count(b"a", 1).unwrap_err(),
@@ -364,7 +301,7 @@ fn a_total_never_overflows() {
 
 #[test]
 fn memory_that_postgresql_cannot_allocate_is_refused() {
-    let mut state = Owned::new(1_000_000);
+    let mut state = Owned::new(k(1_000_000));
     // As if the items had taken so many bytes already.
     state.0[2] = ((1 << 29) + 1) << 32;
     let Err(Stop::Room(room)) = state.state().add(b"a") else { panic!("it needs room") };
@@ -378,7 +315,7 @@ fn memory_that_postgresql_cannot_allocate_is_refused() {
 #[test]
 fn a_received_state_can_only_be_united() {
     let stored = letters(2, "aab").pack(Packing::Partial);
-    let mut received = Owned::received(&stored);
+    let mut received = received(&stored);
     assert_eq!(received.state().stored(), Some(&stored[..]));
     assert_eq!(received.state().counters().get(), 2);
     assert_eq!(received.pack(Packing::Final), stored);
@@ -396,7 +333,7 @@ fn a_received_state_can_only_be_united() {
 fn small_states_are_small() {
     let mut state = letters(1000, "abcdefgh");
     assert_eq!(state.0.len() * 8, 512);
-    state.add_letters("i");
+    add_letters(&mut state, "i");
     assert_eq!(state.0.len() * 8, 1024);
     // At most 2000 entries, however many items come.
     for item in 0..100_000u32 {
@@ -552,7 +489,7 @@ fn unite_all(mut parts: Vec<Owned>, steps: &[(prop::sample::Index, prop::sample:
         }
         let other = parts.swap_remove(right.index(parts.len()));
         let at = left.index(parts.len());
-        parts[at].unite_in(*way, other);
+        unite_in(&mut parts[at], *way, other);
     }
     parts.swap_remove(0)
 }
@@ -589,9 +526,9 @@ proptest! {
 
     #[test]
     fn a_stream_in_one_piece_keeps_the_promises(counters in any_counters(), stream in any_stream()) {
-        let mut state = Owned::new(counters);
+        let mut state = Owned::new(k(counters));
         for (done, item) in stream.iter().enumerate() {
-            state.add_all([item]);
+            add_all(&mut state, [item]);
             if done % 50 == 49 {
                 check(&mut state, counters, &count(&stream[..=done]))?;
             }
@@ -609,13 +546,13 @@ proptest! {
         let counters = |given: u32| if same { parts[0].1 } else { given };
         let least = parts.iter().map(|part| counters(part.1)).min().unwrap();
         let sketches = parts.iter().map(|(stream, given)| {
-            let mut part = Owned::new(counters(*given));
-            part.add_all(stream);
+            let mut part = Owned::new(k(counters(*given)));
+            add_all(&mut part, stream);
             part
         });
         let mut united = unite_all(sketches.collect(), &steps);
         check(&mut united, least, &count(parts.iter().flat_map(|part| &part.0)))?;
-        united.add_all(&rest);
+        add_all(&mut united, &rest);
         check(&mut united, least, &count(parts.iter().flat_map(|part| &part.0).chain(&rest)))?;
     }
 
@@ -629,8 +566,8 @@ proptest! {
         let counters = (counts.len() as u32).max(1);
         let expected = expected(counters, &counts);
         let build = |stream: &mut dyn Iterator<Item = &Vec<u8>>| {
-            let mut part = Owned::new(counters);
-            part.add_all(stream);
+            let mut part = Owned::new(k(counters));
+            add_all(&mut part, stream);
             part
         };
         let mut serial = build(&mut parts.iter().flatten());
@@ -653,13 +590,13 @@ proptest! {
         (left_counters, right_counters) in (any_counters(), any_counters()),
         same in any::<bool>(),
     ) {
-        let (mut a, mut b) = (Owned::new(left_counters), Owned::new(if same { left_counters } else { right_counters }));
-        a.add_all(&left);
-        b.add_all(&right);
+        let (mut a, mut b) = (Owned::new(k(left_counters)), Owned::new(k(if same { left_counters } else { right_counters })));
+        add_all(&mut a, &left);
+        add_all(&mut b, &right);
         let both = |way| {
             let (mut ab, mut ba) = (a.clone(), b.clone());
-            ab.unite_in(way, b.clone());
-            ba.unite_in(way, a.clone());
+            unite_in(&mut ab, way, b.clone());
+            unite_in(&mut ba, way, a.clone());
             [ab.pack(Packing::Partial), ba.pack(Packing::Partial), ab.pack(Packing::Final), ba.pack(Packing::Final)]
         };
         let [partial, other_partial, finished, other_finished] = both(Way::State);
@@ -671,7 +608,7 @@ proptest! {
         // Stored values are united by an empty state, in either order.
         let (a, b) = (a.pack(Packing::Final), b.pack(Packing::Final));
         let stored = [[&a, &b], [&b, &a]].map(|sides| {
-            let mut state = Owned::new(MAX_COUNTERS);
+            let mut state = Owned::new(k(MAX_COUNTERS));
             sides.iter().for_each(|side| state.unite(side).unwrap());
             hex(&state.pack(Packing::Final))
         });
@@ -683,17 +620,17 @@ proptest! {
         counters in any_counters(),
         stream in prop::collection::vec((0u32..40, 0u64..6), 0..300),
     ) {
-        let (mut single, mut weighted) = (Owned::new(counters), Owned::in_chunk(counters, 1 << 12));
-        let mut moved = Owned::new(counters);
+        let (mut single, mut weighted) = (Owned::new(k(counters)), Owned::in_chunk(k(counters), 1 << 12));
+        let mut moved = Owned::new(k(counters));
         for (number, count) in &stream {
             let item = item(*number);
-            single.add_all(std::iter::repeat_n(&item, *count as usize));
+            add_all(&mut single, std::iter::repeat_n(&item, *count as usize));
             weighted.add_count(&item, *count).unwrap();
             moved.add_count(&item, *count).unwrap();
             // Storing changes nothing that can be seen, and a stored state goes on as if nothing had happened.
             moved.pack(Packing::Final);
             let stored = moved.pack(Packing::Partial);
-            moved = Owned::new(counters);
+            moved = Owned::new(k(counters));
             moved.unite(&stored).unwrap();
         }
         let stored = single.pack(Packing::Partial);
@@ -727,11 +664,11 @@ fn probe(value: &[u8]) -> Result<bool, TestCaseError> {
     };
     prop_assert!(packed.bounds(2).count() <= 2);
     let _ = json::write(&packed, String::from_utf8_lossy);
-    let mut state = Owned::new(packed.header().counters.get());
+    let mut state = Owned::new(k(packed.header().counters.get()));
     state.unite(value).unwrap();
     let valid = Packed::validate(value).is_ok();
     prop_assert_eq!(valid, state.pack(Packing::Partial) == value);
-    state.unite_state(&mut Owned::received(value)).unwrap();
+    state.unite_state(&mut received(value)).unwrap();
     state.pack(Packing::Final);
     Ok(valid)
 }
@@ -755,8 +692,8 @@ proptest! {
         stream in any_stream(),
         damages in prop::collection::vec((any::<prop::sample::Index>(), 0u8..6, any::<u8>()), 1..4),
     ) {
-        let mut state = Owned::new(counters);
-        state.add_all(&stream);
+        let mut state = Owned::new(k(counters));
+        add_all(&mut state, &stream);
         let mut value = state.pack(Packing::Partial);
         prop_assert!(probe(&value)?);
         for (place, kind, byte) in damages {
