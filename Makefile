@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash kafka newer bench lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash fuzz miri kafka newer bench lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -22,7 +22,7 @@ test: unit server kafka ## run every test; replaces the installed extension by a
 
 unit: ## the tests that need no PostgreSQL
 	scripts/setup build
-	cargo test --no-fail-fast --package tally-core
+	cargo test --no-fail-fast --package tally-core --package tally-fuzz
 	cargo test --no-fail-fast --package tally-loader --lib --bins
 
 server: install-debug ## the tests over a connection to a throw-away server
@@ -35,6 +35,14 @@ oracle: install-debug ## random histories against the defining queries (SECONDS=
 crash: install-debug ## kill sessions, workers and servers during load and refresh (KILLS=30, SEED=a random one)
 	TALLY_CRASH_KILLS=$(KILLS) TALLY_CRASH_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture crash::killed_again_and_again
+
+fuzz: ## damaged sketches to whatever reads bytes from outside (INPUTS=1000000, SEED=a random one)
+	scripts/setup build
+	cargo run --release --package tally-fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+
+miri: ## the tests of sketches under Miri, which sees every wrong access to memory (needs a nightly Rust with miri)
+	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation \
+	    cargo +nightly miri test --package tally-core -- sketch:: topn:: simd:: --skip slow
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

@@ -24,7 +24,8 @@ pub struct Draft<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Change<'a> {
-    Nothing,
+    /// It is, or becomes, UNDEFINED.
+    Undefined,
     Register(usize, u8),
     Union(Packed<'a>),
 }
@@ -134,7 +135,7 @@ impl<'a> Packed<'a> {
     pub fn add(&self, hash: u64, packing: Packing) -> Result<Draft<'a>, Stop> {
         let params = self.params();
         if self.kind() == Kind::Undefined {
-            return Ok(self.unchanged());
+            return Ok(self.undefined());
         }
         params.check_addable()?;
         if !self.stays_full(packing) {
@@ -153,8 +154,8 @@ impl<'a> Packed<'a> {
     pub fn union(&self, other: &Self, packing: Packing) -> Result<Draft<'a>, Stop> {
         self.params().check_equal(other.params())?;
         match (self.kind(), other.kind()) {
-            (Kind::Undefined, _) => return Ok(self.unchanged()),
-            (_, Kind::Undefined) => return Ok(other.unchanged()),
+            (Kind::Undefined, _) => return Ok(self.undefined()),
+            (_, Kind::Undefined) => return Ok(other.undefined()),
             (_, Kind::Empty) => return self.stored_anew(packing),
             (Kind::Empty, _) => return other.stored_anew(packing),
             _ => {}
@@ -178,8 +179,8 @@ impl<'a> Packed<'a> {
         if self.stays_full(packing) { Ok(same) } else { Err(Stop::Load) }
     }
 
-    fn unchanged(&self) -> Draft<'a> {
-        Draft { base: *self, change: Change::Nothing }
+    fn undefined(&self) -> Draft<'a> {
+        Draft { base: *self, change: Change::Undefined }
     }
 
     /// Is it FULL, and will it be whatever is added? That is so if enough registers are not 0. Registers that do not fill
@@ -213,7 +214,10 @@ impl Draft<'_> {
         let params = self.base.params();
         let (log2m, width) = (params.log2m(), params.width());
         match self.change {
-            Change::Nothing => out.copy_from_slice(self.base.bytes()),
+            // The reserved bit of a foreign header goes, as from every value that is stored anew.
+            Change::Undefined => {
+                wire::write_header(out, Kind::Undefined, params);
+            }
             Change::Register(index, value) => {
                 let data = self.copy(out);
                 registers::raise_packed(data, width, index, value);

@@ -230,6 +230,17 @@ fn an_undefined_set_stays_undefined() {
     state.unite(&build(Params::default(), [3])).unwrap();
     assert_eq!(state.state().estimate(Estimator::Ertl), Ok(None));
     assert_eq!(state.pack(Packing::BySize), undefined);
+    // A foreign header may have the reserved bit set; what is stored anew has not.
+    let foreign = bytes("108bff");
+    let (foreign, some) = (Packed::validate(&foreign).unwrap(), build(Params::default(), [3]));
+    let some = Packed::read(&some).unwrap();
+    for draft in
+        [foreign.add(1, Packing::BySize), foreign.union(&some, Packing::BySize), some.union(&foreign, Packing::BySize)]
+    {
+        let (draft, mut out) = (draft.unwrap(), [0; 3]);
+        draft.write(&mut out);
+        assert_eq!((draft.size(), hex(&out)), (3, hex(&undefined)));
+    }
 }
 
 #[test]
