@@ -5,6 +5,8 @@
 mod concurrency;
 /// Equal after every crash of a session or of the server, and what was committed is still there.
 mod crash;
+/// Damaged sketches are refused or taken, and break nothing.
+mod damaged;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
 /// The first and the last value of a group, for every type, every plan and in rollups.
@@ -29,8 +31,9 @@ mod sketch;
 mod standby;
 /// What a DBA sees is complete: comments, settings, privileges.
 mod surface;
-/// The traps of incremental counting, by number.
+/// Top-N lists keep their bounds for every plan, and look like JSON to whoever wants that.
 mod topn;
+/// The traps of incremental counting, by number.
 mod traps;
 /// Jobs run by themselves, as the owner, through failures, crashes and changes of everything around them.
 mod workers;

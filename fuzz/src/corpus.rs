@@ -40,7 +40,7 @@ impl Corpus {
     }
 
     /// The next input, and another one to unite it with.
-    pub fn next(&mut self) -> (&[u8], &[u8]) {
+    pub fn draw(&mut self) -> (&[u8], &[u8]) {
         let Self { rng, known, input, .. } = self;
         input.clear();
         if rng.random_ratio(1, 50) {

@@ -63,7 +63,7 @@ fn fuzz(target: Target, seed: u64, inputs: u64) -> io::Result<Finding> {
     let mut pages = Fenced::new(1 << 17)?;
     let (start, mut accepted, mut slowest) = (Instant::now(), 0u64, Duration::ZERO);
     for number in 1..=inputs {
-        let (input, other) = corpus.next();
+        let (input, other) = corpus.draw();
         let input = pages.put(input);
         let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -10,7 +10,7 @@ fn inputs_lead_to_no_panic() {
         let mut pages = Fenced::new(1 << 17).unwrap();
         let (mut accepted, inputs) = (0, if cfg!(miri) { 100 } else { 20_000 });
         for _ in 0..inputs {
-            let (input, other) = corpus.next();
+            let (input, other) = corpus.draw();
             let input = pages.put(input);
             accepted += u32::from(target.accepts(input));
             let outcome = target.run(input, other);

@@ -1,0 +1,145 @@
+//! Damaged sketches through SQL: what the fuzzer makes is taken or refused as core says, by every way in, and breaks nothing.
+
+use std::io::Write;
+
+use postgres::Client;
+use tally_fuzz::{Corpus, Target};
+
+use crate::sketch::session;
+
+const INPUTS: usize = 20_000;
+/// Inputs in one statement.
+const BATCH: usize = 1_000;
+/// So many of them also come as binary copies, each by a statement of its own.
+const COPIES: usize = 1_000;
+
+/// For each input: the SQLSTATE of taking it, and of what is done with it then.
+fn create_attempts(session: &mut Client, kind: &str, uses: &str) {
+    let sql = format!(
+        "CREATE FUNCTION attempts(inputs text[]) RETURNS SETOF text[] LANGUAGE plpgsql AS $$
+         DECLARE
+           input text;
+           value tally.{kind};
+         BEGIN
+           FOREACH input IN ARRAY inputs LOOP
+             BEGIN
+               value := input::tally.{kind};
+               BEGIN
+                 PERFORM {uses};
+                 RETURN NEXT ARRAY['00000', '00000'];
+               EXCEPTION WHEN OTHERS THEN
+                 RETURN NEXT ARRAY['00000', SQLSTATE];
+               END;
+             EXCEPTION WHEN OTHERS THEN
+               RETURN NEXT ARRAY[SQLSTATE, '00000'];
+             END;
+           END LOOP;
+         END $$"
+    );
+    session.batch_execute(&sql).unwrap();
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold("\\x".to_string(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// Data and limits may be wrong; nothing else may.
+#[track_caller]
+fn assert_about_data(sqlstate: &str, input: &str) {
+    assert!(["00", "22", "54"].contains(&&sqlstate[..2]), "{sqlstate} for {input}");
+}
+
+fn run(target: Target, kind: &str, uses: &str, text: impl Fn(&[u8]) -> Option<String>, takes: impl Fn(&[u8]) -> bool) {
+    let seed = rand::random();
+    println!("target {target:?}, seed {seed}");
+    let (_database, mut session) = session();
+    create_attempts(&mut session, kind, uses);
+    let mut corpus = Corpus::new(target, seed);
+    let mut taken = 0;
+    for _ in 0..INPUTS / BATCH {
+        let (mut inputs, mut expected) = (vec![], vec![]);
+        while inputs.len() < BATCH {
+            let (input, other) = corpus.draw();
+            let (written, is_taken, outcome) = (text(input), takes(input), target.run(input, other));
+            corpus.note(outcome);
+            let Some(written) = written else { continue };
+            inputs.push(written);
+            expected.push(is_taken);
+        }
+        let found = session.query("SELECT a[1], a[2] FROM attempts($1) AS a", &[&inputs]).unwrap();
+        assert_eq!(found.len(), inputs.len());
+        for ((row, input), expected) in found.iter().zip(&inputs).zip(expected) {
+            let (taking, using): (&str, &str) = (row.get(0), row.get(1));
+            assert_about_data(taking, input);
+            assert_about_data(using, input);
+            assert_eq!(taking == "00000", expected, "{input}: {taking}");
+            taken += u32::from(expected);
+        }
+    }
+    assert!(taken > INPUTS as u32 / 50, "only {taken} inputs were values");
+}
+
+/// The same bytes to the receive function.
+fn copy(target: Target, kind: &str, takes: impl Fn(&[u8]) -> bool) {
+    let seed = rand::random();
+    println!("target {target:?}, seed {seed}");
+    let (_database, mut session) = session();
+    session.batch_execute(&format!("CREATE TABLE copies (value tally.{kind})")).unwrap();
+    let mut corpus = Corpus::new(target, seed);
+    for _ in 0..COPIES {
+        let (input, other) = corpus.draw();
+        let (input, other) = (input.to_vec(), other.to_vec());
+        corpus.note(target.run(&input, &other));
+        let mut writer = session.copy_in("COPY copies FROM STDIN (FORMAT binary)").unwrap();
+        let length = i32::try_from(input.len()).unwrap().to_be_bytes();
+        let parts: [&[u8]; 5] =
+            [b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0", &1i16.to_be_bytes(), &length, &input, &[0xff; 2]];
+        parts.iter().try_for_each(|part| writer.write_all(part)).unwrap();
+        match writer.finish() {
+            Ok(_) => assert!(takes(&input), "{}", hex(&input)),
+            Err(error) => {
+                let error = error.as_db_error().unwrap_or_else(|| panic!("{}: {error}", hex(&input)));
+                assert_about_data(error.code().code(), &hex(&input));
+                assert!(!takes(&input), "{}: {error}", hex(&input));
+            }
+        }
+    }
+    session.batch_execute("SELECT value FROM copies").unwrap();
+}
+
+const USES_OF_HLL: &str =
+    "hll_cardinality(value), hll_cardinality(value, 'classic'), hll_print(value), hll_add(value, 1::hll_hashval),
+    hll_union(value, value), hll_send(value), hll_error(value), value = value, hll_expthresh(value), value::text::hll";
+const USES_OF_TOPN: &str =
+    "topn_union(value, value), topn_add(value, 'x'), topn_total(value), topn_error(value), value::jsonb,
+    topn_send(value), value::text::topn, (SELECT count(*) FROM topn_bounds(value, 3))";
+
+/// Items are text in the encoding of the database.
+fn takes_topn(input: &[u8]) -> bool {
+    let packed = tally_core::topn::Packed::validate(input);
+    packed.is_ok_and(|packed| {
+        packed.entries().all(|entry| std::str::from_utf8(entry.item).is_ok_and(|item| !item.contains('\0')))
+    })
+}
+
+#[test]
+fn damaged_distinct_counts_break_nothing() {
+    run(Target::Hll, "hll", USES_OF_HLL, |input| Some(hex(input)), |input| Target::Hll.accepts(input));
+    copy(Target::Hll, "hll", |input| Target::Hll.accepts(input));
+}
+
+#[test]
+fn damaged_top_n_lists_break_nothing() {
+    run(Target::Topn, "topn", USES_OF_TOPN, |input| Some(hex(input)), takes_topn);
+    copy(Target::Topn, "topn", takes_topn);
+}
+
+#[test]
+fn damaged_json_of_top_n_lists_breaks_nothing() {
+    // A text holds no zero byte, and one that does not begin like an object is taken for stored bytes.
+    let text = |input: &[u8]| {
+        let text = String::from_utf8_lossy(input).into_owned();
+        (!text.contains('\0') && text.trim_ascii_start().starts_with('{')).then_some(text)
+    };
+    run(Target::TopnJson, "topn", USES_OF_TOPN, text, |input| Target::TopnJson.accepts(input));
+}
