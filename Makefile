@@ -38,11 +38,11 @@ crash: install-debug ## kill sessions, workers and servers during load and refre
 
 fuzz: ## damaged sketches to whatever reads bytes from outside (INPUTS=1000000, SEED=a random one)
 	scripts/setup build
-	cargo run --release --package tally-fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+	cargo run --profile fuzz --package tally-fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
 miri: ## the tests of sketches under Miri, which sees every wrong access to memory (needs a nightly Rust with miri)
-	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation \
-	    cargo +nightly miri test --package tally-core -- sketch:: topn:: simd:: --skip slow
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --package tally-fuzz --package tally-core --lib -- \
+	    tests::inputs sketch:: topn:: simd:: --skip estimate --skip by_itself
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

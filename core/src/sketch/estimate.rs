@@ -31,6 +31,17 @@ impl FromStr for Estimator {
     }
 }
 
+/// The estimate of all registers of a sketch, one byte each, as for [`Packed::estimate`](super::Packed::estimate).
+///
+/// # Errors
+/// `classic` has no constant for fewer than 16 registers.
+pub fn of_registers(params: Params, registers: &[u8], estimator: Estimator) -> Result<f64, Error> {
+    count(params, estimator, |see| {
+        see(registers);
+        Ok::<_, Error>(())
+    })
+}
+
 /// The estimate of registers that `visit` hands over, in order and in any number of slices; it may be asked twice.
 ///
 /// # Errors

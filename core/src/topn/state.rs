@@ -162,9 +162,9 @@ impl<'s> View<'s> {
         self.items.get(start..start + size).unwrap_or_default()
     }
 
-    /// What an entry is stored as.
+    /// What an entry is stored as. Only an item that a damaged value had twice was cut by more than the error.
     fn stored(&self, entry: &Slot, error: u64) -> Entry<'s> {
-        Entry { item: self.item(entry), lower: lower(entry), error: error - entry[CUT] }
+        Entry { item: self.item(entry), lower: lower(entry), error: error.saturating_sub(entry[CUT]) }
     }
 }
 

@@ -236,6 +236,11 @@ fn a_stored_item_that_occurs_twice_breaks_nothing() {
     let mut state = letters(2, "ab");
     state.unite(&twice).unwrap();
     assert_eq!(state.state().bounds(b"a"), (4, 4));
+    // Here each of the two was cut by all of the error; what that gives is seen to be damaged when it is read.
+    let twice = bytes("10 00 02000000 06 01 02  01 61 03 00  01 61 02 00");
+    let mut state = Owned::new(k(2));
+    state.unite(&twice).unwrap();
+    assert_eq!(Packed::read(&state.pack(Packing::Final)).unwrap_err(), Error::SketchError);
 }
 
 #[test]
