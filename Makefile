@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash fuzz miri kafka newer bench lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash fuzz miri kafka newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -23,6 +23,7 @@ test: unit server kafka ## run every test; replaces the installed extension by a
 unit: ## the tests that need no PostgreSQL
 	scripts/setup build
 	cargo test --no-fail-fast --package tally-core --package tally-fuzz
+	cargo test --no-fail-fast --package tally-bench --bin tally-accuracy
 	cargo test --no-fail-fast --package tally-loader --lib --bins
 
 server: install-debug ## the tests over a connection to a throw-away server
@@ -62,6 +63,10 @@ bench: install ## measure against plain PostgreSQL (BENCH="copy tick --rounds 9"
 	scripts/setup bench
 	cargo build --release --package tally-loader --package tally-bench
 	target/release/tally-bench $(BENCH)
+
+accuracy: ## simulate the error of distinct-count sketches and draw it (ACCURACY="--trials 40000 --seed 1")
+	cargo build --release --package tally-bench
+	target/release/tally-accuracy --svg docs/accuracy.svg $(ACCURACY)
 
 lint: ## format, clippy, the border around PostgreSQL's C API, shell scripts
 	scripts/setup lint

@@ -89,9 +89,19 @@ impl Report {
     pub fn interleave_parts<T, const N: usize, const PARTS: usize>(
         &self,
         contenders: [(&str, T); N],
-        mut run: impl FnMut(&T) -> [Duration; PARTS],
+        run: impl FnMut(&T) -> [Duration; PARTS],
     ) -> [[Samples; PARTS]; N] {
-        let mut times: [[Vec<Duration>; PARTS]; N] = std::array::from_fn(|_| std::array::from_fn(|_| Vec::new()));
+        let all = self.interleave_all(&contenders, run);
+        all.try_into().expect("there are as many samples as contenders")
+    }
+
+    /// The same for any number of contenders.
+    pub fn interleave_all<T, const PARTS: usize>(
+        &self,
+        contenders: &[(&str, T)],
+        mut run: impl FnMut(&T) -> [Duration; PARTS],
+    ) -> Vec<[Samples; PARTS]> {
+        let mut times: Vec<[Vec<Duration>; PARTS]> = vec![[const { Vec::new() }; PARTS]; contenders.len()];
         for round in 0..=self.rounds {
             for ((name, contender), times) in contenders.iter().zip(&mut times) {
                 let figures = run(contender);
@@ -101,7 +111,7 @@ impl Report {
                 }
             }
         }
-        times.map(|parts| parts.map(Samples::new))
+        times.into_iter().map(|parts| parts.map(Samples::new)).collect()
     }
 
     pub fn add(&mut self, what: &str, baseline: &Samples, tally: &Samples, goal: Goal) {
