@@ -107,6 +107,56 @@ fn copy(target: Target, kind: &str, takes: impl Fn(&[u8]) -> bool) {
     session.batch_execute("SELECT value FROM copies").unwrap();
 }
 
+/// Values that no way in would take, as if the page they are on had been damaged: a column of bytes becomes one of sketches.
+fn read_from_pages(target: Target, kind: &str, uses: &str, aggregates: &str) {
+    let seed = rand::random();
+    println!("target {target:?}, seed {seed}");
+    let (_database, mut session) = session();
+    session.batch_execute("CREATE TABLE pages (number int, value bytea)").unwrap();
+    let mut corpus = Corpus::new(target, seed);
+    let mut inputs: Vec<Vec<u8>> = Vec::new();
+    while inputs.len() < INPUTS / 4 {
+        let (input, other) = corpus.draw();
+        let (input, other) = (input.to_vec(), other.to_vec());
+        corpus.note(target.run(&input, &other));
+        inputs.push(input);
+    }
+    session
+        .execute("INSERT INTO pages SELECT n, v FROM unnest($1::bytea[]) WITH ORDINALITY AS u (v, n)", &[&inputs])
+        .unwrap();
+    let sql = format!(
+        "SET allow_system_table_mods = on;
+         UPDATE pg_attribute SET atttypid = 'tally.{kind}'::regtype WHERE attrelid = 'pages'::regclass AND attname = 'value';
+         RESET allow_system_table_mods;
+         CREATE FUNCTION readings() RETURNS SETOF text LANGUAGE plpgsql AS $$
+         BEGIN
+           FOR row IN 1..{} LOOP
+             BEGIN
+               PERFORM {uses} FROM pages WHERE number = row;
+               RETURN NEXT '00000';
+             EXCEPTION WHEN OTHERS THEN
+               RETURN NEXT SQLSTATE;
+             END;
+             BEGIN
+               PERFORM {aggregates} FROM pages WHERE number = row;
+             EXCEPTION WHEN OTHERS THEN
+               RETURN NEXT SQLSTATE;
+             END;
+           END LOOP;
+         END $$",
+        inputs.len()
+    );
+    session.batch_execute(&sql).unwrap();
+    session.batch_execute("CREATE INDEX ON pages (number)").unwrap();
+    let found = session.query("SELECT r FROM readings() AS r", &[]).unwrap();
+    found.iter().for_each(|row| assert_about_data(row.get(0), "a value on a damaged page"));
+    let is_read = |row: &&postgres::Row| row.get::<_, &str>(0) == "00000";
+    let read = found.iter().filter(is_read).count();
+    assert!(read > inputs.len() / 50 && read < inputs.len(), "{read} of {} values could be read", inputs.len());
+}
+
+const AGGREGATES_OF_HLL: &str = "hll_union_agg(value), distinct_count(value), hll_cardinality(hll_union_agg(value))";
+const AGGREGATES_OF_TOPN: &str = "topn_union_agg(value), topn(topn_union_agg(value), 3)";
 const USES_OF_HLL: &str =
     "hll_cardinality(value), hll_cardinality(value, 'classic'), hll_print(value), hll_add(value, 1::hll_hashval),
     hll_union(value, value), hll_send(value), hll_error(value), value = value, hll_expthresh(value), value::text::hll";
@@ -126,12 +176,14 @@ fn takes_topn(input: &[u8]) -> bool {
 fn damaged_distinct_counts_break_nothing() {
     run(Target::Hll, "hll", USES_OF_HLL, |input| Some(hex(input)), |input| Target::Hll.accepts(input));
     copy(Target::Hll, "hll", |input| Target::Hll.accepts(input));
+    read_from_pages(Target::Hll, "hll", USES_OF_HLL, AGGREGATES_OF_HLL);
 }
 
 #[test]
 fn damaged_top_n_lists_break_nothing() {
     run(Target::Topn, "topn", USES_OF_TOPN, |input| Some(hex(input)), takes_topn);
     copy(Target::Topn, "topn", takes_topn);
+    read_from_pages(Target::Topn, "topn", USES_OF_TOPN, AGGREGATES_OF_TOPN);
 }
 
 #[test]
