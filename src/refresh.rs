@@ -224,7 +224,11 @@ pub(crate) fn families<'a>(rollups: &'a [Rollup], relations: &'a [Relations]) ->
     };
     let (above, beside): (Vec<usize>, Vec<usize>) =
         (0..rollups.len()).partition(|position| rollups[*position].definition.level.is_some());
-    let whole: Vec<usize> = beside.iter().copied().filter(|at| rollups[*at].unbuilt_before.is_none()).collect();
+    let mut whole: Vec<usize> = beside.iter().copied().filter(|at| rollups[*at].unbuilt_before.is_none()).collect();
+    if whole.len() == 1 {
+        // One alone has no finer one: what it stands for need not be known.
+        whole.clear();
+    }
     let identities = pg::identities(&whole.iter().map(|at| rollups[*at].rows).collect::<Vec<_>>());
     let definitions = whole.iter().map(|at| &rollups[*at].definition);
     let finer = derive::finer(&definitions.zip(&identities).collect::<Vec<_>>());
