@@ -21,16 +21,14 @@ impl Modifier {
     /// The texts between the brackets; those that are missing are `None`.
     ///
     /// # Errors
-    /// None or more than four, or no integers.
+    /// No integers; none or more than four.
     pub fn parse(texts: &[&str]) -> Result<[Option<i64>; 4], Error> {
-        if !(1..=4).contains(&texts.len()) {
+        let given = texts.iter().map(|text| integer(text).ok_or(Error::ModifierText));
+        let given = given.collect::<Result<Vec<i64>, Error>>()?;
+        if !(1..=4).contains(&given.len()) {
             return Err(Error::ModifierCount);
         }
-        let mut numbers = [None; 4];
-        for (number, text) in numbers.iter_mut().zip(texts) {
-            *number = Some(integer(text).ok_or(Error::ModifierText)?);
-        }
-        Ok(numbers)
+        Ok(std::array::from_fn(|place| given.get(place).copied()))
     }
 
     /// `None` for a column without a modifier.
@@ -63,9 +61,9 @@ impl fmt::Display for Modifier {
     }
 }
 
-/// As C's `strtoll` reads it with base 0: decimal, 0x.. or octal 0..
+/// As C's `strtoll` reads it with base 0: decimal, 0x.. or octal 0.., and what is too large becomes the largest number.
 fn integer(text: &str) -> Option<i64> {
-    let text = text.trim_start();
+    let text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
         b'+' => (false, &text[1..]),
@@ -76,10 +74,15 @@ fn integer(text: &str) -> Option<i64> {
         None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
         None => (10, digits),
     };
-    if !digits.starts_with(|first: char| first.is_digit(radix)) {
+    if digits.is_empty() {
         return None;
     }
-    i64::from_str_radix(digits, radix).ok().map(|number| if negative { -number } else { number })
+    // Downwards for a negative number: there is one more of them.
+    let sign = if negative { -1 } else { 1 };
+    digits.chars().try_fold(0i64, |number, digit| {
+        let digit = i64::from(digit.to_digit(radix)?);
+        Some(number.saturating_mul(i64::from(radix)).saturating_add(sign * digit))
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +107,30 @@ mod tests {
         let parse = |texts: &[&str]| Modifier::parse(texts);
         assert_eq!(parse(&["14", "0x5", "-1", "01"]), Ok([Some(14), Some(5), Some(-1), Some(1)]));
         assert_eq!(parse(&["0"]), Ok([Some(0), None, None, None]));
-        for texts in [&["x"][..], &["1.5"], &[""], &["--1"], &["0x"], &["08"], &["1", ""]] {
+        assert_eq!(parse(&["\x0b\t +7"]), Ok([Some(7), None, None, None]));
+        for (text, number) in [
+            ("9223372036854775807", i64::MAX),
+            ("9223372036854775808", i64::MAX),
+            ("99999999999999999999999999999999999999999999", i64::MAX),
+            ("0xffffffffffffffffffff", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+            ("-9223372036854775809", i64::MIN),
+        ] {
+            assert_eq!(parse(&[text]), Ok([Some(number), None, None, None]), "{text}");
+        }
+        for texts in [
+            &["x"][..],
+            &["1.5"],
+            &[""],
+            &["--1"],
+            &["0x"],
+            &["0x-1"],
+            &["08"],
+            &["1 "],
+            &["\u{a0}1"],
+            &["1", ""],
+            &["1", "2", "3", "4", "x"],
+        ] {
             assert_eq!(parse(texts), Err(Error::ModifierText), "{texts:?}");
         }
         assert_eq!(parse(&[]), Err(Error::ModifierCount));
