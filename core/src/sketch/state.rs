@@ -404,6 +404,8 @@ impl<'a> State<'a> {
                 if HEAD + count > self.0.len() {
                     return Err(Room::for_hashes(count));
                 }
+                // Even if it has none.
+                self.set_head(HASHES, params, 0);
                 for hash in hashes {
                     self.insert(hash, usize::MAX)?;
                 }

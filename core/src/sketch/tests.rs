@@ -244,6 +244,21 @@ fn an_undefined_set_stays_undefined() {
 }
 
 #[test]
+fn a_list_of_no_hashes_stays_one() {
+    let none = bytes("128b7f");
+    assert_eq!(Owned::load(&none).unwrap().pack(Packing::BySize), none);
+    let mut state = Owned::new(Params::default());
+    state.unite(&none).unwrap();
+    state.unite(&build(Params::default(), [])).unwrap();
+    state.unite_state(Owned::received(&none)).unwrap();
+    state.unite_state(Owned::load(&none).unwrap()).unwrap();
+    assert_eq!(state.state().estimate(Estimator::Classic), Ok(Some(0.0)));
+    assert_eq!(state.pack(Packing::BySize), none);
+    state.add(7);
+    assert_eq!(state.pack(Packing::BySize), build(Params::default(), [7]));
+}
+
+#[test]
 fn sketches_of_different_parameters_are_not_united() {
     let mut state = Owned::new(Params::default());
     for (other, message) in [
