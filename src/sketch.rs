@@ -127,10 +127,6 @@ fn write(draft: Result<Draft<'_>, Stop>, long_way: impl FnOnce() -> Result<Datum
 
 fn add(bytes: &[u8], hash: i64) -> Result<Datum, Error> {
     let packed = Packed::read(bytes)?;
-    if packed.kind() == Kind::Undefined {
-        return Ok(varlena::copy(bytes));
-    }
-    packed.params().check_addable()?;
     write(packed.add(hash as u64, settings::hll_packing()), || {
         let mut chunk = memory::load(&packed)?;
         while let Err(room) = State::over(chunk).add(hash as u64) {

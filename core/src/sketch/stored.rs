@@ -24,7 +24,7 @@ pub struct Draft<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Change<'a> {
-    /// It is, or becomes, UNDEFINED.
+    /// An unknown set stays one: there is only a header.
     Undefined,
     Register(usize, u8),
     Union(Packed<'a>),
@@ -154,8 +154,7 @@ impl<'a> Packed<'a> {
     pub fn union(&self, other: &Self, packing: Packing) -> Result<Draft<'a>, Stop> {
         self.params().check_equal(other.params())?;
         match (self.kind(), other.kind()) {
-            (Kind::Undefined, _) => return Ok(self.undefined()),
-            (_, Kind::Undefined) => return Ok(other.undefined()),
+            (Kind::Undefined, _) | (_, Kind::Undefined) => return Ok(self.undefined()),
             (_, Kind::Empty) => return self.stored_anew(packing),
             (Kind::Empty, _) => return other.stored_anew(packing),
             _ => {}
@@ -206,7 +205,10 @@ impl<'a> Packed<'a> {
 impl Draft<'_> {
     /// Size of the stored value in bytes.
     pub fn size(&self) -> usize {
-        self.base.bytes().len()
+        match self.change {
+            Change::Undefined => wire::HEADER,
+            _ => self.base.bytes().len(),
+        }
     }
 
     /// Writes the stored value; `out` has the size.
@@ -214,7 +216,6 @@ impl Draft<'_> {
         let params = self.base.params();
         let (log2m, width) = (params.log2m(), params.width());
         match self.change {
-            // The reserved bit of a foreign header goes, as from every value that is stored anew.
             Change::Undefined => {
                 wire::write_header(out, Kind::Undefined, params);
             }
