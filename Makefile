@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash fuzz miri kafka newer bench accuracy lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash differential fuzz miri kafka newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -44,6 +44,11 @@ fuzz: ## damaged sketches to whatever reads bytes from outside (INPUTS=1000000, 
 miri: ## the tests of sketches under Miri, which sees every wrong access to memory (needs a nightly Rust with miri)
 	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --package tally-fuzz --package tally-core --lib -- \
 	    tests::inputs sketch:: topn:: simd:: --skip estimate --skip by_itself
+
+differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
+	scripts/setup differential
+	TALLY_DIFFERENTIAL_OPERATIONS=$(OPERATIONS) TALLY_DIFFERENTIAL_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
+	    --nocapture --ignored differential::random_operations
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

@@ -255,7 +255,7 @@ fn a_list_of_no_hashes_stays_one() {
     let mut state = Owned::new(Params::default());
     state.unite(&none).unwrap();
     state.unite(&build(Params::default(), [])).unwrap();
-    state.unite_state(Owned::received(&none)).unwrap();
+    state.unite_state(received(&none)).unwrap();
     state.unite_state(Owned::load(&none).unwrap()).unwrap();
     assert_eq!(state.state().estimate(Estimator::Classic), Ok(Some(0.0)));
     assert_eq!(state.pack(Packing::BySize), none);
