@@ -47,8 +47,7 @@ miri: ## the tests of sketches under Miri, which sees every wrong access to memo
 
 differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
 	scripts/setup differential
-	TALLY_DIFFERENTIAL_OPERATIONS=$(OPERATIONS) TALLY_DIFFERENTIAL_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
-	    --nocapture --ignored differential::random_operations
+	TALLY_DIFFERENTIAL_OPERATIONS=$(OPERATIONS) TALLY_DIFFERENTIAL_SEED=$(SEED) cargo test --package tally-server-tests --test differential -- --nocapture
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'

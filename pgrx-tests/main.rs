@@ -7,8 +7,6 @@ mod concurrency;
 mod crash;
 /// Damaged sketches are refused or taken, and break nothing.
 mod damaged;
-/// The answers of tally are those of postgresql-hll, which this runs beside it.
-mod differential;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
 /// The first and the last value of a group, for every type, every plan and in rollups.

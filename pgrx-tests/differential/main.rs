@@ -361,7 +361,6 @@ fn number_from(variable: &str, otherwise: impl FnOnce() -> u64) -> u64 {
 }
 
 #[test]
-#[ignore = "takes minutes, and postgresql-hll beside tally: make differential"]
 fn random_operations_have_the_answers_of_postgresql_hll() {
     let seed = number_from("TALLY_DIFFERENTIAL_SEED", || rand::random_range(0..1 << 32));
     let operations = number_from("TALLY_DIFFERENTIAL_OPERATIONS", || OPERATIONS);
