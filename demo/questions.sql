@@ -1,4 +1,4 @@
--- The questions of a dashboard, each answered twice: from rollups (q1 to q4), and from the raw events to compare with (q1_from_raw ..).
+-- The questions of a dashboard, each answered twice: from rollups (q1 to q5), and from the raw events to compare with (q1_from_raw ..).
 -- A window starts and ends at the edges of buckets and says so. Distinct counts come from merged sketches: those of single hours
 -- cannot be added, because a device is seen in more than one.
 
@@ -58,6 +58,23 @@ CREATE FUNCTION demo.q4(tenant bigint, as_of timestamptz DEFAULT now())
      AND r.bucket >= demo.bucket_5min(as_of) - interval '15 minutes' AND r.bucket < demo.bucket_5min(as_of) + interval '5 minutes' $$;
 COMMENT ON FUNCTION demo.q4(bigint, timestamptz) IS 'Q4: Q1 for one tenant';
 
+-- The list is cut here, because topn_bounds orders equal counts by text, where device 10 comes before device 9.
+CREATE FUNCTION demo.q5(tenant bigint, as_of timestamptz DEFAULT now())
+  RETURNS TABLE (window_start timestamptz, window_end timestamptz, device_id bigint, events bigint, lower bigint, upper bigint,
+                 certain boolean) LANGUAGE sql STABLE AS $$
+  SELECT demo.bucket_5min(as_of) - interval '30 minutes', demo.bucket_5min(as_of) + interval '5 minutes',
+         d.device_id, d.lower, d.lower, d.upper, d.lower >= greatest(d.upper_of_absent, max(d.upper) FILTER (WHERE d.place > 10) OVER ())
+    FROM (SELECT b.item::bigint AS device_id, b.lower, b.upper, tally.topn_error(u.devices) AS upper_of_absent,
+                 row_number() OVER (ORDER BY b.lower DESC, b.item::bigint) AS place
+            FROM (SELECT tally.topn_union_agg(r.active_devices) AS devices
+                    FROM events_5min r
+                   WHERE r.customer_id = tenant AND r.bucket >= demo.bucket_5min(as_of) - interval '30 minutes'
+                     AND r.bucket < demo.bucket_5min(as_of) + interval '5 minutes') u,
+                 tally.topn_bounds(u.devices, tally.topn_counters(u.devices)) b) d
+   ORDER BY d.place LIMIT 10 $$;
+COMMENT ON FUNCTION demo.q5(bigint, timestamptz) IS
+  'Q5: the 10 most active devices of one tenant, in the 30 minutes before the current bucket and in that; events is the lower bound';
+
 -- From raw events: the same windows, exact distinct counts
 
 CREATE FUNCTION demo.q1_from_raw(as_of timestamptz DEFAULT now())
@@ -96,3 +113,12 @@ CREATE FUNCTION demo.q4_from_raw(tenant bigint, as_of timestamptz DEFAULT now())
    WHERE customer_id = tenant
      AND event_time >= demo.bucket_5min(as_of) - interval '15 minutes' AND event_time < demo.bucket_5min(as_of) + interval '5 minutes' $$;
 COMMENT ON FUNCTION demo.q4_from_raw(bigint, timestamptz) IS 'Q4 from raw events';
+
+CREATE FUNCTION demo.q5_from_raw(tenant bigint, as_of timestamptz DEFAULT now())
+  RETURNS TABLE (window_start timestamptz, window_end timestamptz, device_id bigint, events bigint) LANGUAGE sql STABLE AS $$
+  SELECT demo.bucket_5min(as_of) - interval '30 minutes', demo.bucket_5min(as_of) + interval '5 minutes', e.device_id, count(*)
+    FROM events e
+   WHERE e.customer_id = tenant AND e.device_id IS NOT NULL
+     AND e.event_time >= demo.bucket_5min(as_of) - interval '30 minutes' AND e.event_time < demo.bucket_5min(as_of) + interval '5 minutes'
+   GROUP BY e.device_id ORDER BY count(*) DESC, e.device_id LIMIT 10 $$;
+COMMENT ON FUNCTION demo.q5_from_raw(bigint, timestamptz) IS 'Q5 from raw events: exact counts';

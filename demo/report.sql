@@ -17,6 +17,8 @@ SELECT * FROM demo.q2(:'as_of');
 SELECT * FROM (SELECT * FROM demo.q3(:'as_of') ORDER BY hour DESC LIMIT 6) q3 ORDER BY hour;
 \echo 'Q4: what happens now, tenant' :tenant
 SELECT * FROM demo.q4(:tenant, :'as_of');
+\echo 'Q5: most active devices, tenant' :tenant
+SELECT * FROM demo.q5(:tenant, :'as_of');
 
 -- Each question three times from rollups and three times from raw events; the fastest counts.
 CREATE TABLE demo.answers (question text, from_raw boolean, milliseconds numeric, hour timestamptz, events bigint, devices bigint, sessions bigint);
@@ -24,7 +26,9 @@ CREATE PROCEDURE demo.ask(question text, arguments text) LANGUAGE plpgsql AS $$
 DECLARE
   started timestamptz;
   fastest numeric;
-  hour text := CASE question WHEN 'q3' THEN 'hour' ELSE 'window_end' END;
+  answer text := CASE question WHEN 'q3' THEN 'hour, events, devices, sessions'
+                               WHEN 'q5' THEN 'max(window_end), sum(events), NULL, NULL'
+                               ELSE 'window_end, events, devices, sessions' END;
 BEGIN
   FOR side IN 0..1 LOOP
     fastest := NULL;
@@ -32,8 +36,8 @@ BEGIN
       DELETE FROM demo.answers a WHERE a.question = ask.question AND a.from_raw = (side = 1);
       started := clock_timestamp();
       EXECUTE format('INSERT INTO demo.answers (question, from_raw, hour, events, devices, sessions)
-                        SELECT %L, %L, %I, events, devices, sessions FROM demo.%s(%s)',
-                     question, side = 1, hour, question || CASE side WHEN 1 THEN '_from_raw' ELSE '' END, arguments);
+                        SELECT %L, %L, %s FROM demo.%s(%s)',
+                     question, side = 1, answer, question || CASE side WHEN 1 THEN '_from_raw' ELSE '' END, arguments);
       fastest := least(fastest, extract(epoch FROM clock_timestamp() - started) * 1000);
     END LOOP;
     UPDATE demo.answers a SET milliseconds = fastest WHERE a.question = ask.question AND a.from_raw = (side = 1);
@@ -43,6 +47,7 @@ CALL demo.ask('q1', format('%L', :'as_of'));
 CALL demo.ask('q2', format('%L', :'as_of'));
 CALL demo.ask('q3', format('%L', :'as_of'));
 CALL demo.ask('q4', format('%s, %L', :tenant, :'as_of'));
+CALL demo.ask('q5', format('%s, %L', :tenant, :'as_of'));
 
 CREATE VIEW demo.comparison AS
   SELECT r.question, r.milliseconds AS rollup_ms, w.milliseconds AS raw_ms, r.events AS rollup_events, w.events AS raw_events,
@@ -52,7 +57,7 @@ CREATE VIEW demo.comparison AS
     FROM demo.answers r FULL JOIN demo.answers w ON w.question = r.question AND w.hour = r.hour AND w.from_raw
    WHERE NOT r.from_raw;
 
-\echo 'The same from raw events: times, events, and distinct counts by sketch and exactly'
+\echo 'The same from raw events: times, events (q5: of its ten devices), and distinct counts by sketch and exactly'
 SELECT question, round(min(rollup_ms), 1) AS "rollup ms", round(min(raw_ms), 1) AS "raw ms",
        round(min(raw_ms) / min(rollup_ms), 1) AS "faster, x",
        sum(rollup_events) AS "events", sum(raw_events) AS "events, raw",
@@ -122,9 +127,30 @@ BEGIN
 END $$;
 CALL demo.check_rollups();
 SELECT demo.expect('Q1 to Q4: rows whose events differ between rollup and raw', 0,
-                (SELECT count(*) FROM demo.comparison WHERE rollup_events IS DISTINCT FROM raw_events));
+                (SELECT count(*) FROM demo.comparison WHERE question <> 'q5' AND rollup_events IS DISTINCT FROM raw_events));
 SELECT demo.expect(format('Q1 to Q4: distinct counts further off than %s %%', :tolerance), 0,
                 (SELECT count(*) FROM demo.comparison WHERE device_error > :tolerance OR session_error > :tolerance));
+CREATE TABLE demo.listed AS
+  SELECT q.device_id, q.lower, q.upper, q.certain, count(e.event_time) AS true_count
+    FROM demo.q5(:tenant, :'as_of') q
+    LEFT JOIN events e ON e.customer_id = :tenant AND e.device_id = q.device_id
+                      AND e.event_time >= q.window_start AND e.event_time < q.window_end
+   GROUP BY 1, 2, 3, 4;
+SELECT demo.expect('Q5: devices whose true count is outside the bounds', 0,
+                (SELECT count(*) FROM demo.listed WHERE true_count NOT BETWEEN lower AND upper));
+SELECT demo.expect('Q5: certain devices that are not in the true first ten', 0,
+                (SELECT count(*) FROM demo.listed
+                  WHERE certain AND true_count < (SELECT min(events) FROM demo.q5_from_raw(:tenant, :'as_of'))));
+-- With more devices than counters, devices of equal counts may be missing from the list.
+SELECT coalesce(tally.topn_error(tally.topn_union_agg(active_devices)), 0) = 0 AS exact FROM events_5min
+ WHERE customer_id = :tenant AND bucket >= demo.bucket_5min(:'as_of') - interval '30 minutes'
+   AND bucket < demo.bucket_5min(:'as_of') + interval '5 minutes' \gset
+\if :exact
+  SELECT demo.expect('Q5: rows that differ between rollup and raw', 0,
+                  (SELECT count(*) FROM demo.q5(:tenant, :'as_of') r
+                     FULL JOIN demo.q5_from_raw(:tenant, :'as_of') w USING (window_start, window_end, device_id, events)
+                    WHERE r.device_id IS NULL OR w.device_id IS NULL));
+\endif
 SELECT :'truth' <> '' AS generated \gset
 \if :generated
   SELECT demo.expect('generated events', (:'truth'::jsonb ->> 'rows')::numeric, (SELECT events FROM demo.counted));
