@@ -7,6 +7,8 @@ mod concurrency;
 mod crash;
 /// Damaged sketches are refused or taken, and break nothing.
 mod damaged;
+/// The questions of the demonstration are right where such queries are often wrong.
+mod demo;
 /// The documents are true: their SQL runs as written and prints what they say.
 mod documentation;
 /// The first and the last value of a group, for every type, every plan and in rollups.

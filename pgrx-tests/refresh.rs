@@ -36,11 +36,16 @@ pub fn create(session: &mut Client, name: &str, query: &str) {
 
 /// From now on nobody refreshes but the test: a refresh does wait for another one.
 pub fn pause_job(session: &mut Client) {
+    pause_jobs(session);
+    refresh(session);
+}
+
+/// From now on no worker does anything in this database.
+pub fn pause_jobs(session: &mut Client) {
     session.batch_execute("SELECT tally.pause_job(job_id) FROM tally.jobs").unwrap();
     // A worker that has not ended may have looked before.
     let workers = "pg_stat_activity WHERE datname = current_database() AND backend_type = 'tally job worker'";
     wait_until(session, &format!("SELECT NOT EXISTS (SELECT FROM {workers})"));
-    refresh(session);
 }
 
 pub fn refresh(session: &mut Client) {
