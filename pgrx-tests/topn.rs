@@ -114,10 +114,9 @@ fn bytes_are_the_same_for_every_plan_and_order() {
     }
     let plan = rows(&mut session, "EXPLAIN SELECT topn_agg(page) FROM stream");
     assert!(plan.contains("Partial Aggregate"), "{plan}");
-    let shuffled = "SELECT topn_agg(page) = topn_agg(page)::text::topn::text::topn FROM stream";
-    assert_refused(&mut session, shuffled, "42883", "operator does not exist");
-    let shuffled = "SELECT (SELECT topn_agg(page)::text FROM (SELECT page FROM stream ORDER BY md5(page || random()::text)) AS s) \
-        = (SELECT topn_agg(page)::text FROM stream)";
+    assert_rows(&mut session, "SELECT topn_agg(page) = topn_agg(page)::text::topn FROM stream", "t");
+    let shuffled = "SELECT (SELECT topn_agg(page) FROM (SELECT page FROM stream ORDER BY md5(page || random()::text)) AS s) \
+        = (SELECT topn_agg(page) FROM stream)";
     assert_rows(&mut session, shuffled, "t");
     let windows = "SELECT count(DISTINCT s) FROM (SELECT topn_agg(page) OVER (ORDER BY device ROWS 99 PRECEDING)::text AS s FROM stream LIMIT 1000) AS s";
     assert_rows(&mut session, &format!("SELECT ({windows}) > 1"), "t");
@@ -270,4 +269,31 @@ fn rollups_keep_lists_at_every_level() {
         let message = error.as_db_error().unwrap().message().to_owned();
         assert!(message.ends_with(&format!("of type {kind}")) || message.contains("TimeZone"), "{message}");
     }
+}
+
+#[test]
+fn rows_with_lists_can_be_compared_grouped_and_indexed() {
+    let (_database, mut session) = session();
+    session
+        .batch_execute(
+            "CREATE TABLE s AS SELECT i % 10 AS k, topn_agg(j) AS t FROM generate_series(1, 30) AS i, generate_series(1, 1 + i % 3) AS j GROUP BY i;
+             CREATE INDEX ON s (t); CREATE INDEX ON s USING hash (t); ANALYZE s",
+        )
+        .unwrap();
+    for (query, expected) in [
+        ("SELECT count(*) FROM (SELECT DISTINCT t FROM s) AS d", "3"),
+        ("SELECT count(*) FROM (SELECT k, t FROM s EXCEPT ALL SELECT k, t FROM s) AS d", "0"),
+        ("SELECT count(*) FROM (SELECT t FROM s UNION SELECT topn_add('{}', 'x')) AS d", "4"),
+        ("SELECT topn_add('{}', 'a') = '{\"a\": 1}' AND topn_add('{}', 'a') <> '{\"a\": 2}'", "t"),
+    ] {
+        assert_rows(&mut session, query, expected);
+    }
+    for setting in ["enable_hashjoin", "enable_mergejoin", "enable_nestloop"] {
+        session.batch_execute(&format!("SET {setting} = off")).unwrap();
+        assert_rows(&mut session, "SELECT count(*) FROM s AS a JOIN s AS b USING (t)", "300");
+        session.batch_execute(&format!("RESET {setting}")).unwrap();
+    }
+    session.batch_execute("SET enable_seqscan = off").unwrap();
+    let query = "SELECT count(*) FROM s WHERE t = (SELECT topn_agg(j) FROM generate_series(1, 2) AS j)";
+    assert_rows(&mut session, query, "10");
 }

@@ -102,31 +102,31 @@ COMMENT ON CAST (integer AS tally.hll_hashval) IS 'takes a number, sign-extended
 -- and keys need it.
 
 CREATE FUNCTION tally.hll_eq(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_eq' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_eq' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_eq(tally.hll, tally.hll) IS 'implementation of =';
 CREATE FUNCTION tally.hll_ne(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_ne' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_ne' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_ne(tally.hll, tally.hll) IS 'implementation of <>';
 CREATE FUNCTION tally.hll_lt(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_lt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_lt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_lt(tally.hll, tally.hll) IS 'implementation of <';
 CREATE FUNCTION tally.hll_le(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_le' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_le' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_le(tally.hll, tally.hll) IS 'implementation of <=';
 CREATE FUNCTION tally.hll_gt(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_gt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_gt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_gt(tally.hll, tally.hll) IS 'implementation of >';
 CREATE FUNCTION tally.hll_ge(tally.hll, tally.hll) RETURNS boolean
-AS 'MODULE_PATHNAME', 'tally_hll_ge' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_ge' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_ge(tally.hll, tally.hll) IS 'implementation of >=';
 CREATE FUNCTION tally.hll_cmp(tally.hll, tally.hll) RETURNS integer
-AS 'MODULE_PATHNAME', 'tally_hll_cmp' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_cmp' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_cmp(tally.hll, tally.hll) IS 'order of the bytes of two sketches: -1, 0 or 1';
 CREATE FUNCTION tally.hll_hash_value(tally.hll) RETURNS integer
-AS 'MODULE_PATHNAME', 'tally_hll_hash_value' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_hash' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_hash_value(tally.hll) IS 'hash of the bytes of a sketch, for hash tables';
 CREATE FUNCTION tally.hll_hash_value_extended(tally.hll, bigint) RETURNS bigint
-AS 'MODULE_PATHNAME', 'tally_hll_hash_value_extended' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+AS 'MODULE_PATHNAME', 'tally_bytes_hash_extended' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION tally.hll_hash_value_extended(tally.hll, bigint) IS 'hash of the bytes of a sketch with a seed, for hash partitions';
 
 CREATE OPERATOR tally.= (

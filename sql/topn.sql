@@ -29,6 +29,74 @@ CREATE TYPE tally.topn (
 );
 COMMENT ON TYPE tally.topn IS 'sketch of a stream: its most frequent items, how often each has occurred at least and at most, and can be united with others';
 
+-- Comparison is by bytes: lists of the same items with other counters, bounds or totals differ. GROUP BY, DISTINCT, UNION, EXCEPT and keys
+-- need it.
+
+CREATE FUNCTION tally.topn_eq(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_eq' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_eq(tally.topn, tally.topn) IS 'implementation of =';
+CREATE FUNCTION tally.topn_ne(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_ne' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_ne(tally.topn, tally.topn) IS 'implementation of <>';
+CREATE FUNCTION tally.topn_lt(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_lt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_lt(tally.topn, tally.topn) IS 'implementation of <';
+CREATE FUNCTION tally.topn_le(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_le' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_le(tally.topn, tally.topn) IS 'implementation of <=';
+CREATE FUNCTION tally.topn_gt(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_gt' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_gt(tally.topn, tally.topn) IS 'implementation of >';
+CREATE FUNCTION tally.topn_ge(tally.topn, tally.topn) RETURNS boolean
+AS 'MODULE_PATHNAME', 'tally_bytes_ge' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_ge(tally.topn, tally.topn) IS 'implementation of >=';
+CREATE FUNCTION tally.topn_cmp(tally.topn, tally.topn) RETURNS integer
+AS 'MODULE_PATHNAME', 'tally_bytes_cmp' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_cmp(tally.topn, tally.topn) IS 'order of the bytes of two lists: -1, 0 or 1';
+CREATE FUNCTION tally.topn_hash_value(tally.topn) RETURNS integer
+AS 'MODULE_PATHNAME', 'tally_bytes_hash' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_hash_value(tally.topn) IS 'hash of the bytes of a list, for hash tables';
+CREATE FUNCTION tally.topn_hash_value_extended(tally.topn, bigint) RETURNS bigint
+AS 'MODULE_PATHNAME', 'tally_bytes_hash_extended' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION tally.topn_hash_value_extended(tally.topn, bigint) IS 'hash of the bytes of a list with a seed, for hash partitions';
+
+CREATE OPERATOR tally.= (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_eq, COMMUTATOR = OPERATOR(tally.=),
+  NEGATOR = OPERATOR(tally.<>), RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
+COMMENT ON OPERATOR tally.= (tally.topn, tally.topn) IS 'have two lists the same bytes?';
+CREATE OPERATOR tally.<> (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_ne, COMMUTATOR = OPERATOR(tally.<>),
+  NEGATOR = OPERATOR(tally.=), RESTRICT = neqsel, JOIN = neqjoinsel);
+COMMENT ON OPERATOR tally.<> (tally.topn, tally.topn) IS 'do two lists differ in their bytes?';
+CREATE OPERATOR tally.< (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_lt, COMMUTATOR = OPERATOR(tally.>),
+  NEGATOR = OPERATOR(tally.>=), RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
+COMMENT ON OPERATOR tally.< (tally.topn, tally.topn) IS 'order of bytes: less';
+CREATE OPERATOR tally.<= (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_le, COMMUTATOR = OPERATOR(tally.>=),
+  NEGATOR = OPERATOR(tally.>), RESTRICT = scalarlesel, JOIN = scalarlejoinsel);
+COMMENT ON OPERATOR tally.<= (tally.topn, tally.topn) IS 'order of bytes: less or equal';
+CREATE OPERATOR tally.> (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_gt, COMMUTATOR = OPERATOR(tally.<),
+  NEGATOR = OPERATOR(tally.<=), RESTRICT = scalargtsel, JOIN = scalargtjoinsel);
+COMMENT ON OPERATOR tally.> (tally.topn, tally.topn) IS 'order of bytes: greater';
+CREATE OPERATOR tally.>= (
+  LEFTARG = tally.topn, RIGHTARG = tally.topn, FUNCTION = tally.topn_ge, COMMUTATOR = OPERATOR(tally.<=),
+  NEGATOR = OPERATOR(tally.<), RESTRICT = scalargesel, JOIN = scalargejoinsel);
+COMMENT ON OPERATOR tally.>= (tally.topn, tally.topn) IS 'order of bytes: greater or equal';
+
+CREATE OPERATOR CLASS tally.topn_ops DEFAULT FOR TYPE tally.topn USING btree AS
+  OPERATOR 1 tally.<, OPERATOR 2 tally.<=, OPERATOR 3 tally.=, OPERATOR 4 tally.>=, OPERATOR 5 tally.>,
+  FUNCTION 1 tally.topn_cmp(tally.topn, tally.topn);
+COMMENT ON OPERATOR CLASS tally.topn_ops USING btree IS 'order of the bytes of lists';
+COMMENT ON OPERATOR FAMILY tally.topn_ops USING btree IS 'order of the bytes of lists';
+CREATE OPERATOR CLASS tally.topn_ops DEFAULT FOR TYPE tally.topn USING hash AS
+  OPERATOR 1 tally.=,
+  FUNCTION 1 tally.topn_hash_value(tally.topn),
+  FUNCTION 2 tally.topn_hash_value_extended(tally.topn, bigint);
+COMMENT ON OPERATOR CLASS tally.topn_ops USING hash IS 'equality of the bytes of lists';
+COMMENT ON OPERATOR FAMILY tally.topn_ops USING hash IS 'equality of the bytes of lists';
+
 -- JSON: without bounds
 
 CREATE FUNCTION tally._topn_from_json(text) RETURNS tally.topn

@@ -8,6 +8,7 @@ mod aggregate_state;
 mod build;
 mod catalog;
 mod changes;
+mod comparison;
 mod error;
 mod first_last;
 mod forget;

@@ -9,7 +9,6 @@ use crate::pg::aggregate::Owner;
 use crate::pg::function::{Call, sql_functions};
 use crate::pg::{Datum, types, varlena};
 use crate::settings;
-use std::cmp::Ordering;
 use tally_core::sketch::{self, Draft, Estimator, Kind, Modifier, Packed, Params, State, Stop, wire};
 
 /// Bytes of a stored value that hold its kind and parameters.
@@ -89,29 +88,6 @@ fn hll_from_bytea(call: Call<'_>) -> Result<Datum, Error> {
 }
 
 /// By bytes, the shorter one first.
-fn compare(call: Call<'_>) -> Ordering {
-    call.bytes(0).cmp(&call.bytes(1))
-}
-
-fn equal(call: Call<'_>) -> bool {
-    *call.bytes(0) == *call.bytes(1)
-}
-
-fn truth(value: bool) -> Result<Datum, Error> {
-    Ok(Datum::from(value))
-}
-
-/// The hash of the stored bytes, for hash tables; it has nothing to do with the hashes inside.
-fn hash_value(call: Call<'_>) -> Result<Datum, Error> {
-    Ok(Datum::from(sketch::hash::bytes(&call.bytes(0), 0) as u32 as i32))
-}
-
-fn hash_value_extended(call: Call<'_>) -> Result<Datum, Error> {
-    let (seed, plain) = (call.int64(1), sketch::hash::bytes(&call.bytes(0), 0));
-    // PostgreSQL demands that a seed of 0 leaves the low half as the plain hash has it.
-    Ok(Datum::from(if seed == 0 { plain } else { sketch::hash::short(plain ^ seed as u64, 8, 0) }))
-}
-
 fn hll_empty(call: Call<'_>) -> Result<Datum, Error> {
     Ok(varlena::copy(&wire::empty(aggregate::given_params(call)?)))
 }
@@ -235,15 +211,6 @@ sql_functions! {
     tally_hll_from_bytea => hll_from_bytea,
     tally_hll_hashval => |call: Call<'_>| Ok(Datum::from(call.int64(0))),
     tally_hll_hashval_int4 => |call: Call<'_>| Ok(Datum::from(i64::from(call.int32(0)))),
-    tally_hll_eq => |call: Call<'_>| truth(equal(call)),
-    tally_hll_ne => |call: Call<'_>| truth(!equal(call)),
-    tally_hll_lt => |call: Call<'_>| truth(compare(call).is_lt()),
-    tally_hll_le => |call: Call<'_>| truth(compare(call).is_le()),
-    tally_hll_gt => |call: Call<'_>| truth(compare(call).is_gt()),
-    tally_hll_ge => |call: Call<'_>| truth(compare(call).is_ge()),
-    tally_hll_cmp => |call: Call<'_>| integer(compare(call) as i32),
-    tally_hll_hash_value => hash_value,
-    tally_hll_hash_value_extended => hash_value_extended,
     tally_hll_empty => hll_empty,
     tally_hll_add => |call: Call<'_>| add(&call.bytes(0), call.int64(1)),
     tally_hll_add_rev => |call: Call<'_>| add(&call.bytes(1), call.int64(0)),
