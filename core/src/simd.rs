@@ -14,7 +14,7 @@
 use std::sync::OnceLock;
 
 /// The kernels over whole vectors, of what a module has for its own: `load`, `store`, `values` and `store_packed` of a vector.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! kernels {
     ($features:literal, $maximum:ident) => {
         #[target_feature(enable = $features)]
@@ -59,13 +59,15 @@ macro_rules! kernels {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use kernels;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod scalar;
 
 /// Registers per group.
@@ -104,6 +106,8 @@ enum Level {
     /// AVX-512 with the extensions for bytes (BW and VBMI): Ice Lake, Zen 4 and later. AVX2 is part of it.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -128,6 +132,10 @@ impl Level {
                 return Self::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Self::Neon;
+        }
         Self::Scalar
     }
 }
@@ -143,6 +151,9 @@ macro_rules! run {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { avx512::$kernel($($argument),+) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => unsafe { neon::$kernel($($argument),+) },
         }
     };
 }
@@ -188,6 +199,8 @@ mod tests {
             Level::Avx2 => &[Level::Avx2],
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => &[Level::Avx2, Level::Avx512],
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => &[Level::Neon],
         }
     }
 
@@ -263,7 +276,7 @@ mod tests {
                 let registers = &registers[offset..][..groups * GROUP];
                 let run = |level| {
                     let mut all = vec![0xa5; BYTES];
-                    let packed = all[offset..][..groups * PACKED].as_chunks_mut().0;
+                    let packed = all[offset..][..groups * PACKED].as_chunks_mut::<PACKED>().0;
                     run!(level, pack(registers.as_chunks().0, packed));
                     all
                 };
@@ -283,7 +296,7 @@ mod tests {
                 let a = &a[offset..][..groups * PACKED];
                 let run = |level| {
                     let mut all = vec![0xa5; BYTES];
-                    let out = all[offset..][..groups * PACKED].as_chunks_mut().0;
+                    let out = all[offset..][..groups * PACKED].as_chunks_mut::<PACKED>().0;
                     run!(level, union(a.as_chunks().0, b.as_chunks().0, out));
                     all
                 };
