@@ -41,13 +41,9 @@ fuzz: ## damaged sketches to whatever reads bytes from outside (INPUTS=1000000, 
 	scripts/setup build
 	cargo run --profile fuzz --package tally-fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
-miri: ## the tests of sketches under Miri, which sees every wrong access to memory (needs a nightly Rust with miri)
-	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --package tally-fuzz --package tally-core --lib -- \
-	    tests::inputs sketch:: topn:: simd:: --skip estimate --skip by_itself
-
-differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
-	scripts/setup differential
-	TALLY_DIFFERENTIAL_OPERATIONS=$(OPERATIONS) TALLY_DIFFERENTIAL_SEED=$(SEED) cargo test --package tally-server-tests --test differential -- --nocapture
+miri: ## vector kernels (with AVX2) and damaged sketches under Miri, which sees every wrong access to memory (needs a nightly Rust with miri)
+	RUSTFLAGS="-C target-feature=+avx2" MIRIFLAGS=-Zmiri-disable-isolation \
+	    cargo +nightly miri test --package tally-core --package tally-fuzz --lib -- simd:: tests::inputs
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'
