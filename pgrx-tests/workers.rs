@@ -325,8 +325,11 @@ fn no_more_workers_run_than_allowed_and_the_others_follow() {
         holder.batch_execute("BEGIN; LOCK TABLE totals_stored").unwrap();
         database.connect().batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
     }
-    job_worker(&cluster, &databases[0]);
     let mut watcher = cluster.connect("postgres");
+    // Of whichever database.
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tally job worker' AND wait_event IS NOT NULL";
+    eventually("a job worker runs", || number(&mut watcher, waiting) > 0);
     let mut most = 0;
     for holder in &mut holders {
         // Whichever has the only worker: it waits for the lock, and the others wait for the worker.

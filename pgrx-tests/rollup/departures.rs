@@ -5,6 +5,7 @@ use tally_server_tests::cluster::{self, Database};
 
 use super::{create, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
+use crate::refresh::pause_jobs;
 
 /// Queries over the rows: buckets that straddle partitions, aggregates that nothing can be subtracted from, no bucket at all.
 const ROLLUPS: [(&str, &str); 5] = [
@@ -49,6 +50,8 @@ pub(super) fn rolled_session(database: &Database) -> Client {
     let daily =
         "SELECT date_trunc('day', hour, 'Europe/Berlin') AS day, sum(n) AS n, max(most) AS most FROM hourly GROUP BY 1";
     create(&mut session, "daily", daily);
+    // A worker that refreshes would settle what a test finds unsettled.
+    pause_jobs(&mut session);
     session
 }
 

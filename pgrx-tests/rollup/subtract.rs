@@ -6,6 +6,7 @@ use tally_server_tests::cluster;
 use super::create;
 use super::departures::run;
 use crate::oracle::assert_equal;
+use crate::refresh::pause_jobs;
 
 const QUERY: &str = "SELECT tenant, count(*) AS n, count(amount) AS amounts, sum(amount) AS total, avg(amount) AS mean, \
      sum(whole) AS whole, sum(whole) FILTER (WHERE tenant = 1 AND paid) AS paid, stddev_pop(small) AS spread, \
@@ -226,6 +227,8 @@ fn changes_of_younger_transactions_are_followed_once() {
     create(&mut session, "totals", QUERY);
     let extremes = "SELECT tenant, max(amount) AS most, sum(whole) AS whole FROM sales GROUP BY tenant";
     create(&mut session, "extremes", extremes);
+    // After a tick of a worker the open transaction could create no rollup.
+    pause_jobs(&mut session);
     run(&mut session, "BEGIN; SELECT pg_current_xact_id()");
     run(
         &mut younger,
