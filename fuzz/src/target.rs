@@ -98,7 +98,8 @@ fn hll(input: &[u8], other: &[u8]) -> u64 {
         let by_itself = valid.estimate(estimator);
         // Classic is no number if all registers of a narrow sketch are full, as with postgresql-hll.
         let bits = |estimate: Option<f64>| estimate.map(f64::to_bits);
-        if !matches!(by_itself, Err(sketch::Stop::Load)) {
+        // Miri gives logarithms and powers a random error.
+        if !cfg!(miri) && !matches!(by_itself, Err(sketch::Stop::Load)) {
             let by_itself = by_itself.map(bits).map_err(error_of);
             assert_eq!(by_itself, through_state.clone().map(bits), "an estimate needs no state");
         }
