@@ -6,7 +6,7 @@ fn inputs_lead_to_no_panic() {
     let seed = rand::random();
     for target in Target::value_variants() {
         println!("target {target:?}, seed {seed}");
-        let inputs = if cfg!(miri) { 200 } else { 20_000 };
+        let inputs = if cfg!(miri) { 100 } else { 20_000 };
         let done = fuzz(*target, seed, inputs, |_| {});
         let summary = done.unwrap_or_else(|finding| {
             panic!("{target:?}: input {}, other {}", hex::encode(finding.input), hex::encode(finding.other))
