@@ -79,11 +79,14 @@ pub(crate) struct Reached<'a> {
     pub counted: Counted,
 }
 
-pub(crate) fn require_fresh_transaction() -> Result<()> {
+/// Refuses what has to see all that is committed where it cannot.
+pub(crate) fn require_read_committed() -> Result<()> {
     pg::require_primary()?;
-    if !pg::is_read_committed() {
-        return Err(snapshot::Error::NotReadCommitted.into());
-    }
+    if pg::is_read_committed() { Ok(()) } else { Err(snapshot::Error::NotReadCommitted.into()) }
+}
+
+pub(crate) fn require_fresh_transaction() -> Result<()> {
+    require_read_committed()?;
     if pg::own_xid().is_some() {
         return Err(snapshot::Error::WroteBeforeRefresh.into());
     }

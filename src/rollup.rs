@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tally_core::ident::{QualifiedName, literal};
 use tally_core::rollup::definition::{Column, OwnAggregate};
 use tally_core::rollup::sql::{self, Build, Relations};
-use tally_core::snapshot::{self, Counted};
+use tally_core::snapshot::Counted;
 
 /// The longest pause between two refreshes that makes sense for a worker.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,11 +33,8 @@ fn tally_create_rollup(
 }
 
 fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oid> {
-    pg::require_primary()?;
+    refresh::require_read_committed()?;
     check_interval(&refresh_interval)?;
-    if !pg::is_read_committed() {
-        return Err(snapshot::Error::NotReadCommitted.into());
-    }
     let public = qualify(name)?;
     let mut plan = Plan::of(definition, &public)?;
     let source = plan.source;
@@ -156,10 +153,7 @@ fn set_interval(rollup: Oid, interval: Interval) -> Result<()> {
 /// Gives a rollup another definition: new columns behind the old ones, or other expressions. Its groups are counted anew, in slices
 /// if they are many; the view reads the rows meanwhile.
 fn redefine(rollup: Oid, definition: &str) -> Result<()> {
-    pg::require_primary()?;
-    if !pg::is_read_committed() {
-        return Err(snapshot::Error::NotReadCommitted.into());
-    }
+    refresh::require_read_committed()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let public = catalog::name_of(rollup)?;
@@ -226,6 +220,8 @@ fn tally_add_aggregate(rollup: Oid, column_name: &str, expression: &str) -> std:
 }
 
 fn add_aggregate(rollup: Oid, column_name: &str, expression: &str) -> Result<()> {
+    // An older snapshot might not know the rollup.
+    refresh::require_read_committed()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let entry = rollups::of_source(source)?.into_iter().find(|entry| entry.rollup == rollup);

@@ -56,6 +56,27 @@ fn an_aggregate_is_added_and_the_view_stays() {
 }
 
 #[test]
+fn a_transaction_that_is_older_than_a_rollup_is_told_so() {
+    let database = cluster::database();
+    let (mut session, mut older) = (session(&database), database.connect());
+    for (statement, sqlstate, message, hint) in [
+        ("SELECT tally.add_aggregate('daily', 'total', 'sum(amount)')", "25001", "READ COMMITTED", "READ COMMITTED"),
+        (
+            "SELECT tally.alter_rollup('daily', refresh_interval => '1 minute')",
+            "42P01",
+            "does not exist",
+            "younger than the snapshot",
+        ),
+    ] {
+        run(&mut older, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM day_1 LIMIT 1");
+        create(&mut session, "daily", DAILY);
+        assert_refused(&mut older, statement, sqlstate, message, hint);
+        run(&mut older, "ROLLBACK");
+        run(&mut session, "SELECT tally.drop_rollup('daily')");
+    }
+}
+
+#[test]
 fn a_definition_is_changed() {
     let database = cluster::database();
     let mut session = session(&database);

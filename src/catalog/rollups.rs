@@ -90,9 +90,11 @@ pub(crate) fn source_of(rollup: Oid) -> Result<Oid> {
         if rows.is_empty() { Ok(None) } else { rows.first().get_one::<Oid>() }
     })
     .map_err(spi)?
-    .ok_or_else(|| {
-        let name = name_of(rollup).map_or_else(|_| rollup.to_u32().to_string(), |name| name.to_string());
-        Error::new("42704", format!("{name} is not a rollup")).hint("SELECT rollup FROM tally.rollups lists them.")
+    .ok_or_else(|| match name_of(rollup) {
+        Ok(name) => {
+            Error::new("42704", format!("{name} is not a rollup")).hint("SELECT rollup FROM tally.rollups lists them.")
+        }
+        Err(error) => error.hint("It may be younger than the snapshot of this transaction; ask in a new one."),
     })
 }
 
