@@ -37,6 +37,10 @@ crash: install-debug ## kill sessions, workers and servers during load and refre
 	TALLY_CRASH_KILLS=$(KILLS) TALLY_CRASH_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture crash::killed_again_and_again
 
+differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
+	scripts/setup differential
+	TALLY_DIFFERENTIAL_OPERATIONS=$(OPERATIONS) TALLY_DIFFERENTIAL_SEED=$(SEED) cargo test --package tally-server-tests --test differential -- --nocapture
+
 fuzz: ## damaged sketches to whatever reads bytes from outside (INPUTS=1000000, SEED=a random one)
 	scripts/setup build
 	cargo run --profile fuzz --package tally-fuzz -- $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
