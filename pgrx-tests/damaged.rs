@@ -5,7 +5,7 @@ use std::io::Write;
 use postgres::Client;
 use tally_fuzz::{Corpus, Target};
 
-use crate::sketch::session;
+use crate::sketch::{binary_copy, session};
 
 const INPUTS: usize = 20_000;
 /// Inputs in one statement.
@@ -49,23 +49,26 @@ fn assert_about_data(sqlstate: &str, input: &str) {
     assert!(["00", "22", "54"].contains(&&sqlstate[..2]), "{sqlstate} for {input}");
 }
 
-fn run(target: Target, kind: &str, uses: &str, text: impl Fn(&[u8]) -> Option<String>, takes: impl Fn(&[u8]) -> bool) {
+/// What the fuzzer draws, learning from each input.
+fn inputs(target: Target) -> impl Iterator<Item = Vec<u8>> {
     let seed = rand::random();
     println!("target {target:?}, seed {seed}");
+    let mut corpus = Corpus::new(target, seed);
+    std::iter::repeat_with(move || {
+        let (input, other) = corpus.draw();
+        let (outcome, input) = (target.run(input, other), input.to_vec());
+        corpus.note(outcome);
+        input
+    })
+}
+
+fn run(target: Target, kind: &str, uses: &str, text: impl Fn(&[u8]) -> Option<String>, takes: impl Fn(&[u8]) -> bool) {
     let (_database, mut session) = session();
     create_attempts(&mut session, kind, uses);
-    let mut corpus = Corpus::new(target, seed);
+    let mut drawn = inputs(target).filter_map(|input| Some((text(&input)?, takes(&input))));
     let mut taken = 0;
     for _ in 0..INPUTS / BATCH {
-        let (mut inputs, mut expected) = (vec![], vec![]);
-        while inputs.len() < BATCH {
-            let (input, other) = corpus.draw();
-            let (written, is_taken, outcome) = (text(input), takes(input), target.run(input, other));
-            corpus.note(outcome);
-            let Some(written) = written else { continue };
-            inputs.push(written);
-            expected.push(is_taken);
-        }
+        let (inputs, expected): (Vec<String>, Vec<bool>) = drawn.by_ref().take(BATCH).unzip();
         let found = session.query("SELECT a[1], a[2] FROM attempts($1) AS a", &[&inputs]).unwrap();
         assert_eq!(found.len(), inputs.len());
         for ((row, input), expected) in found.iter().zip(&inputs).zip(expected) {
@@ -81,20 +84,11 @@ fn run(target: Target, kind: &str, uses: &str, text: impl Fn(&[u8]) -> Option<St
 
 /// The same bytes to the receive function.
 fn copy(target: Target, kind: &str, takes: impl Fn(&[u8]) -> bool) {
-    let seed = rand::random();
-    println!("target {target:?}, seed {seed}");
     let (_database, mut session) = session();
     session.batch_execute(&format!("CREATE TABLE copies (value tally.{kind})")).unwrap();
-    let mut corpus = Corpus::new(target, seed);
-    for _ in 0..COPIES {
-        let (input, other) = corpus.draw();
-        let (input, other) = (input.to_vec(), other.to_vec());
-        corpus.note(target.run(&input, &other));
+    for input in inputs(target).take(COPIES) {
         let mut writer = session.copy_in("COPY copies FROM STDIN (FORMAT binary)").unwrap();
-        let length = i32::try_from(input.len()).unwrap().to_be_bytes();
-        let parts: [&[u8]; 5] =
-            [b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0", &1i16.to_be_bytes(), &length, &input, &[0xff; 2]];
-        parts.iter().try_for_each(|part| writer.write_all(part)).unwrap();
+        writer.write_all(&binary_copy(&input)).unwrap();
         match writer.finish() {
             Ok(_) => assert!(takes(&input), "{}", hex(&input)),
             Err(error) => {
@@ -109,18 +103,9 @@ fn copy(target: Target, kind: &str, takes: impl Fn(&[u8]) -> bool) {
 
 /// Values that no way in would take, as if the page they are on had been damaged: a column of bytes becomes one of sketches.
 fn read_from_pages(target: Target, kind: &str, uses: &str, aggregates: &str) {
-    let seed = rand::random();
-    println!("target {target:?}, seed {seed}");
     let (_database, mut session) = session();
     session.batch_execute("CREATE TABLE pages (number int, value bytea)").unwrap();
-    let mut corpus = Corpus::new(target, seed);
-    let mut inputs: Vec<Vec<u8>> = Vec::new();
-    while inputs.len() < INPUTS / 4 {
-        let (input, other) = corpus.draw();
-        let (input, other) = (input.to_vec(), other.to_vec());
-        corpus.note(target.run(&input, &other));
-        inputs.push(input);
-    }
+    let inputs: Vec<Vec<u8>> = inputs(target).take(INPUTS / 4).collect();
     session
         .execute("INSERT INTO pages SELECT n, v FROM unnest($1::bytea[]) WITH ORDINALITY AS u (v, n)", &[&inputs])
         .unwrap();

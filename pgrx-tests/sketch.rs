@@ -41,6 +41,12 @@ fn assert_refused(session: &mut Client, statement: &str, sqlstate: &str, message
     assert_eq!((error.code().code(), error.message()), (sqlstate, message), "{statement}");
 }
 
+/// One row of one column as COPY takes it in the binary format.
+pub fn binary_copy(value: &[u8]) -> Vec<u8> {
+    let length = i32::try_from(value.len()).unwrap().to_be_bytes();
+    [b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x01".as_slice(), &length, value, b"\xff\xff"].concat()
+}
+
 /// What EXPLAIN says of a query that it also runs.
 fn explain(session: &mut Client, query: &str) -> String {
     let lines = session.query(&format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {query}"), &[]).unwrap();
@@ -460,10 +466,8 @@ fn malformed_bytes_are_refused_wherever_they_come_in() {
     ] {
         assert_refused(&mut session, &format!("SELECT '\\x{bytes}'::hll"), sqlstate, message);
         assert_refused(&mut session, &format!("SELECT '\\x{bytes}'::bytea::hll"), sqlstate, message);
-        let mut copy = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x01".to_vec();
-        copy.extend((bytes.len() as u32 / 2).to_be_bytes());
-        copy.extend((0..bytes.len()).step_by(2).map(|at| u8::from_str_radix(&bytes[at..at + 2], 16).unwrap()));
-        copy.extend(b"\xff\xff");
+        let value = (0..bytes.len()).step_by(2).map(|at| u8::from_str_radix(&bytes[at..at + 2], 16).unwrap());
+        let copy = binary_copy(&value.collect::<Vec<_>>());
         let mut writer = session.copy_in("COPY t FROM STDIN (FORMAT binary)").unwrap();
         writer.write_all(&copy).unwrap();
         let error = writer.finish().unwrap_err();

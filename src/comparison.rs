@@ -6,6 +6,7 @@ use crate::pg::function::{Call, sql_functions};
 use std::cmp::Ordering;
 use tally_core::sketch::hash;
 
+/// By bytes, the shorter one first.
 fn compare(call: Call<'_>) -> Ordering {
     call.bytes(0).cmp(&call.bytes(1))
 }

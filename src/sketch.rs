@@ -87,7 +87,6 @@ fn hll_from_bytea(call: Call<'_>) -> Result<Datum, Error> {
     accept(varlena::copy(&call.bytes(0)), -1)
 }
 
-/// By bytes, the shorter one first.
 fn hll_empty(call: Call<'_>) -> Result<Datum, Error> {
     Ok(varlena::copy(&wire::empty(aggregate::given_params(call)?)))
 }

@@ -34,15 +34,10 @@ fn prepare(session: &mut Client, statements: &str) {
     statements.split_inclusive(';').for_each(|statement| session.batch_execute(statement).unwrap());
 }
 
-/// The contender of that name, if it has run.
-fn of<'s>(found: &'s [(&str, Samples)], name: &str) -> Option<&'s Samples> {
-    found.iter().find(|(known, _)| *known == name).map(|(_, samples)| samples)
-}
-
 /// Runs queries in turn.
-fn compare<'n>(session: &mut Client, report: &Report, queries: &[(&'n str, String)]) -> Vec<(&'n str, Samples)> {
+fn compare(session: &mut Client, report: &Report, queries: &[(&str, String)]) -> Vec<Samples> {
     let samples = report.interleave_all(queries, |query| [time(|| session.batch_execute(query).unwrap())]);
-    queries.iter().zip(samples).map(|((name, _), [samples])| (*name, samples)).collect()
+    samples.into_iter().map(|[samples]| samples).collect()
 }
 
 fn aggregates(session: &mut Client, rows: u32, has_peer: bool, report: &mut Report) {
@@ -71,9 +66,7 @@ fn aggregates(session: &mut Client, rows: u32, has_peer: bool, report: &mut Repo
                 queries.push(select("peer", &format!("public.hll_add_agg(public.{hash}({column}))")));
             }
             let found = compare(session, report, &queries);
-            let [Some(count), Some(count_column), Some(sketch), Some(distinct)] =
-                ["count(*)", "count(column)", "hll_agg", "distinct_count"].map(|name| of(&found, name))
-            else {
+            let [count, count_column, sketch, distinct, peer @ ..] = found.as_slice() else {
                 unreachable!("all of them have run");
             };
             let what = format!("`hll_agg({kind})` against `count(*)`, {rows} rows, {workers} parallel workers");
@@ -81,7 +74,7 @@ fn aggregates(session: &mut Client, rows: u32, has_peer: bool, report: &mut Repo
             report.add("the same against `count(column)`", count_column, sketch, Goal::Above { rows });
             report.add("`distinct_count` against `count(column)`", count_column, distinct, Goal::Above { rows });
             report.add("for comparison: `count(column)` against `count(*)`", count, count_column, Goal::Above { rows });
-            if let Some(peer) = of(&found, "peer") {
+            if let [peer] = peer {
                 let what = "for comparison: `hll_add_agg` of postgresql-hll against `count(column)`";
                 report.add(what, count_column, peer, Goal::Above { rows });
             }
@@ -127,16 +120,14 @@ fn stored_sketches(session: &mut Client, sketches: u32, has_peer: bool, report: 
             queries.extend([count("count of the peer's", "peers"), select("peer", "public", "peers")]);
         }
         let found = compare(session, report, &queries);
-        let (Some(count), Some(ours)) = (of(&found, "count"), of(&found, "tally")) else {
-            unreachable!("both have run");
-        };
+        let [count, ours, peer @ ..] = found.as_slice() else { unreachable!("both have run") };
         report.add(
             &format!("{what}, {rows} of them, against `count(sketch)`"),
             count,
             ours,
             Goal::NanosecondsAbove { at_most, rows },
         );
-        if let (Some(count), Some(peer)) = (of(&found, "count of the peer's"), of(&found, "peer")) {
+        if let [count, peer] = peer {
             report.add("for comparison: postgresql-hll", count, peer, Goal::Above { rows });
         }
     }
@@ -160,15 +151,10 @@ fn groups(session: &mut Client, rows: u32, report: &mut Report) {
         select("distinct_count", "tally.distinct_count"),
         select("hll_agg", "tally.hll_agg"),
     ];
-    let found = compare(session, report, &queries);
-    let (Some(count), Some(distinct), Some(sketch)) =
-        (of(&found, "count"), of(&found, "distinct_count"), of(&found, "hll_agg"))
-    else {
-        unreachable!("all of them have run");
-    };
+    let [count, distinct, sketch] = report.interleave(queries, |query| time(|| session.batch_execute(query).unwrap()));
     let what = format!("`distinct_count` in {GROUPS} groups of {} rows, against `count`", rows / GROUPS);
-    report.add(&what, count, distinct, Goal::TimesAtMost(1.3));
-    report.add("the same with `hll_agg`", count, sketch, Goal::Times);
+    report.add(&what, &count, &distinct, Goal::TimesAtMost(1.3));
+    report.add("the same with `hll_agg`", &count, &sketch, Goal::Times);
     session.batch_execute("DROP TABLE visits").unwrap();
 }
 
@@ -268,14 +254,11 @@ fn top_n(session: &mut Client, rows: u32, report: &mut Report) {
             ("exact", format!("SELECT {column}, count(*) FROM stream GROUP BY 1 ORDER BY 2 DESC LIMIT 10")),
             ("top-N", format!("SELECT tally.topn(tally.topn_agg({column}, {COUNTERS}), 10) FROM stream")),
         ];
-        let found = compare(session, report, &queries);
-        let (Some(exact), Some(list)) = (of(&found, "exact"), of(&found, "top-N")) else {
-            unreachable!("both have run");
-        };
+        let [exact, list] = report.interleave(queries, |query| time(|| session.batch_execute(query).unwrap()));
         let what = format!(
             "top 10 of {rows} Zipf items ({kind}) by `topn_agg` of {COUNTERS} counters, against `count(*) .. GROUP BY`"
         );
-        report.add(&what, exact, list, Goal::TimesAtMost(2.0));
+        report.add(&what, &exact, &list, Goal::TimesAtMost(2.0));
     }
     session.batch_execute("DROP TABLE stream").unwrap();
 }

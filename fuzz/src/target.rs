@@ -117,7 +117,6 @@ fn hll(input: &[u8], other: &[u8]) -> u64 {
         assert!(added.is_none_or(|added| added == expected), "to add a hash needs no state");
     }
 
-    let mut united = sketch::Owned::received(&stored).expect("it is valid");
     let union = sketch::Packed::read(other).map_err(sketch::Stop::from).and_then(|other| {
         let expected = written(valid.union(&other, sketch::Packing::BySize));
         let mut state = sketch::Owned::load(&stored)?;
@@ -140,7 +139,6 @@ fn hll(input: &[u8], other: &[u8]) -> u64 {
             assert_eq!(&reverse.pack(sketch::Packing::BySize), union, "a union has no order");
         }
     }
-    let _ = united.unite(other);
     let folded = sketch::Owned::folded(input, i64::from(params.log2m()) - i64::from(byte(2) % 4));
     let folded = folded.map(|mut folded| folded.pack(sketch::Packing::BySize)).map_err(|error| error.to_string());
     if let Ok(folded) = &folded {

@@ -1,6 +1,6 @@
 //! `tally.sources`: the snapshot up to which the rows of each source are counted.
 
-use crate::error::{Error, Result, no_row_is_none, spi};
+use crate::error::{Error, Result, spi};
 use crate::pg::{self, Kept, Oid};
 use crate::refresh::Report;
 use pgrx::Spi;
@@ -12,9 +12,7 @@ use tally_core::snapshot::Counted;
 /// The OID of the table itself, which names the lock of a refresh.
 pub(crate) fn table() -> Result<Oid> {
     let query = "SELECT 'tally.sources'::pg_catalog.regclass::pg_catalog.oid";
-    Spi::connect(|client| client.select(Kept(query), Some(1), &[])?.first().get_one::<Oid>())
-        .map_err(spi)?
-        .ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
+    super::look_up_again::<Oid>(query, &[])?.ok_or_else(|| Error::new("42P01", "table tally.sources does not exist"))
 }
 
 /// What the last tick of a source has left behind.
@@ -104,9 +102,7 @@ fn of_table(table: Oid, column: &str) -> Result<Option<Oid>> {
          OR s.source::pg_catalog.oid OPERATOR(pg_catalog.=) ANY \
             (ARRAY(SELECT a.relid::pg_catalog.oid FROM pg_catalog.pg_partition_ancestors($1) AS a))"
     );
-    no_row_is_none(Spi::connect(|client| {
-        client.select(Kept(&query), Some(1), &[table.into()])?.first().get_one::<Oid>()
-    }))
+    super::look_up_again(&query, &[table.into()])
 }
 
 /// Is the relation a source?
