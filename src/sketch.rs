@@ -15,7 +15,7 @@ use tally_core::sketch::{self, Draft, Estimator, Kind, Modifier, Packed, Params,
 const HEADER: i32 = wire::HEADER as i32;
 
 /// A new stored value with the contents of a state.
-fn store(state: &State<'_>) -> Datum {
+fn store(state: &mut State<'_>) -> Datum {
     let layout = state.layout(settings::hll_packing());
     varlena::build(layout.size(), |out| state.pack(layout, out))
 }
@@ -107,7 +107,7 @@ fn add(bytes: &[u8], hash: i64) -> Result<Datum, Error> {
         while let Err(room) = State::over(chunk).add(hash as u64) {
             chunk = memory::enlarge(Owner::Call.context()?, chunk, room);
         }
-        let stored = store(&State::over(chunk));
+        let stored = store(&mut State::over(chunk));
         crate::pg::aggregate::free(chunk);
         Ok(stored)
     })
@@ -118,7 +118,7 @@ fn hll_union(call: Call<'_>) -> Result<Datum, Error> {
     let (a, b) = (Packed::read(&left)?, Packed::read(&right)?);
     write(a.union(&b, settings::hll_packing()), || {
         let chunk = memory::unite(Owner::Call, memory::load(&a)?, &b)?;
-        let stored = store(&State::over(chunk));
+        let stored = store(&mut State::over(chunk));
         crate::pg::aggregate::free(chunk);
         Ok(stored)
     })
@@ -137,11 +137,11 @@ fn hll_fold(call: Call<'_>) -> Result<Datum, Error> {
         None => {
             // Its registers are not in order: they are in what a state of it is stored as.
             let loaded = memory::load(&packed)?;
-            let ordered = varlena::made(store(&State::over(loaded)));
+            let ordered = varlena::made(store(&mut State::over(loaded)));
             memory::fold(&Packed::read(&ordered)?, params)?.ok_or(sketch::Error::State("it cannot be folded"))?
         }
     };
-    let stored = store(&State::over(chunk));
+    let stored = store(&mut State::over(chunk));
     crate::pg::aggregate::free(chunk);
     Ok(stored)
 }

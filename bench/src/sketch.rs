@@ -186,20 +186,18 @@ fn most_memory(session: &mut Client) -> u64 {
 }
 
 fn memory(session: &mut Client, rows: u32, report: &mut Report) {
-    let groups = rows / 10;
-    prepare(
-        session,
-        &format!(
-            "SET enable_sort = off; SET work_mem = '2GB';
-             CREATE TABLE mixed AS SELECT i % {groups} AS grp, i AS number FROM generate_series(1, {groups} * 20) AS i;
-             CREATE TABLE ordered AS SELECT i / 20 AS grp, i AS number FROM generate_series(0, {groups} * 20 - 1) AS i;
-             ANALYZE;"
-        ),
-    );
+    // PostgreSQL counts in whole blocks of 8 MB.
+    let groups = rows / 2;
+    prepare(session, "SET enable_sort = off; SET jit = off; SET work_mem = '2GB';");
     // Groups that grow one after the other use what the ones before have left; those that grow together do not.
-    for (table, order) in [("mixed", "that grow together"), ("ordered", "one after the other")] {
+    let together = format!(
+        "generate_series(1, 20) AS value, LATERAL (SELECT generate_series(1, {groups}) + 0 * value AS grp) AS g"
+    );
+    let in_turn =
+        format!("generate_series(1, {groups}) AS grp, LATERAL (SELECT generate_series(1, 20) + 0 * grp AS value) AS v");
+    for (numbers, order) in [(together, "that grow together"), (in_turn, "one after the other")] {
         let of = |session: &mut Client, aggregate| {
-            hash_memory(session, &format!("SELECT grp, {aggregate}(number) FROM {table} GROUP BY grp"))
+            hash_memory(session, &format!("SELECT grp, {aggregate}(grp * 20 + value) FROM {numbers} GROUP BY grp"))
         };
         let (count, ours) = (of(session, "count"), of(session, "tally.hll_agg"));
         let bytes = (ours.kilobytes - count.kilobytes) * 1024 / u64::from(groups);
@@ -212,7 +210,7 @@ fn memory(session: &mut Client, rows: u32, report: &mut Report) {
     prepare(
         session,
         &format!(
-            "DROP TABLE mixed, ordered; SET work_mem = '64MB';
+            "SET work_mem = '64MB';
              CREATE TABLE visits AS SELECT i % {rows} AS grp, i AS number FROM generate_series(1, {rows} * 5) AS i;
              VACUUM (FREEZE, ANALYZE) visits;"
         ),
@@ -235,7 +233,7 @@ fn memory(session: &mut Client, rows: u32, report: &mut Report) {
         "{rows} groups of 5 values with work_mem = 64MB, `distinct_count` beside `count`; process before: {before} kB"
     );
     report.add_count(&what, &shown(count, after_count), &shown(ours, after));
-    session.batch_execute("RESET work_mem; RESET enable_sort; DROP TABLE visits").unwrap();
+    session.batch_execute("RESET work_mem; RESET jit; RESET enable_sort; DROP TABLE visits").unwrap();
 }
 
 fn top_n(session: &mut Client, rows: u32, report: &mut Report) {

@@ -116,7 +116,7 @@ fn combine(call: Call<'_>) -> Result<Datum, Error> {
 fn serialize(call: Call<'_>) -> Result<Datum, Error> {
     Context::of_aggregate(call, "hll_serialize", "transition")?;
     let Some(chunk) = state(call, 0) else { return Ok(call.null()) };
-    let state = State::over(chunk);
+    let mut state = State::over(chunk);
     let layout = state.layout(Packing::BySize);
     Ok(varlena::build(1 + layout.size(), |out| {
         out[0] = STORED_FORM;
@@ -137,7 +137,7 @@ fn deserialize(call: Call<'_>) -> Result<Datum, Error> {
     Ok(aggregate::datum(chunk))
 }
 
-/// The final functions only read the state: they run again and again in window frames.
+/// The final functions leave the set as it is, in whatever order: they run again and again in window frames.
 fn final_state<'c>(call: Call<'c>, function: &str) -> Result<Option<State<'c>>, Error> {
     Context::of_aggregate(call, function, "aggregate")?;
     Ok(state(call, 0).map(State::over))
@@ -145,14 +145,14 @@ fn final_state<'c>(call: Call<'c>, function: &str) -> Result<Option<State<'c>>, 
 
 fn finish_sketch(call: Call<'_>) -> Result<Datum, Error> {
     Ok(match final_state(call, "hll_pack")? {
-        Some(state) => super::store(&state),
+        Some(mut state) => super::store(&mut state),
         None => call.null(),
     })
 }
 
 fn finish_estimate(call: Call<'_>, function: &str) -> Result<Option<f64>, Error> {
     match final_state(call, function)? {
-        Some(state) => Ok(state.estimate(settings::hll_estimator())?),
+        Some(mut state) => Ok(state.estimate(settings::hll_estimator())?),
         None => Ok(None),
     }
 }

@@ -97,7 +97,7 @@ impl Owned {
 
     /// The stored bytes.
     pub fn pack(&mut self, packing: Packing) -> Vec<u8> {
-        let state = self.state();
+        let mut state = self.state();
         let layout = state.layout(packing);
         let mut out = vec![0xee; layout.size()];
         state.pack(layout, &mut out);

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! word 0: kind u8 | log2m u8 | bits per register u8 | options u8 | used u32
-//! word 1: words of this chunk u32 | unused
+//! word 1: words of this chunk u32 | buffered u16 | limit u16
 //! word 2..: EMPTY, UNDEFINED: nothing
-//!           HASHES:    `used` hashes, ascending as signed numbers
+//!           HASHES:    a buffer of up to 14 hashes as they came, then `used` hashes, ascending as signed numbers
 //!           REGISTERS: one byte per register
 //!           PACKED:    `used` stored bytes as they arrived from another process; only ever read
 //! ```
@@ -12,6 +12,12 @@
 //! Small sets cost little: a chunk starts with 32 bytes and doubles. When one does not fit, an operation answers with the
 //! [`Room`] it needs and has changed nothing that matters: the caller lends a larger chunk, [`State::move_to`] fills it,
 //! and the operation is asked again. Adding a hash twice changes nothing, so a union may start over.
+//!
+//! A row of a group that is not in the cache should wait for memory once, so it only goes into the buffer, which lies beside
+//! the head. A full buffer is sorted and merged into the ascending hashes at once. The first `buffered` places hold hashes
+//! that differ from each other, perhaps not from the ascending ones; all further places repeat hashes of the set, so that
+//! a look at the whole buffer, whatever it holds, finds only what is in the set. Hashes are buffered up to `limit`: never so
+//! many that the threshold could be passed before anybody looks.
 //!
 //! There is no form between hashes and registers, and hashes are kept whole. A shorter token per hash would take half the
 //! memory, but two hashes could share one, and then `distinct_count(x)` would not equal `hll_count(hll_agg(x))`. Rollups
@@ -28,10 +34,14 @@ use super::wire::{self, HEADER, Kind, Layout, Packed, Packing};
 const HEAD: usize = 2;
 /// Words of the first chunk of a state.
 pub const FIRST_WORDS: usize = 4;
+/// Hashes that wait to be put in order: as many as fill two cache lines together with the head.
+const BUFFER: usize = 14;
 
 const UNDEFINED: u8 = 0;
 const EMPTY: u8 = 1;
 const HASHES: u8 = 2;
+/// An EXPLICIT value without hashes, which is stored as that and not as EMPTY.
+const NO_HASHES: u8 = 3;
 const REGISTERS: u8 = 4;
 const PACKED: u8 = 5;
 
@@ -148,7 +158,20 @@ impl<'a> State<'a> {
             registers::raise(self.bytes_mut(), u32::from(log2m) & 31, u32::from(width) & 7, hash);
             return Ok(());
         }
-        self.add_to_hashes(hash as i64)
+        if kind == HASHES
+            && let Some(buffer) = self.0.get_mut(HEAD..).and_then(|data| data.first_chunk_mut::<BUFFER>())
+        {
+            // All places are compared, without a branch for each.
+            if buffer.iter().fold(false, |found, held| found | (*held == hash)) {
+                return Ok(());
+            }
+            let (buffered, limit) = self.fill();
+            if buffered < limit {
+                self.push(hash, buffered);
+                return Ok(());
+            }
+        }
+        self.add_to_hashes(hash)
     }
 
     /// Unites a stored value into it.
@@ -161,7 +184,7 @@ impl<'a> State<'a> {
         match (other.kind(), self.kind()) {
             (Kind::Undefined, _) => self.set_head(UNDEFINED, self.params(), 0),
             (_, UNDEFINED) | (Kind::Empty, _) => {}
-            (Kind::Explicit, _) => self.unite_hashes(other.hashes())?,
+            (Kind::Explicit, _) => self.unite_hashes(other.hashes().len(), other.hashes().map(|hash| hash as u64))?,
             (Kind::Full, _) => {
                 let width = self.params().width();
                 registers::maximum_packed(self.as_registers()?, other.data(), width);
@@ -247,14 +270,14 @@ impl<'a> State<'a> {
         match (other.kind(), self.kind()) {
             (UNDEFINED, _) => self.set_head(UNDEFINED, self.params(), 0),
             (_, UNDEFINED) | (EMPTY, _) => {}
-            (HASHES, _) => self.unite_hashes(other.hashes().iter().map(|hash| *hash as i64))?,
+            (HASHES | NO_HASHES, _) => self.unite_hashes(other.hashes().count(), other.hashes())?,
             _ => registers::maximum(self.as_registers()?, other.registers()),
         }
         Ok(())
     }
 
     /// Moves to a larger chunk, which has at least the words of `room`. The old one is not needed any more.
-    pub fn move_to<'b>(&self, chunk: &'b mut [u64], room: Room) -> State<'b> {
+    pub fn move_to<'b>(&mut self, chunk: &'b mut [u64], room: Room) -> State<'b> {
         let params = self.params();
         let mut new = State::create(chunk, params);
         if room.registers {
@@ -262,21 +285,31 @@ impl<'a> State<'a> {
             let registers = new.bytes_mut();
             registers.fill(0);
             for hash in self.hashes() {
-                registers::raise(registers, params.log2m(), params.width(), *hash);
+                registers::raise(registers, params.log2m(), params.width(), hash);
             }
-        } else {
-            let hashes = self.hashes();
-            new.0[HEAD..HEAD + hashes.len()].copy_from_slice(hashes);
-            new.set_head(self.kind(), params, hashes.len());
+            return new;
         }
+        new.set_head(self.kind(), params, 0);
+        let count = self.settle();
+        let mut hashes = self.ascending();
+        let (buffer, sorted) = new.zones();
+        let used = count.min(sorted.len());
+        sorted.iter_mut().zip(&mut hashes).for_each(|(place, hash)| *place = hash);
+        let mut last = sorted.first().copied().unwrap_or_default();
+        for place in buffer {
+            last = hashes.next().unwrap_or(last);
+            *place = last;
+        }
+        new.set_head(self.kind(), params, used);
+        new.set_fill(count - used, params.threshold());
         new
     }
 
     /// The form in which [`Self::pack`] will write it.
-    pub fn layout(&self, packing: Packing) -> Layout {
+    pub fn layout(&mut self, packing: Packing) -> Layout {
         match self.kind() {
             UNDEFINED => Layout::plain(Kind::Undefined, 0),
-            HASHES => Layout::plain(Kind::Explicit, self.hashes().len() * 8),
+            HASHES | NO_HASHES => Layout::plain(Kind::Explicit, self.settle() * 8),
             REGISTERS => Layout::registers(self.params(), registers::filled(self.registers()), packing),
             PACKED => Layout::plain(Kind::Full, self.used().saturating_sub(HEADER)),
             _ => Layout::plain(Kind::Empty, 0),
@@ -284,14 +317,17 @@ impl<'a> State<'a> {
     }
 
     /// Writes the stored bytes; `out` has the size of the layout.
-    pub fn pack(&self, layout: Layout, out: &mut [u8]) {
+    pub fn pack(&mut self, layout: Layout, out: &mut [u8]) {
         if self.is_packed() {
             return out.copy_from_slice(self.packed_bytes());
         }
         let data = wire::write_header(out, layout.kind, self.params());
         match layout.kind {
             Kind::Undefined | Kind::Empty => {}
-            Kind::Explicit => wire::write_hashes(data, self.hashes().iter().map(|hash| *hash as i64)),
+            Kind::Explicit => {
+                self.settle();
+                wire::write_hashes(data, self.ascending().map(|hash| hash as i64));
+            }
             Kind::Sparse | Kind::Full => wire::write_registers(data, layout.kind, self.params(), self.registers()),
         }
     }
@@ -300,10 +336,10 @@ impl<'a> State<'a> {
     ///
     /// # Errors
     /// See [`Estimator`].
-    pub fn estimate(&self, estimator: Estimator) -> Result<Option<f64>, Error> {
+    pub fn estimate(&mut self, estimator: Estimator) -> Result<Option<f64>, Error> {
         match self.kind() {
             UNDEFINED => Ok(None),
-            HASHES => Ok(Some(self.used() as f64)),
+            HASHES => Ok(Some(self.settle() as f64)),
             REGISTERS => {
                 let visit = |see: &mut dyn FnMut(&[u8])| {
                     see(self.registers());
@@ -333,9 +369,57 @@ impl<'a> State<'a> {
         self.0[0] = u64::from_le_bytes([kind, params.log2m, params.width, params.options, a, b, c, d]);
     }
 
-    fn hashes(&self) -> &[u64] {
-        let used = if self.kind() == HASHES { self.used() } else { 0 };
-        &self.0[HEAD..HEAD + used]
+    /// How many hashes are buffered, and how many may be.
+    #[inline(always)]
+    fn fill(&self) -> (usize, usize) {
+        let fill = self.0[1] >> 32;
+        (usize::from(fill as u16), usize::from((fill >> 16) as u16))
+    }
+
+    fn set_fill(&mut self, buffered: usize, threshold: usize) {
+        let limit = threshold.saturating_sub(self.used()).min(self.zones().0.len());
+        self.0[1] = u64::from(self.0[1] as u32) | (buffered as u64) << 32 | (limit as u64) << 48;
+    }
+
+    /// Buffers a hash as the one with this number.
+    #[inline(always)]
+    fn push(&mut self, hash: u64, buffered: usize) {
+        self.0[HEAD + buffered] = hash;
+        self.0[1] += 1 << 32;
+    }
+
+    /// The buffer, and the place for ascending hashes.
+    fn zones(&mut self) -> (&mut [u64], &mut [u64]) {
+        let data = &mut self.0[HEAD..];
+        data.split_at_mut(data.len().min(BUFFER))
+    }
+
+    /// The hashes that are buffered, and the ascending ones; the latter may repeat some of the former.
+    fn lists(&self) -> (&[u64], &[u64]) {
+        if self.kind() != HASHES {
+            return (&[], &[]);
+        }
+        let (buffer, sorted) = self.0[HEAD..].split_at((self.0.len() - HEAD).min(BUFFER));
+        (&buffer[..self.fill().0], &sorted[..self.used()])
+    }
+
+    /// All hashes in any order; some may come twice.
+    fn hashes(&self) -> impl Iterator<Item = u64> {
+        let (buffered, sorted) = self.lists();
+        buffered.iter().chain(sorted).copied()
+    }
+
+    /// All hashes, ascending, of a state that is settled.
+    fn ascending(&self) -> impl Iterator<Item = u64> {
+        let (mut buffered, mut sorted) = self.lists();
+        std::iter::from_fn(move || {
+            let list = match (buffered.first(), sorted.first()) {
+                (Some(a), Some(b)) if is_less(*a, *b) => &mut buffered,
+                (Some(_), None) => &mut buffered,
+                _ => &mut sorted,
+            };
+            list.split_off_first().copied()
+        })
     }
 
     fn registers(&self) -> &[u8] {
@@ -360,62 +444,127 @@ impl<'a> State<'a> {
         Ok(&mut self.bytes_mut()[..params.registers()])
     }
 
-    fn add_to_hashes(&mut self, hash: i64) -> Result<(), Room> {
+    #[inline(never)]
+    fn add_to_hashes(&mut self, hash: u64) -> Result<(), Room> {
         match self.kind() {
-            EMPTY if self.params().threshold() == 0 => Err(Room::for_registers(self.params())),
-            EMPTY | HASHES => self.insert(hash, self.params().threshold()),
+            EMPTY | NO_HASHES | HASHES => self.insert(hash, self.params().threshold()),
             _ => Ok(()),
         }
     }
 
-    /// Puts a hash in its place among the others, unless that would be more than `threshold` of them.
-    fn insert(&mut self, hash: i64, threshold: usize) -> Result<(), Room> {
+    /// Takes a hash among the others, unless that would be more than `threshold` of them.
+    fn insert(&mut self, hash: u64, threshold: usize) -> Result<(), Room> {
         let params = self.params();
-        let hashes = self.hashes();
-        let used = hashes.len();
-        let Err(place) = hashes.binary_search_by(|held| (*held as i64).cmp(&hash)) else {
+        if self.kind() != HASHES {
+            if threshold == 0 {
+                return Err(Room::for_registers(params));
+            }
+            self.set_head(HASHES, params, 0);
+            self.zones().0.fill(hash);
+            self.set_fill(1, threshold);
             return Ok(());
-        };
-        if used >= threshold {
+        }
+        let (buffered, limit) = self.fill();
+        if self.zones().0.contains(&hash) {
+            return Ok(());
+        }
+        if buffered < limit {
+            self.push(hash, buffered);
+            return Ok(());
+        }
+        let count = self.settle();
+        if find(self.lists().1, hash).is_ok() {
+            return Ok(());
+        }
+        if count >= threshold {
             return Err(Room::for_registers(params));
         }
-        if HEAD + used == self.0.len() {
-            return Err(Room::for_hashes(used + 1));
+        if HEAD + count == self.0.len() {
+            return Err(Room::for_hashes(count + 1));
         }
-        self.0.copy_within(HEAD + place..HEAD + used, HEAD + place + 1);
-        self.0[HEAD + place] = hash as u64;
-        self.set_head(HASHES, params, used + 1);
+        self.merge();
+        self.set_fill(self.fill().0, threshold);
+        self.push(hash, self.fill().0);
         Ok(())
     }
 
-    fn unite_hashes(&mut self, hashes: impl ExactSizeIterator<Item = i64>) -> Result<(), Room> {
+    /// Sorts the buffered hashes and drops those that are among the ascending ones too. Returns how many hashes there are.
+    /// This changes what lies where, never the set.
+    fn settle(&mut self) -> usize {
+        if self.kind() != HASHES {
+            return 0;
+        }
+        let (used, (buffered, _)) = (self.used(), self.fill());
+        let (buffer, sorted) = self.zones();
+        buffer[..buffered].sort_unstable_by_key(|hash| *hash as i64);
+        let mut kept = 0;
+        for at in 0..buffered {
+            if find(&sorted[..used], buffer[at]).is_err() {
+                buffer.swap(kept, at);
+                kept += 1;
+            }
+        }
+        self.0[1] -= ((buffered - kept) as u64) << 32;
+        used + kept
+    }
+
+    /// Moves hashes of a settled buffer among the ascending ones: as many as have a place there.
+    fn merge(&mut self) {
+        let (params, used, (buffered, limit)) = (self.params(), self.used(), self.fill());
+        let (buffer, sorted) = self.zones();
+        let moved = buffered.min(sorted.len() - used);
+        // From above: first those that are larger than the largest new one move up by all that come below them.
+        let mut end = used;
+        for (below, hash) in buffer[..moved].iter().enumerate().rev() {
+            let place = find(&sorted[..end], *hash).unwrap_or_else(|place| place);
+            sorted.copy_within(place..end, place + below + 1);
+            sorted[place + below] = *hash;
+            end = place;
+        }
+        buffer[..buffered].rotate_left(moved);
+        self.set_head(HASHES, params, used + moved);
+        self.0[1] = u64::from(self.0[1] as u32) | ((buffered - moved) as u64) << 32 | (limit as u64) << 48;
+    }
+
+    /// `count` is at least the number of different hashes.
+    fn unite_hashes(&mut self, count: usize, hashes: impl Iterator<Item = u64>) -> Result<(), Room> {
         let params = self.params();
         match self.kind() {
             REGISTERS => {
                 let registers = self.bytes_mut();
                 for hash in hashes {
-                    registers::raise(registers, params.log2m(), params.width(), hash as u64);
+                    registers::raise(registers, params.log2m(), params.width(), hash);
                 }
-                return Ok(());
             }
             // A value united into the empty set stays as it is, even if it has more hashes than its threshold.
             EMPTY => {
-                let count = hashes.len();
                 if HEAD + count > self.0.len() {
                     return Err(Room::for_hashes(count));
                 }
                 // Even if it has none.
-                self.set_head(HASHES, params, 0);
+                self.set_head(NO_HASHES, params, 0);
                 for hash in hashes {
                     self.insert(hash, usize::MAX)?;
                 }
-                return Ok(());
+                if self.kind() == HASHES {
+                    self.set_fill(self.fill().0, params.threshold());
+                }
             }
-            _ => {}
-        }
-        for hash in hashes {
-            self.insert(hash, params.threshold())?;
+            _ => {
+                for hash in hashes {
+                    self.insert(hash, params.threshold())?;
+                }
+            }
         }
         Ok(())
     }
+}
+
+fn is_less(a: u64, b: u64) -> bool {
+    (a as i64) < (b as i64)
+}
+
+/// Where a hash is among ascending ones, or belongs.
+fn find(ascending: &[u64], hash: u64) -> Result<usize, usize> {
+    ascending.binary_search_by_key(&(hash as i64), |held| *held as i64)
 }

@@ -427,6 +427,29 @@ proptest! {
         prop_assert_eq!(again.pack(packing), stored);
     }
 
+    /// Whenever somebody looks, the hashes that wait in the buffer are part of the set, and looking changes nothing.
+    #[test]
+    fn states_may_be_looked_at_while_they_grow(
+        threshold in prop_oneof![Just(-1), Just(0), (0u32..9).prop_map(|power| 1i64 << power)],
+        // Few different ones, so that many come again.
+        hashes in prop::collection::vec(prop_oneof![0i64..40, -200i64..200, any::<i64>()], 0..400),
+        looks in prop::collection::vec(any::<bool>(), 400),
+    ) {
+        let params = params(11, 5, threshold, 1);
+        let (mut state, mut set) = (Owned::new(params), BTreeSet::new());
+        for (hash, look) in hashes.iter().zip(&looks) {
+            state.add(*hash as u64);
+            set.insert(*hash);
+            if *look {
+                let expected = expected(params, &set, Packing::BySize);
+                prop_assert_eq!(hex(&state.pack(Packing::BySize)), hex(&expected));
+                let estimate = state.state().estimate(Estimator::Ertl);
+                prop_assert_eq!(estimate, Owned::load(&expected).unwrap().state().estimate(Estimator::Ertl));
+            }
+        }
+        prop_assert_eq!(state.pack(Packing::BySize), expected(params, &set, Packing::BySize));
+    }
+
     #[test]
     fn no_bytes_make_a_reader_panic(
         head in prop::array::uniform3(any::<u8>()),
