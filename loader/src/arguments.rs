@@ -34,6 +34,8 @@ pub enum Command {
     Check(CheckArguments),
     /// Load the topic until stopped.
     Run(RunArguments),
+    /// Try dead letters again with today's mapping; each becomes a row or stays.
+    ReplayDeadLetters(ReplayArguments),
     /// Produce a seeded clickstream.
     Generate(Box<GenerateArguments>),
 }
@@ -63,6 +65,25 @@ pub struct RunArguments {
     /// Stop when each part has reached the end it had at the start.
     #[arg(long)]
     pub until_end: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Only letters noted at or after this time, RFC 3339.
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<jiff::Timestamp>,
+    /// Try at most so many letters.
+    #[arg(long, value_name = "NUMBER")]
+    pub limit: Option<u64>,
+    /// Let PostgreSQL check the rows, and take them back.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Afterwards delete letters noted longer ago than this, such as "30 days", replayed or not.
+    #[arg(long, value_name = "SPAN", value_parser = span, conflicts_with = "dry_run")]
+    pub purge_older_than: Option<Duration>,
 }
 
 /// Arguments of `generate`: a seeded clickstream to a topic, a file or standard output, or an embedded broker.

@@ -28,6 +28,7 @@ pub mod pipeline;
 pub mod postgres;
 pub mod program;
 pub mod progress;
+pub mod replay;
 pub mod run;
 pub mod sink;
 pub mod source;

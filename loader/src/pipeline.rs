@@ -57,7 +57,8 @@ pub async fn compile(client: &Client, config: &Config) -> Result<(Table, Program
     Ok((table, program))
 }
 
-fn compile_table(table: &Table, config: &Config) -> Result<Program> {
+/// The program for a table as it was read.
+pub fn compile_table(table: &Table, config: &Config) -> Result<Program> {
     let policy = &config.policy;
     Program::compile(table, &config.target, policy.on.tombstone, policy.dead_letters.max_value.0)
 }

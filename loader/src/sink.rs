@@ -7,6 +7,8 @@
 //! SET CONSTRAINTS ALL IMMEDIATE; SELECT fingerprint, tally.advance_offsets(..); COMMIT
 //! ```
 
+pub mod dead_letters;
+
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
@@ -355,12 +357,7 @@ impl Sink {
             self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE"),
             self.client.query_one(&self.advance, &parameters)
         );
-        if let Err(error) = constraints {
-            return Err(match postgres::verdict(&error) {
-                Verdict::Poison => Failure::Deferred(error),
-                _ => error.into(),
-            });
-        }
+        constraints.map_err(deferred)?;
         let advanced = advanced.map_err(|error| match postgres::verdict(&error) {
             Verdict::Fenced => {
                 Failure::Fenced(error.as_db_error().and_then(|error| error.detail()).unwrap_or_default().to_owned())
@@ -405,6 +402,14 @@ impl Sink {
             self.client.batch_execute("ROLLBACK").await?;
         }
         Ok(())
+    }
+}
+
+/// What an error of `SET CONSTRAINTS ALL IMMEDIATE` means.
+fn deferred(error: tokio_postgres::Error) -> Failure {
+    match postgres::verdict(&error) {
+        Verdict::Poison => Failure::Deferred(error),
+        _ => error.into(),
     }
 }
 

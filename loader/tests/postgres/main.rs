@@ -3,6 +3,7 @@
 //! - `oracle`: binary COPY stores what text COPY stores
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
 //! - `poison`: a bad message becomes a dead letter, and only that message
+//! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
 //! - `pipeline`: outages, gaps, changed tables, several loaders: every message once
 
@@ -11,4 +12,5 @@ mod loading;
 mod oracle;
 mod pipeline;
 mod poison;
+mod replay;
 mod state;
