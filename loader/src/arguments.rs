@@ -48,6 +48,9 @@ pub struct InitArguments {
     /// Give this role what a loader needs: the state tables, and INSERT on the target.
     #[arg(long, value_name = "ROLE")]
     pub grant: Option<String>,
+    /// Create the extension, and move the state tables that an earlier init made into it; all loaders have to be stopped.
+    #[arg(long)]
+    pub adopt: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,12 +1,16 @@
 //! The subcommand `init`: the state tables. With the extension they are there already and are only checked; without it they
 //! are created from the same SQL file that the extension runs.
 
+mod adopt;
+
 use tokio_postgres::Client;
 
 use crate::arguments::InitArguments;
 use crate::config::Config;
 use crate::program::{Program, quote};
 use crate::{Error, Result, catalog, offsets, postgres, run};
+
+pub use adopt::adopt;
 
 const TABLES: &str = include_str!("../../sql/loader.sql");
 
@@ -19,6 +23,10 @@ pub fn run(arguments: InitArguments) -> Result<()> {
     run::runtime()?.block_on(async {
         let mut client =
             postgres::connect_within(&config.postgres, &config.pipeline, config.policy.timeouts.start.0).await?;
+        if arguments.adopt && create(&mut client).await? != State::Extension {
+            adopt(&mut client).await?;
+            tracing::info!("created the extension tally, which has the state tables now with all they held");
+        }
         match create(&mut client).await? {
             State::Extension => tracing::info!("the extension tally has the state tables"),
             State::Created => tracing::info!("created schema tally with the state tables"),

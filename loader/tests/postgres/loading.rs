@@ -17,7 +17,7 @@ use tally_loader::{Error, postgres as connection};
 use tally_server_tests::cluster::{Cluster, Database};
 
 /// What has not happened by then never will, even on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The server that tests share: PostgreSQL alone, because the loader does not need the extension.
 pub fn server() -> &'static Cluster {

@@ -3,7 +3,9 @@
 use tally_loader::init::{self, State};
 use tally_loader::{check, postgres as connection};
 
-use crate::loading::{Loading, block_on, server};
+use tally_server_tests::cluster::Cluster;
+
+use crate::loading::{DEADLINE, Loading, block_on, server, wait_until};
 
 #[test]
 fn init_creates_the_tables_once() {
@@ -120,4 +122,84 @@ fn check_names_missing_rights_and_prints_the_columns() {
         assert!(missing.iter().any(|other| other == right), "{right} in {missing:?}");
     }
     assert_eq!(loading.number("SELECT count(*) FROM tally.loader_sources"), 0);
+}
+
+/// What `init --adopt` does, as the superuser of the test.
+fn adopt(loading: &Loading<'_>) -> Result<(), tally_loader::Error> {
+    let config = loading.config();
+    block_on(async {
+        let mut client = connection::connect_within(&config.postgres, &config.pipeline, DEADLINE).await?;
+        init::adopt(&mut client).await
+    })
+}
+
+/// State tables without the extension, on a server that has it.
+fn loaded_without_extension() -> Loading<'static> {
+    let loading = Loading::on(Cluster::shared(), 1, "CREATE TABLE public.t (a bigint);");
+    for number in 0..10 {
+        loading.produce(0, &format!("{{\"a\": {number}}}"));
+    }
+    loading.produce(0, "broken");
+    loading.load().unwrap();
+    loading
+}
+
+#[test]
+fn the_extension_adopts_the_state() {
+    let loading = loaded_without_extension();
+    role(&loading, "adopted_loader");
+    let config = loading.config();
+    block_on(async {
+        let client = connection::connect(&config.postgres, &config.pipeline).await.unwrap();
+        init::grant(&client, &config, "adopted_loader").await.unwrap();
+    });
+    let state = "SELECT concat_ws(' ', s.*, o.*, d.*) FROM tally.loader_sources s, tally.loader_offsets o, tally.dead_letters d";
+    let rights = "SELECT has_table_privilege('adopted_loader', 'tally.dead_letters', 'INSERT')::int::bigint
+                       + has_function_privilege('adopted_loader', (SELECT oid FROM pg_proc WHERE proname = 'advance_offsets'), 'EXECUTE')::int";
+    let before = (loading.texts(state), loading.number(rights));
+    assert_eq!((before.0.len(), before.1), (1, 2));
+    adopt(&loading).unwrap();
+    assert_eq!((loading.texts(state), loading.number(rights)), before);
+    assert_eq!(loading.init().unwrap(), State::Extension);
+    let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'tally%'";
+    assert_eq!(loading.texts(schemas), ["tally"]);
+    // It goes on where it was, and another source gets another number.
+    loading.produce(0, r#"{"a": 10}"#);
+    loading.load().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), 11);
+    let next = "INSERT INTO tally.loader_sources (pipeline, kind, cluster, name) VALUES ('p', 'kafka', 'c', 't') RETURNING source_id::bigint";
+    assert_eq!(loading.number(next), 2);
+    let error = adopt(&loading).unwrap_err();
+    assert_eq!(error.code(), 3, "{error}");
+}
+
+#[test]
+fn state_is_not_adopted_under_a_running_loader() {
+    let loading = loaded_without_extension();
+    let running = loading.start();
+    wait_until("it has a lease", || loading.number("SELECT count(*) FROM tally.loader_leases") == 1);
+    let error = adopt(&loading).unwrap_err();
+    assert!(error.to_string().contains("loaders are running: \"test\""), "{error}");
+    loading.produce(0, r#"{"a": 10}"#);
+    running.wait_for_rows(1);
+    running.stop().unwrap();
+    adopt(&loading).unwrap();
+}
+
+#[test]
+fn adoption_takes_nothing_away_from_others() {
+    let loading = loaded_without_extension();
+    let mut session = loading.session();
+    session.batch_execute("CREATE TABLE tally.of_somebody ()").unwrap();
+    let error = adopt(&loading).unwrap_err();
+    assert!(error.to_string().contains("of_somebody"), "{error}");
+    session
+        .batch_execute("DROP TABLE tally.of_somebody; CREATE VIEW public.of_mine AS SELECT * FROM tally.loader_status")
+        .unwrap();
+    let error = adopt(&loading).unwrap_err();
+    assert!(error.to_string().contains("of_mine"), "{error}");
+    assert_eq!(loading.init().unwrap(), State::Present, "nothing is changed");
+    assert_eq!(loading.number("SELECT next_offset FROM tally.loader_offsets"), 11);
+    session.batch_execute("DROP VIEW public.of_mine").unwrap();
+    adopt(&loading).unwrap();
 }
