@@ -1,18 +1,23 @@
 //! The configuration file: TOML, every key known, every secret somewhere else. [`Config::load`] returns settings that are
 //! checked as far as that is possible without asking PostgreSQL or Kafka.
 
+mod policy;
 mod secret;
+mod source;
+mod target;
 mod units;
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::de::{self, Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+pub use policy::{Batch, DeadLetters, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
+use policy::{Connections, OnRecreated};
 pub use secret::Secret;
+pub use source::{Kafka, Mechanism, Profile, Sasl, Source, Start, Tls};
+use source::{Ownership, refused_librdkafka_setting};
+pub use target::{ColumnDefault, ColumnRule, Target, TimeFormat, UnknownFields};
 pub use units::{Size, Span};
 
 use crate::{Error, Result};
@@ -61,292 +66,6 @@ pub enum SslMode {
     Require,
     VerifyCa,
     VerifyFull,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    pub kafka: Kafka,
-    /// Where the very first start begins; later starts go on from the stored position.
-    #[serde(default)]
-    pub start: Start,
-    #[serde(default)]
-    ownership: Ownership,
-    pub sasl: Option<Sasl>,
-    pub tls: Option<Tls>,
-    /// Settings handed to librdkafka as they are.
-    #[serde(default)]
-    pub librdkafka: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kafka {
-    pub brokers: Vec<String>,
-    pub topic: String,
-    #[serde(default)]
-    pub profile: Profile,
-    /// Name of the cluster in the state tables; without it the cluster id that the brokers tell.
-    pub cluster: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    #[default]
-    Kafka,
-    /// Azure Event Hubs drops idle connections and lacks topic administration.
-    EventHubs,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Ownership {
-    #[default]
-    Leases,
-    ConsumerGroup,
-}
-
-/// Where the first start of a source begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Start {
-    #[default]
-    Earliest,
-    Latest,
-    /// The first record at or after this time, in milliseconds since 1970.
-    At(i64),
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sasl {
-    pub mechanism: Mechanism,
-    username_env: Option<String>,
-    username_file: Option<PathBuf>,
-    password_env: Option<String>,
-    password_file: Option<PathBuf>,
-    #[serde(skip)]
-    pub username: Option<Secret>,
-    #[serde(skip)]
-    pub password: Option<Secret>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Mechanism {
-    #[serde(rename = "PLAIN")]
-    Plain,
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// Certificates to trust, PEM; without it those of the system.
-    pub ca_file: Option<PathBuf>,
-    pub certificate_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    key_password_env: Option<String>,
-    key_password_file: Option<PathBuf>,
-    #[serde(skip)]
-    pub key_password: Option<Secret>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Target {
-    /// The table, as in SQL: `public.events`, `"Odd Name"`.
-    pub table: String,
-    #[serde(default)]
-    pub unknown_fields: UnknownFields,
-    /// What differs from "a column takes the field of its own name".
-    #[serde(default)]
-    pub columns: BTreeMap<String, ColumnRule>,
-}
-
-/// What happens to fields that no column takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum UnknownFields {
-    #[default]
-    Ignore,
-    Reject,
-    /// They are kept, as one JSON object, in this jsonb column.
-    Column(String),
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ColumnRule {
-    /// The field, when it has another name than the column; or `_topic`, `_partition`, `_offset`, `_timestamp`, `_key`, `_headers`.
-    pub from: Option<String>,
-    /// A message without a value for this column is a dead letter. NOT NULL columns are always required.
-    #[serde(default)]
-    pub required: bool,
-    /// A string of digits is taken as a number.
-    #[serde(default)]
-    pub digits_in_string: bool,
-    /// How a time is written.
-    pub time: Option<TimeFormat>,
-    /// What an absent value becomes.
-    pub default: Option<ColumnDefault>,
-    /// Longest text, in characters.
-    pub max_length: Option<u32>,
-    /// The column is not written at all; PostgreSQL fills it with its default.
-    #[serde(default)]
-    pub skip: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TimeFormat {
-    #[default]
-    Rfc3339OrEpochMs,
-    Rfc3339,
-    EpochMs,
-    EpochS,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ColumnDefault {
-    BrokerTimestamp,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Policy {
-    pub batch: Batch,
-    pub dead_letters: DeadLetters,
-    pub on: On,
-    pub timeouts: Timeouts,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Batch {
-    pub rows: usize,
-    pub bytes: Size,
-    /// Longest time that a row waits for others.
-    pub linger: Span,
-    connections: Connections,
-    pub synchronous_commit: SynchronousCommit,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-enum Connections {
-    Number(u32),
-    Auto(Auto),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Auto {
-    Auto,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SynchronousCommit {
-    Off,
-    Local,
-    RemoteWrite,
-    On,
-    RemoteApply,
-}
-
-impl SynchronousCommit {
-    /// The value as PostgreSQL spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Local => "local",
-            Self::RemoteWrite => "remote_write",
-            Self::On => "on",
-            Self::RemoteApply => "remote_apply",
-        }
-    }
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeadLetters {
-    /// Share of the last 10,000 messages, looked at from 1,000 messages on.
-    pub stop_above_ratio: f64,
-    pub stop_above_per_minute: u64,
-    /// Larger values become dead letters, and no dead letter keeps more of its value than this.
-    pub max_value: Size,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct On {
-    pub gap: OnGap,
-    recreated: OnRecreated,
-    pub tombstone: OnTombstone,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnGap {
-    #[default]
-    Stop,
-    /// Write the lost range into `tally.loader_gaps` and go on behind it.
-    Record,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum OnRecreated {
-    #[default]
-    Stop,
-    NewIncarnation,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnTombstone {
-    /// Counted, nothing else.
-    #[default]
-    Skip,
-    /// A row of NULLs.
-    Row,
-    DeadLetter,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Timeouts {
-    /// How long the first contact with PostgreSQL and Kafka may take; later outages are retried for ever.
-    pub start: Span,
-    /// How long the last batch may take after SIGTERM.
-    pub stop: Span,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            rows: 20_000,
-            bytes: Size::mebibytes(8),
-            linger: Span::milliseconds(100),
-            connections: Connections::Auto(Auto::Auto),
-            synchronous_commit: SynchronousCommit::Off,
-        }
-    }
-}
-
-impl Default for DeadLetters {
-    fn default() -> Self {
-        Self { stop_above_ratio: 0.05, stop_above_per_minute: 5_000, max_value: Size::mebibytes(1) }
-    }
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { start: Span::milliseconds(30_000), stop: Span::milliseconds(10_000) }
-    }
 }
 
 fn default_memory() -> Size {
@@ -452,30 +171,6 @@ impl Config {
     }
 }
 
-/// Keys that the loader sets itself because exactly-once rests on them, and keys that would put a secret into the file.
-fn refused_librdkafka_setting(key: &str) -> Option<&'static str> {
-    match key {
-        "enable.auto.commit"
-        | "enable.auto.offset.store"
-        | "auto.offset.reset"
-        | "isolation.level"
-        | "enable.partition.eof"
-        | "check.crcs"
-        | "statistics.interval.ms" => Some("is set by the loader, because its promise rests on it"),
-        "bootstrap.servers" | "metadata.broker.list" => Some("is set by source.kafka.brokers"),
-        "sasl.username" | "sasl.password" | "sasl.mechanism" | "sasl.mechanisms" => Some("is set by source.sasl"),
-        "ssl.key.password"
-        | "ssl.keystore.password"
-        | "ssl.key.pem"
-        | "sasl.oauthbearer.client.secret"
-        | "sasl.oauthbearer.config"
-        | "ssl.certificate.pem" => {
-            Some("would put a secret into the file; secrets come from environment variables or files")
-        }
-        _ => None,
-    }
-}
-
 /// The message of a TOML error with its line, without the line itself and without quoted values: both may hold a secret
 /// that somebody wrote in the wrong place.
 fn describe(error: &toml::de::Error, text: &str) -> Error {
@@ -495,53 +190,6 @@ fn without_values(message: &str) -> String {
             let tail = message.rfind("\", expected").map_or("", |end| &message[end + 1..]);
             format!("{}a string{tail}", &message[..at])
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Start {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.as_str() {
-            "earliest" => Ok(Self::Earliest),
-            "latest" => Ok(Self::Latest),
-            time => time.parse::<jiff::Timestamp>().map(|time| Self::At(time.as_millisecond())).map_err(|_| {
-                D::Error::custom(
-                    "not a start: write \"earliest\", \"latest\" or a time such as \"2026-01-31T00:00:00Z\"",
-                )
-            }),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for UnknownFields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Choice;
-        impl<'de> Visitor<'de> for Choice {
-            type Value = UnknownFields;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("\"ignore\", \"reject\" or { column = \"name\" }")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<UnknownFields, E> {
-                match text {
-                    "ignore" => Ok(UnknownFields::Ignore),
-                    "reject" => Ok(UnknownFields::Reject),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
-                }
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<UnknownFields, A::Error> {
-                #[derive(Deserialize)]
-                #[serde(deny_unknown_fields)]
-                struct Column {
-                    column: String,
-                }
-                let column = Column::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(UnknownFields::Column(column.column))
-            }
-        }
-        deserializer.deserialize_any(Choice)
     }
 }
 

@@ -1,0 +1,139 @@
+//! Where messages come from: the section `source`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::Secret;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub kafka: Kafka,
+    /// Where the very first start begins; later starts go on from the stored position.
+    #[serde(default)]
+    pub start: Start,
+    #[serde(default)]
+    pub(super) ownership: Ownership,
+    pub sasl: Option<Sasl>,
+    pub tls: Option<Tls>,
+    /// Settings handed to librdkafka as they are.
+    #[serde(default)]
+    pub librdkafka: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kafka {
+    pub brokers: Vec<String>,
+    pub topic: String,
+    #[serde(default)]
+    pub profile: Profile,
+    /// Name of the cluster in the state tables; without it the cluster id that the brokers tell.
+    pub cluster: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    #[default]
+    Kafka,
+    /// Azure Event Hubs drops idle connections and lacks topic administration.
+    EventHubs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Ownership {
+    #[default]
+    Leases,
+    ConsumerGroup,
+}
+
+/// Where the first start of a source begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    #[default]
+    Earliest,
+    Latest,
+    /// The first record at or after this time, in milliseconds since 1970.
+    At(i64),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sasl {
+    pub mechanism: Mechanism,
+    pub(super) username_env: Option<String>,
+    pub(super) username_file: Option<PathBuf>,
+    pub(super) password_env: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+    #[serde(skip)]
+    pub username: Option<Secret>,
+    #[serde(skip)]
+    pub password: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Mechanism {
+    #[serde(rename = "PLAIN")]
+    Plain,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates to trust, PEM; without it those of the system.
+    pub ca_file: Option<PathBuf>,
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub(super) key_password_env: Option<String>,
+    pub(super) key_password_file: Option<PathBuf>,
+    #[serde(skip)]
+    pub key_password: Option<Secret>,
+}
+
+/// Keys that the loader sets itself because exactly-once rests on them, and keys that would put a secret into the file.
+pub(super) fn refused_librdkafka_setting(key: &str) -> Option<&'static str> {
+    match key {
+        "enable.auto.commit"
+        | "enable.auto.offset.store"
+        | "auto.offset.reset"
+        | "isolation.level"
+        | "enable.partition.eof"
+        | "check.crcs"
+        | "statistics.interval.ms" => Some("is set by the loader, because its promise rests on it"),
+        "bootstrap.servers" | "metadata.broker.list" => Some("is set by source.kafka.brokers"),
+        "sasl.username" | "sasl.password" | "sasl.mechanism" | "sasl.mechanisms" => Some("is set by source.sasl"),
+        "ssl.key.password"
+        | "ssl.keystore.password"
+        | "ssl.key.pem"
+        | "sasl.oauthbearer.client.secret"
+        | "sasl.oauthbearer.config"
+        | "ssl.certificate.pem" => {
+            Some("would put a secret into the file; secrets come from environment variables or files")
+        }
+        _ => None,
+    }
+}
+
+impl<'de> Deserialize<'de> for Start {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            time => time.parse::<jiff::Timestamp>().map(|time| Self::At(time.as_millisecond())).map_err(|_| {
+                D::Error::custom(
+                    "not a start: write \"earliest\", \"latest\" or a time such as \"2026-01-31T00:00:00Z\"",
+                )
+            }),
+        }
+    }
+}
