@@ -2,6 +2,7 @@
 //! checked as far as that is possible without asking PostgreSQL or Kafka.
 
 mod policy;
+mod sasl;
 mod secret;
 mod source;
 mod target;
@@ -14,8 +15,10 @@ use serde::Deserialize;
 
 pub use policy::{Batch, DeadLetters, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
 use policy::{Connections, OnRecreated};
+use sasl::readable;
+pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
-pub use source::{Kafka, Mechanism, Profile, Sasl, Source, Start, Tls};
+pub use source::{Kafka, Profile, Source, Start};
 use source::{Ownership, refused_librdkafka_setting};
 pub use target::{ColumnDefault, ColumnRule, Target, TimeFormat, UnknownFields};
 pub use units::{Size, Span};
@@ -52,6 +55,9 @@ pub struct Postgres {
     pub sslmode: Option<SslMode>,
     /// Certificates to trust, PEM; without it those of the system.
     pub sslrootcert: Option<PathBuf>,
+    /// Certificate and key of this client, PEM.
+    pub sslcert: Option<PathBuf>,
+    pub sslkey: Option<PathBuf>,
     password_env: Option<String>,
     password_file: Option<PathBuf>,
     #[serde(skip)]
@@ -99,23 +105,17 @@ impl Config {
         let postgres = &mut self.postgres;
         postgres.password =
             Secret::read("postgres.password", postgres.password_env.as_deref(), postgres.password_file.as_deref())?;
+        readable("postgres.sslrootcert", postgres.sslrootcert.as_deref())?;
+        readable("postgres.sslcert", postgres.sslcert.as_deref())?;
+        readable("postgres.sslkey", postgres.sslkey.as_deref())?;
+        if postgres.sslcert.is_some() != postgres.sslkey.is_some() {
+            return Err(Error::unfit("postgres.sslcert and postgres.sslkey go together only"));
+        }
         if let Some(sasl) = &mut self.source.sasl {
-            sasl.username =
-                Secret::read("source.sasl.username", sasl.username_env.as_deref(), sasl.username_file.as_deref())?;
-            sasl.password =
-                Secret::read("source.sasl.password", sasl.password_env.as_deref(), sasl.password_file.as_deref())?;
-            if sasl.username.is_none() || sasl.password.is_none() {
-                return Err(Error::unfit(
-                    "source.sasl needs username_env or username_file, and password_env or password_file",
-                ));
-            }
+            sasl.complete(self.source.kafka.profile)?;
         }
         if let Some(tls) = &mut self.source.tls {
-            tls.key_password = Secret::read(
-                "source.tls.key_password",
-                tls.key_password_env.as_deref(),
-                tls.key_password_file.as_deref(),
-            )?;
+            tls.complete()?;
         }
         Ok(())
     }
@@ -126,6 +126,12 @@ impl Config {
         }
         if self.source.kafka.brokers.is_empty() {
             return Err(Error::unfit("source.kafka.brokers is empty"));
+        }
+        if self.source.kafka.profile == Profile::EventHubs && self.source.sasl.is_none() {
+            return Err(Error::unfit_hint(
+                "source.kafka.profile = \"event-hubs\" needs source.sasl",
+                "With a connection string: sasl = { mechanism = \"PLAIN\", password_env = \"NAME\" }.",
+            ));
         }
         if self.source.ownership == Ownership::ConsumerGroup {
             return Err(Error::unfit_hint(
@@ -300,7 +306,10 @@ mod tests {
             );
         let config = Config::parse(&text).unwrap();
         assert_eq!(config.postgres.password.as_ref().map(Secret::reveal), Some("hunter2"));
-        assert_eq!(config.source.sasl.as_ref().unwrap().password.as_ref().map(Secret::reveal), Some("hunter2"));
+        let Some(Credentials::Password { password, .. }) = &config.source.sasl.as_ref().unwrap().credentials else {
+            panic!("PLAIN has a password");
+        };
+        assert_eq!(password.reveal(), "hunter2");
         let printed = format!("{config:?} {config:#?}");
         assert!(!printed.contains("hunter2"), "{printed}");
         assert!(printed.contains("***"));

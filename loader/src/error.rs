@@ -17,9 +17,12 @@ pub enum Error {
     /// Exit 3: configuration, catalog, topic or format do not fit.
     #[error("{message}")]
     Unfit { message: String, hint: Option<String> },
-    /// Exit 4: PostgreSQL or Kafka cannot be reached, or refuses login or TLS.
+    /// Exit 4: PostgreSQL or Kafka cannot be reached.
     #[error("{0}")]
     Unreachable(String),
+    /// Exit 4: login or TLS does not succeed, and will not by trying again.
+    #[error("{message}")]
+    Refused { message: String, hint: Option<String> },
     /// Exit 5: stopped to protect data, and no part is left.
     #[error("{message}")]
     Protected { message: String, hint: Option<String> },
@@ -44,7 +47,7 @@ impl Error {
 
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Unfit { hint, .. } | Self::Protected { hint, .. } => hint.as_deref(),
+            Self::Unfit { hint, .. } | Self::Refused { hint, .. } | Self::Protected { hint, .. } => hint.as_deref(),
             _ => None,
         }
     }
@@ -55,7 +58,7 @@ impl Error {
             Self::Bug(_) => 1,
             Self::CommandLine(_) => 2,
             Self::Unfit { .. } => 3,
-            Self::Unreachable(_) => 4,
+            Self::Unreachable(_) | Self::Refused { .. } => 4,
             Self::Protected { .. } => 5,
             Self::TooManyDeadLetters(_) => 6,
             Self::Forced(_) => 7,

@@ -250,11 +250,9 @@ impl ReaderContext {
             }
             let then = match polled {
                 Ok(then) => {
-                    if then != Polled::Idle || !arena.is_empty() {
-                        self.metrics.kafka_up.store(true, std::sync::atomic::Ordering::Relaxed);
-                        if trouble.take().is_some() {
-                            tracing::info!("the source answers again");
-                        }
+                    self.metrics.kafka_up.store(true, std::sync::atomic::Ordering::Relaxed);
+                    if trouble.take().is_some() {
+                        tracing::info!("the source answers again");
                     }
                     then
                 }
@@ -277,6 +275,8 @@ impl ReaderContext {
             if ends_at.elapsed() > Duration::from_secs(1) {
                 ends_at = Instant::now();
                 self.metrics.set_ends(&source.ends());
+                let throttled = source.throttled().as_millis() as u64;
+                self.metrics.throttled.fetch_add(throttled, std::sync::atomic::Ordering::Relaxed);
             }
             if !arena.is_empty() || !matches!(then, Polled::Idle | Polled::Messages) {
                 reader.next_item = Some(Item::Polled { assignment: reader.assignment, arena, polled_at: start, then });

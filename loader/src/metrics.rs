@@ -42,6 +42,8 @@ pub struct Metrics {
     pub gaps: AtomicU64,
     pub replays: AtomicU64,
     pub memory: AtomicU64,
+    /// Milliseconds for which the brokers have held back answers.
+    pub throttled: AtomicU64,
     pub postgres_up: AtomicBool,
     pub kafka_up: AtomicBool,
     dead: [AtomicU64; Reason::ALL.len()],
@@ -123,6 +125,12 @@ impl Metrics {
         );
         family("gaps_total", "counter", "Offsets found deleted before they were loaded.", plain(&self.gaps));
         family("replays_total", "counter", "Batches written again after an error.", plain(&self.replays));
+        family(
+            "throttle_seconds_total",
+            "counter",
+            "Seconds for which brokers held back answers because a quota was used up.",
+            vec![(String::new(), self.throttled.load(Relaxed) as f64 / 1e3)],
+        );
         family("memory_bytes", "gauge", "Bytes of messages and rows that are held.", plain(&self.memory));
         family("postgres_up", "gauge", "1 while the data connection works.", flag(&self.postgres_up));
         family("kafka_up", "gauge", "1 while a broker answers.", flag(&self.kafka_up));

@@ -77,6 +77,7 @@ pub fn source_error(error: SourceError) -> Error {
     match error {
         SourceError::Unreachable(message) => Error::Unreachable(format!("cannot reach Kafka: {message}")),
         SourceError::Refused(message) => Error::Unreachable(format!("Kafka refuses: {message}")),
+        SourceError::Denied { message, hint } => Error::Refused { message, hint: Some(hint.to_owned()) },
         SourceError::NoTopic(message) => Error::unfit(message),
     }
 }

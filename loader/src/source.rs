@@ -37,9 +37,12 @@ pub enum SourceError {
     /// The topic does not exist (any more).
     #[error("{0}")]
     NoTopic(String),
-    /// Login, TLS or a setting is refused.
+    /// A setting or a right is refused.
     #[error("{0}")]
     Refused(String),
+    /// Login or TLS does not succeed; the hint is a whole sentence.
+    #[error("{message}. {hint}")]
+    Denied { message: String, hint: &'static str },
 }
 
 /// A topic or the like, in parts that are each read in order.
@@ -57,5 +60,9 @@ pub trait Source: Send {
     /// Ends of the parts as last seen: (part, high watermark, last stable offset). For metrics only.
     fn ends(&mut self) -> Vec<(i32, i64, i64)> {
         Vec::new()
+    }
+    /// How long the brokers have held back answers since this was last asked, because a quota was used up. For metrics only.
+    fn throttled(&mut self) -> Duration {
+        Duration::ZERO
     }
 }

@@ -1,12 +1,11 @@
 //! Where messages come from: the section `source`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::Secret;
+use super::{Sasl, Tls};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,43 +59,6 @@ pub enum Start {
     Latest,
     /// The first record at or after this time, in milliseconds since 1970.
     At(i64),
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sasl {
-    pub mechanism: Mechanism,
-    pub(super) username_env: Option<String>,
-    pub(super) username_file: Option<PathBuf>,
-    pub(super) password_env: Option<String>,
-    pub(super) password_file: Option<PathBuf>,
-    #[serde(skip)]
-    pub username: Option<Secret>,
-    #[serde(skip)]
-    pub password: Option<Secret>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Mechanism {
-    #[serde(rename = "PLAIN")]
-    Plain,
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// Certificates to trust, PEM; without it those of the system.
-    pub ca_file: Option<PathBuf>,
-    pub certificate_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    pub(super) key_password_env: Option<String>,
-    pub(super) key_password_file: Option<PathBuf>,
-    #[serde(skip)]
-    pub key_password: Option<Secret>,
 }
 
 /// Keys that the loader sets itself because exactly-once rests on them, and keys that would put a secret into the file.

@@ -1,20 +1,24 @@
 //! Kafka through librdkafka. Partitions are assigned, never subscribed: no consumer group is joined and no offset committed,
 //! because positions live in PostgreSQL.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+mod context;
+mod denial;
+mod settings;
+mod token;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message as _};
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use self::context::Context;
+use self::denial::Denial;
+use self::settings::settings;
 use super::{Bounds, Polled, Source, SourceError};
-use crate::config::{self, Mechanism, Profile};
+use crate::config;
 use crate::message::{Arena, Message, headers_as_json};
 
 /// How long one question to the brokers may take.
@@ -34,130 +38,44 @@ impl std::fmt::Debug for KafkaSource {
     }
 }
 
-/// What librdkafka tells from its own threads.
-#[derive(Default)]
-struct Context {
-    /// Part -> (high watermark, last stable offset).
-    ends: Mutex<BTreeMap<i32, (i64, i64)>>,
-    /// Login or TLS failed; the client library would try for ever.
-    refused: Mutex<Option<String>>,
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // What matters comes as an error or as the result of a poll; the rest is for debugging.
-        tracing::debug!(?level, facility, "librdkafka: {message}");
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
-            if partition.partition >= 0 && partition.hi_offset >= 0 {
-                ends.insert(partition.partition, (partition.hi_offset, partition.ls_offset));
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let refusal = matches!(
-            error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::SaslAuthenticationFailed)
-        );
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refusal.then(|| reason.to_owned());
-        tracing::debug!("librdkafka: {error}: {reason}");
-    }
-}
-
-impl ConsumerContext for Context {}
-
 impl KafkaSource {
     /// Makes a client; nothing is sent yet. `memory` is the limit of the whole loader.
     pub fn new(source: &config::Source, pipeline: &str, memory: usize) -> Result<Self, SourceError> {
-        let brokers = source.kafka.brokers.join(",");
-        let mut settings = ClientConfig::new();
-        let queue = (memory / 4 / 1024).clamp(1024, 32_768);
-        for (key, value) in [
-            ("bootstrap.servers", brokers.as_str()),
-            ("client.id", "tally-loader"),
-            // Required by the client library; nothing is ever sent about a group.
-            ("group.id", &format!("tally-loader-{pipeline}")),
-            ("socket.keepalive.enable", "true"),
-            ("reconnect.backoff.max.ms", "1000"),
-            ("fetch.wait.max.ms", "100"),
-            ("fetch.queue.backoff.ms", "20"),
-            ("queued.max.messages.kbytes", &queue.to_string()),
-            ("topic.metadata.refresh.interval.ms", "60000"),
-        ] {
-            settings.set(key, value);
-        }
-        if source.kafka.profile == Profile::EventHubs {
-            for (key, value) in [
-                ("metadata.max.age.ms", "180000"),
-                ("connections.max.idle.ms", "180000"),
-                ("socket.timeout.ms", "60000"),
-                ("api.version.request", "true"),
-                ("security.protocol", "SASL_SSL"),
-            ] {
-                settings.set(key, value);
-            }
-        }
-        if let Some(tls) = &source.tls {
-            settings.set("security.protocol", "SSL");
-            for (key, file) in [
-                ("ssl.ca.location", &tls.ca_file),
-                ("ssl.certificate.location", &tls.certificate_file),
-                ("ssl.key.location", &tls.key_file),
-            ] {
-                if let Some(file) = file {
-                    settings.set(key, file.to_string_lossy());
-                }
-            }
-            if let Some(password) = &tls.key_password {
-                settings.set("ssl.key.password", password.reveal());
-            }
-        }
-        if let Some(sasl) = &source.sasl {
-            settings.set("security.protocol", "SASL_SSL");
-            settings.set(
-                "sasl.mechanism",
-                match sasl.mechanism {
-                    Mechanism::Plain => "PLAIN",
-                    Mechanism::ScramSha256 => "SCRAM-SHA-256",
-                    Mechanism::ScramSha512 => "SCRAM-SHA-512",
-                },
-            );
-            for (key, secret) in [("sasl.username", &sasl.username), ("sasl.password", &sasl.password)] {
-                if let Some(secret) = secret {
-                    settings.set(key, secret.reveal());
-                }
-            }
-        }
-        for (key, value) in &source.librdkafka {
-            settings.set(key, value);
-        }
-        // Last, because exactly-once rests on them.
-        for (key, value) in [
-            ("enable.auto.commit", "false"),
-            ("enable.auto.offset.store", "false"),
-            ("auto.offset.reset", "error"),
-            ("isolation.level", "read_committed"),
-            ("enable.partition.eof", "true"),
-            ("check.crcs", "true"),
-            ("statistics.interval.ms", "1000"),
-        ] {
-            settings.set(key, value);
-        }
-        settings.set_log_level(RDKafkaLogLevel::Warning);
-        let consumer = settings
-            .create_with_context(Context::default())
+        let consumer = settings(source, pipeline, memory)
+            .create_with_context(Context::new(source.sasl.as_ref()))
             .map_err(|error| SourceError::Refused(format!("the settings of Kafka are not accepted: {error}")))?;
-        Ok(Self { consumer, topic: source.kafka.topic.clone(), brokers, starts: BTreeMap::new() })
+        let (topic, brokers) = (source.kafka.topic.clone(), source.kafka.brokers.join(","));
+        Ok(Self { consumer, topic, brokers, starts: BTreeMap::new() })
     }
 
-    /// Login errors come from another thread than the question that fails because of them.
+    /// Asks the brokers until they answer or [`TIMEOUT`] is over. At first in short turns, because librdkafka waits in silence
+    /// while login or TLS fails.
+    fn ask<T>(&self, question: impl Fn(&BaseConsumer<Context>, Duration) -> KafkaResult<T>) -> Result<T, SourceError> {
+        let start = Instant::now();
+        let mut turn = TIMEOUT / 10;
+        loop {
+            self.serve();
+            match question(&self.consumer, turn) {
+                Ok(answer) => {
+                    self.consumer.context().note_answer();
+                    return Ok(answer);
+                }
+                Err(error) => {
+                    self.serve();
+                    let is_over = start.elapsed() >= TIMEOUT || !is_away(&error);
+                    if is_over || self.consumer.context().denial().is_some() {
+                        return Err(self.error(&error));
+                    }
+                }
+            }
+            turn = (turn * 2).min(TIMEOUT);
+        }
+    }
+
+    /// Login errors come by another way than the answer that fails because of them.
     fn error(&self, error: &KafkaError) -> SourceError {
-        if let Some(reason) = self.consumer.context().refused.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            return SourceError::Refused(reason);
+        if let Some(denied) = self.denied() {
+            return denied;
         }
         match error.rdkafka_error_code() {
             Some(
@@ -171,13 +89,35 @@ impl KafkaSource {
                 | RDKafkaErrorCode::GroupAuthorizationFailed
                 | RDKafkaErrorCode::Fatal,
             ) => SourceError::Refused(error.to_string()),
-            _ => SourceError::Unreachable(format!("{}: {error}", self.brokers)),
+            _ => match self.consumer.context().trouble() {
+                Some(trouble) => SourceError::Unreachable(format!("{}: {error}; {trouble}", self.brokers)),
+                None => SourceError::Unreachable(format!("{}: {error}", self.brokers)),
+            },
         }
     }
 
-    /// Serves errors and statistics, which wait in the same queue as messages.
+    fn denied(&self) -> Option<SourceError> {
+        let Denial { message, hint } = self.consumer.context().denial()?;
+        Some(SourceError::Denied { message, hint })
+    }
+
+    /// Whether nothing to read means that there is nothing, or that nobody answers.
+    fn idle(&self) -> Result<Polled, SourceError> {
+        if let Some(denied) = self.denied() {
+            return Err(denied);
+        }
+        match self.consumer.context().outage() {
+            Some(trouble) => Err(SourceError::Unreachable(format!("{}: {trouble}", self.brokers))),
+            None => Ok(Polled::Idle),
+        }
+    }
+
+    /// Serves errors, statistics and requests for a token, which wait in the same queue as messages.
     fn serve(&self) {
-        if self.starts.is_empty() {
+        let context = self.consumer.context();
+        let mut before = None;
+        while self.starts.is_empty() && before != Some(context.events()) {
+            before = Some(context.events());
             let _ = self.consumer.poll(Duration::ZERO);
         }
     }
@@ -212,11 +152,7 @@ impl Source for KafkaSource {
     }
 
     fn parts(&mut self) -> Result<Vec<i32>, SourceError> {
-        self.serve();
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(|error| {
-            self.serve();
-            self.error(&error)
-        })?;
+        let metadata = self.ask(|consumer, turn| consumer.fetch_metadata(Some(&self.topic), turn))?;
         let Some(topic) = metadata.topics().first() else {
             return Err(SourceError::NoTopic(format!("the brokers know nothing of topic \"{}\"", self.topic)));
         };
@@ -232,15 +168,14 @@ impl Source for KafkaSource {
     }
 
     fn bounds(&mut self, part: i32) -> Result<Bounds, SourceError> {
-        let (start, end) =
-            self.consumer.fetch_watermarks(&self.topic, part, TIMEOUT).map_err(|error| self.error(&error))?;
+        let (start, end) = self.ask(|consumer, turn| consumer.fetch_watermarks(&self.topic, part, turn))?;
         Ok(Bounds { start, end })
     }
 
     fn offset_at(&mut self, part: i32, time: i64) -> Result<i64, SourceError> {
         let mut times = TopicPartitionList::new();
         times.add_partition_offset(&self.topic, part, Offset::Offset(time)).map_err(|error| self.error(&error))?;
-        let found = self.consumer.offsets_for_times(times, TIMEOUT).map_err(|error| self.error(&error))?;
+        let found = self.ask(|consumer, turn| consumer.offsets_for_times(times.clone(), turn))?;
         match found.find_partition(&self.topic, part).map(|element| element.offset()) {
             Some(Offset::Offset(offset)) => Ok(offset),
             _ => Ok(self.bounds(part)?.end),
@@ -263,7 +198,7 @@ impl Source for KafkaSource {
         let mut wait = wait;
         loop {
             let polled = match self.consumer.poll(wait) {
-                None => return Ok(Polled::Idle),
+                None => return self.idle(),
                 Some(polled) => polled,
             };
             wait = Duration::ZERO;
@@ -296,6 +231,8 @@ impl Source for KafkaSource {
                             return Ok(Polled::OutOfRange { part });
                         }
                     }
+                    // A connection that ends is made again; if it is not, the next looks tell.
+                    _ if is_away(&error) => {}
                     _ => return Err(self.error(&error)),
                 },
             }
@@ -303,9 +240,26 @@ impl Source for KafkaSource {
     }
 
     fn ends(&mut self) -> Vec<(i32, i64, i64)> {
-        let ends = self.consumer.context().ends.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.iter().map(|(part, (high, stable))| (*part, *high, *stable)).collect()
+        self.consumer.context().ends()
     }
+
+    fn throttled(&mut self) -> Duration {
+        self.consumer.context().take_throttled()
+    }
+}
+
+/// Nobody answers, for the moment.
+fn is_away(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::RequestTimedOut
+                | RDKafkaErrorCode::Resolve
+        )
+    )
 }
 
 #[cfg(test)]
