@@ -17,6 +17,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use crate::certificates::Certificates;
+
 /// The version in pom.xml; it names the folder of the jars.
 const VERSION: &str = "4.1.1";
 /// A broker that does not answer by then never will, even on a busy machine. Usual: 3 seconds.
@@ -33,12 +35,23 @@ const KEEPER: &str = r#"
     if [ -z "$signal" ]; then rm -rf -- "$folder"; fi
 "#;
 
-/// A running (or stopped) broker.
+/// Who may log in at the listener with SASL, with each mechanism that has passwords.
+pub const USER: &str = "loader";
+pub const PASSWORD: &str = "correct-horse-battery-staple";
+/// What Azure Event Hubs takes as password of the user `$ConnectionString`.
+pub const CONNECTION_STRING: &str =
+    "Endpoint=sb://stand-in.example.org/;SharedAccessKeyName=listen;SharedAccessKey=bm90LWEta2V5;EntityPath=events";
+
+/// A running (or stopped) broker. Besides its plain port, which tests use for everything around, it has one for TLS and login with
+/// every mechanism, and one that wants a certificate of the client.
 #[derive(Debug)]
 pub struct Broker {
     folder: tempfile::TempDir,
     jars: PathBuf,
     port: u16,
+    login_port: u16,
+    mutual_port: u16,
+    pub certificates: Certificates,
     keeper: Mutex<Option<Child>>,
 }
 
@@ -59,7 +72,15 @@ impl Broker {
         // A port may be taken between our looking and Kafka's binding.
         let broker = (0..3).find_map(|_| {
             let folder = tempfile::Builder::new().prefix("tally-kafka-").tempdir().expect("a temporary folder");
-            let broker = Broker { folder, jars: jars.to_owned(), port: free_port(), keeper: Mutex::new(None) };
+            let broker = Broker {
+                certificates: Certificates::create(folder.path()),
+                folder,
+                jars: jars.to_owned(),
+                port: free_port(),
+                login_port: free_port(),
+                mutual_port: free_port(),
+                keeper: Mutex::new(None),
+            };
             broker.format();
             broker.launch().then_some(broker)
         });
@@ -69,6 +90,16 @@ impl Broker {
     /// For `bootstrap.servers`.
     pub fn servers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The port with TLS and SASL; its certificate is for 127.0.0.1.
+    pub fn login_port(&self) -> u16 {
+        self.login_port
+    }
+
+    /// The port with TLS on both sides.
+    pub fn mutual_port(&self) -> u16 {
+        self.mutual_port
     }
 
     pub fn client(&self) -> ClientConfig {
@@ -138,15 +169,30 @@ impl Broker {
     /// Writes the settings and formats the folder of the logs.
     fn format(&self) {
         let (folder, port, controller) = (self.folder.path().display(), self.port, free_port());
+        let (login, mutual) = (self.login_port, self.mutual_port);
+        let modules = "org.apache.kafka.common.security";
         let settings = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},\
+               LOGIN://127.0.0.1:{login},MUTUAL://127.0.0.1:{mutual}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login},MUTUAL://127.0.0.1:{mutual}\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=PLAINTEXT\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LOGIN:SASL_SSL,MUTUAL:SSL\n\
+             ssl.keystore.type=PEM\n\
+             ssl.keystore.location={folder}/server.pem\n\
+             ssl.truststore.type=PEM\n\
+             ssl.truststore.location={folder}/authority.pem\n\
+             listener.name.mutual.ssl.client.auth=required\n\
+             listener.name.login.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
+             listener.name.login.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required \
+               user_{USER}=\"{PASSWORD}\" user_$ConnectionString=\"{CONNECTION_STRING}\";\n\
+             listener.name.login.scram-sha-256.sasl.jaas.config={modules}.scram.ScramLoginModule required;\n\
+             listener.name.login.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;\n\
+             listener.name.login.oauthbearer.sasl.jaas.config={modules}.oauthbearer.OAuthBearerLoginModule required \
+               unsecuredLoginStringClaim_sub=\"broker\";\n\
              log.dirs={folder}/logs\n\
              auto.create.topics.enable=false\n\
              group.initial.rebalance.delay.ms=0\n\
@@ -170,6 +216,9 @@ impl Broker {
         // Static voters: no --standalone. Any 16 bytes in base64 are a cluster id; a random one is not needed.
         let mut format = self.java();
         format.args(["kafka.tools.StorageTool", "format", "-t", "dGFsbHktdGVzdHMtMDAwMQ", "-c"]).arg(self.settings());
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            format.arg("--add-scram").arg(format!("{mechanism}=[name={USER},password={PASSWORD}]"));
+        }
         let output = format.output().expect("java runs");
         assert!(output.status.success(), "kafka cannot format its folder: {}", String::from_utf8_lossy(&output.stderr));
     }

@@ -6,10 +6,15 @@
 
 /// A real Kafka: start, stop, kill, topics.
 mod broker;
+/// Certificates for the servers of a test.
+#[path = "../shared/certificates.rs"]
+mod certificates;
 /// `generate` writes to a topic what it writes to standard output.
 mod generated;
 /// What a loader leaves behind when it is killed, frozen or asked to stop.
 mod kills;
+/// TLS, and login with each mechanism; what is refused, and that no secret is printed.
+mod login;
 /// What becomes of messages that are not plain events: malformed, aborted.
 mod messages;
 /// Kafka or PostgreSQL go away and come back.

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use postgres::Client;
@@ -40,6 +42,12 @@ pub struct Pipeline<'a> {
     pub world: World,
     pub topic: String,
     folder: tempfile::TempDir,
+    /// Where the loader finds the brokers; without it, at their plain port.
+    pub servers: String,
+    /// More keys of `source.kafka`.
+    pub kafka: String,
+    /// Lines of the section `source` of the configuration.
+    pub source: String,
     /// Lines of the section `policy` of the configuration.
     pub policy: String,
 }
@@ -56,7 +64,8 @@ impl<'a> Pipeline<'a> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         // Small batches: many commits to be killed in.
         let policy = "batch = { rows = 500, linger = \"20 ms\" }\n".to_owned();
-        let pipeline = Self { broker, database, world, topic, folder, policy };
+        let (servers, kafka, source) = (broker.servers(), String::new(), String::new());
+        let pipeline = Self { broker, database, world, topic, folder, servers, kafka, source, policy };
         pipeline.create_table();
         pipeline
     }
@@ -159,8 +168,9 @@ impl<'a> Pipeline<'a> {
         writeln!(
             text,
             "postgres = {{ host = \"{host}\", port = {port}, dbname = \"{dbname}\", user = \"{user}\" }}\n\
+             metrics = \"127.0.0.1:0\"\n\
              [source]\n\
-             kafka = {{ brokers = [\"{}\"], topic = \"{}\" }}\n\
+             kafka = {{ brokers = [\"{}\"], topic = \"{}\"{} }}\n{}\n\
              [target]\n\
              table = \"public.events\"\n\
              columns.event_id = {{ skip = true }}\n\
@@ -168,13 +178,18 @@ impl<'a> Pipeline<'a> {
              columns.device_id = {{ digits_in_string = true }}\n\
              columns.session_id = {{ digits_in_string = true }}\n\
              [policy]\n{}",
-            self.broker.servers(),
-            self.topic,
-            self.policy
+            self.servers, self.topic, self.kafka, self.source, self.policy
         )
         .expect("a String takes everything");
         let path = self.folder.path().join(format!("{user}.toml"));
         fs::write(&path, text).expect("a configuration file");
+        path
+    }
+
+    /// A file with this secret in it.
+    pub fn secret(&self, name: &str, secret: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, secret).expect("a file with a secret");
         path
     }
 
@@ -240,6 +255,8 @@ impl<'a> Pipeline<'a> {
 #[derive(Debug)]
 pub struct Loader {
     child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Loader {
@@ -247,8 +264,49 @@ impl Loader {
     fn watch(mut child: Child) -> Self {
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));
         let pid = child.id();
-        thread::spawn(move || lines.lines().map_while(Result::ok).for_each(|line| eprintln!("loader {pid}: {line}")));
-        Self { child }
+        let log = Arc::new(Mutex::new(String::new()));
+        let copy = log.clone();
+        let reader = thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                eprintln!("loader {pid}: {line}");
+                copy.lock().unwrap_or_else(PoisonError::into_inner).push_str(&format!("{line}\n"));
+            }
+        });
+        Self { child, log, reader: Some(reader) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What Prometheus would read now.
+    pub fn metrics(&self) -> String {
+        let mut address = String::new();
+        wait_until("the loader says where its metrics are", || {
+            let log = self.log();
+            let found = log.split_once("http://").and_then(|(_, rest)| rest.split_once("/metrics"));
+            found.is_some_and(|(found, _)| {
+                address = found.to_owned();
+                true
+            })
+        });
+        let mut stream = TcpStream::connect(address).expect("the endpoint listens");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The exit code and all it has said, when it ends by itself.
+    pub fn outcome(mut self) -> (Option<i32>, String) {
+        let code = self.wait_status().code();
+        let _ = self.reader.take().map(JoinHandle::join);
+        (code, self.log())
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -20,6 +20,9 @@ pub struct Denial {
 /// What an error of librdkafka says of login or TLS; `None` when it is about something else. The reason looks like
 /// `sasl_ssl://host:9093/bootstrap: SSL handshake failed: .. (after 3ms in state SSL_HANDSHAKE)`.
 pub fn denial(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<Denial> {
+    if let Some((_, why)) = reason.split_once("Failed to acquire SASL OAUTHBEARER token: ") {
+        return Some(Denial { message: format!("there is no token to log in with: {why}"), hint: TOKEN });
+    }
     let (broker, text) = split(reason);
     let is_alert = text.contains("alert") && text.contains("certificate");
     let (message, hint) = match code {
@@ -32,10 +35,7 @@ pub fn denial(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<Denial> {
         }
         Some(RDKafkaErrorCode::SSL) => (format!("no TLS with {broker}: {text}"), HANDSHAKE),
         Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
-            match reason.split_once("Failed to acquire SASL OAUTHBEARER token: ") {
-                Some((_, why)) => (format!("there is no token to log in with: {why}"), TOKEN),
-                None => (format!("{broker} refuses the login: {text}"), LOGIN),
-            }
+            (format!("{broker} refuses the login: {text}"), LOGIN)
         }
         _ => return None,
     };
