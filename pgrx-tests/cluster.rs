@@ -23,6 +23,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const DEADLINE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
 const SUPERUSER: &str = "postgres";
+/// Names the socket; nobody listens at the port of this number.
+const PORT: u16 = 5432;
 
 /// What every server gets. A private one ([`Cluster::start`]) may override each line.
 const SETTINGS: &[(&str, &str)] = &[
@@ -141,6 +143,7 @@ pub struct Cluster {
     /// Where its programs are.
     bindir: PathBuf,
     folder: PathBuf,
+    port: u16,
     server: Mutex<Option<Child>>,
     watchdog: Child,
     databases: AtomicU32,
@@ -181,7 +184,10 @@ impl Cluster {
     }
 
     fn without_databases(bindir: PathBuf, settings: &[(&str, &str)]) -> Cluster {
-        let cluster = Cluster::without_files(bindir);
+        let mut cluster = Cluster::without_files(bindir);
+        if let Some((_, port)) = settings.iter().find(|(name, _)| *name == "port") {
+            cluster.port = port.parse().expect("a port");
+        }
         let mut initdb = cluster.server_program("initdb");
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
         run(initdb.arg("--pgdata").arg(cluster.data()));
@@ -195,7 +201,7 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("tally-").tempdir_in("/tmp").expect("a folder in /tmp").keep();
         give_to_server(&folder);
         let watchdog = watch(&bindir, &folder);
-        Cluster { bindir, folder, server: Mutex::new(None), watchdog, databases: AtomicU32::new(0) }
+        Cluster { bindir, folder, port: PORT, server: Mutex::new(None), watchdog, databases: AtomicU32::new(0) }
     }
 
     /// A program of PostgreSQL that refuses root.
@@ -272,7 +278,7 @@ impl Cluster {
 
     /// For libpq and for every client that reads its format.
     pub fn conninfo(&self, database: &str) -> String {
-        format!("host={} port=5432 user={SUPERUSER} dbname={database}", self.folder.display())
+        format!("host={} port={} user={SUPERUSER} dbname={database}", self.folder.display(), self.port)
     }
 
     /// A new session as superuser.
@@ -282,7 +288,7 @@ impl Cluster {
 
     /// A new session as `role`, which must exist and may log in.
     pub fn connect_as(&self, database: &str, role: &str) -> Client {
-        let conninfo = format!("host={} port=5432 user={role} dbname={database}", self.folder.display());
+        let conninfo = format!("host={} port={} user={role} dbname={database}", self.folder.display(), self.port);
         try_connect(&conninfo).expect("a connection to the test server")
     }
 
@@ -397,6 +403,19 @@ impl Cluster {
     /// Where the server's files are; it may write more there.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// A file that the server alone may read, such as a key.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn private_file(&self, name: &str, content: &[u8]) -> PathBuf {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.folder.join(name);
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(content)).expect("the server's folder takes a file");
+        give_to_server(&path);
+        path
     }
 
     /// The server's log so far.

@@ -1,9 +1,9 @@
 //! Connections to PostgreSQL: TLS, the settings of a session, and what an error asks for.
 
+mod tls;
+
 use std::time::Duration;
 
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
-use postgres_openssl::MakeTlsConnector;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, config};
@@ -43,7 +43,7 @@ pub async fn connect(settings: &Postgres, pipeline: &str) -> Result<Client, Conn
     let mode =
         settings.sslmode.unwrap_or(if is_local(&settings.host) { SslMode::Disable } else { SslMode::VerifyFull });
     config.ssl_mode(if mode == SslMode::Disable { config::SslMode::Disable } else { config::SslMode::Require });
-    let connector = connector(settings, mode).map_err(|error| ConnectError::Tls(error.to_string()))?;
+    let connector = tls::connector(settings, mode).map_err(|error| ConnectError::Tls(error.to_string()))?;
     let (client, connection) = config.connect(connector).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -51,24 +51,6 @@ pub async fn connect(settings: &Postgres, pipeline: &str) -> Result<Client, Conn
         }
     });
     Ok(client)
-}
-
-fn connector(settings: &Postgres, mode: SslMode) -> Result<MakeTlsConnector, openssl::error::ErrorStack> {
-    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-    if let Some(path) = &settings.sslrootcert {
-        builder.set_ca_file(path)?;
-    }
-    if mode == SslMode::Require {
-        builder.set_verify(SslVerifyMode::NONE);
-    }
-    let mut connector = MakeTlsConnector::new(builder.build());
-    if mode != SslMode::VerifyFull {
-        connector.set_callback(|connection, _| {
-            connection.set_verify_hostname(false);
-            Ok(())
-        });
-    }
-    Ok(connector)
 }
 
 /// A unix socket or a loopback address: nobody listens in between.
@@ -86,15 +68,46 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether trying again can help: the server may be starting, or the network away. A refused login stays refused.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Tls(_) => false,
-            Self::Postgres(error) => match error.as_db_error() {
-                Some(error) => !matches!(&error.code().code()[..2], "28" | "3D" | "22" | "42"),
-                None => true,
-            },
+    /// A sentence with the way out when trying again cannot help: a refused login stays refused. `None`: the server may be
+    /// starting, or the network away.
+    pub fn refusal(&self) -> Option<&'static str> {
+        let error = match self {
+            Self::Tls(_) => return Some("Look at postgres.sslrootcert, postgres.sslcert and postgres.sslkey."),
+            Self::Postgres(error) => error,
+        };
+        if let Some(error) = error.as_db_error() {
+            return refusal_of(error.code());
         }
+        if tls::is_refusal(error) {
+            return Some(
+                "With sslmode \"verify-ca\" or \"verify-full\" postgres.sslrootcert (without it: the system) must have the authority \
+                 that signed the server's certificate, and with \"verify-full\" that must be for the name in postgres.host. The server may want postgres.sslcert from an authority that it knows.",
+            );
+        }
+        // The library has no codes for these two.
+        match std::error::Error::source(error).map(ToString::to_string).as_deref() {
+            Some("server does not support TLS") => {
+                Some("Switch ssl on in the server; postgres.sslmode = \"disable\" does without, where nobody listens.")
+            }
+            Some("password missing") => {
+                Some("The server asks for a password: set postgres.password_env or postgres.password_file.")
+            }
+            _ => None,
+        }
+    }
+}
+
+fn refusal_of(code: &SqlState) -> Option<&'static str> {
+    match &code.code()[..2] {
+        "28" if code == &SqlState::INVALID_PASSWORD => Some(
+            "Look at postgres.user, and at the password that postgres.password_env or postgres.password_file names.",
+        ),
+        "28" => {
+            Some("Look at postgres.user, at postgres.sslmode and postgres.sslcert, and at pg_hba.conf of the server.")
+        }
+        "3D" => Some("Look at postgres.dbname."),
+        "22" | "42" => Some("Look at the section postgres of the configuration."),
+        _ => None,
     }
 }
 
@@ -105,14 +118,20 @@ pub async fn connect_within(settings: &Postgres, pipeline: &str, timeout: Durati
     loop {
         match connect(settings, pipeline).await {
             Ok(client) => return Ok(client),
-            Err(error) if error.is_transient() && start.elapsed() + pause < timeout => {
-                tracing::debug!("PostgreSQL is not there yet: {error}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(2));
-            }
             Err(error) => {
+                let refusal = error.refusal();
+                if refusal.is_none() && start.elapsed() + pause < timeout {
+                    tracing::debug!("PostgreSQL is not there yet: {error}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                    continue;
+                }
                 let place = format!("{}:{}/{}", settings.host, settings.port, settings.dbname);
-                return Err(Error::Unreachable(format!("cannot connect to PostgreSQL at {place}: {error}")));
+                let message = format!("cannot connect to PostgreSQL at {place}: {error}");
+                return Err(match refusal {
+                    Some(hint) => Error::Refused { message, hint: Some(hint.to_owned()) },
+                    None => Error::Unreachable(message),
+                });
             }
         }
     }

@@ -38,6 +38,8 @@ pub struct Loading<'a> {
     /// Lines of the section `policy`.
     pub policy: String,
     pub user: String,
+    /// The section `postgres`, when the server is not reached by its socket.
+    pub postgres: Option<String>,
 }
 
 impl Loading<'static> {
@@ -64,6 +66,7 @@ impl<'a> Loading<'a> {
             target: String::new(),
             policy: String::new(),
             user: "postgres".into(),
+            postgres: None,
         }
     }
 
@@ -87,16 +90,26 @@ impl<'a> Loading<'a> {
     }
 
     pub fn config(&self) -> Config {
+        self.try_config().expect("the configuration of a test")
+    }
+
+    pub fn try_config(&self) -> Result<Config, Error> {
         let conninfo = self.database.conninfo();
         let words: BTreeMap<&str, &str> = conninfo.split(' ').filter_map(|word| word.split_once('=')).collect();
+        let socket = || {
+            let (host, port, dbname) = (words["host"], words["port"], words["dbname"]);
+            format!("host = \"{host}\", port = {port}, dbname = \"{dbname}\", user = \"{}\"", self.user)
+        };
         let text = format!(
             "pipeline = \"test\"\n\
-             postgres = {{ host = \"{}\", port = {}, dbname = \"{}\", user = \"{}\" }}\n\
+             postgres = {{ {} }}\n\
              [source]\nkafka = {{ brokers = [\"none\"], topic = \"topic\" }}\n\
              [target]\ntable = \"public.t\"\n{}\n[policy]\n{}\n",
-            words["host"], words["port"], words["dbname"], self.user, self.target, self.policy
+            self.postgres.clone().unwrap_or_else(socket),
+            self.target,
+            self.policy
         );
-        Config::parse(&text).expect("the configuration of a test")
+        Config::parse(&text)
     }
 
     pub fn init(&self) -> Result<init::State, Error> {

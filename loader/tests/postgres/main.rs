@@ -5,8 +5,11 @@
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
+//! - `tls`: encryption, whom the loader trusts, how it logs in
 //! - `pipeline`: outages, gaps, changed tables, several loaders: every message once
 
+#[path = "../shared/certificates.rs"]
+mod certificates;
 mod fence;
 mod loading;
 mod oracle;
@@ -14,3 +17,4 @@ mod pipeline;
 mod poison;
 mod replay;
 mod state;
+mod tls;
