@@ -462,7 +462,10 @@ impl Lane<'_> {
                 }
             }
             Event::EndOfPart { part, position, .. } => {
-                self.reached.insert(part);
+                // A broker that throttles may say "nothing more" too early; it has said where the end is at the start.
+                if self.ends.get(&part).is_none_or(|end| position >= *end) {
+                    self.reached.insert(part);
+                }
                 self.batch.end_of_part(part, position, &self.owned, Instant::now());
             }
             Event::OutOfRange { part, .. } => {

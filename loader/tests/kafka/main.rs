@@ -9,6 +9,8 @@ mod broker;
 /// Certificates for the servers of a test.
 #[path = "../shared/certificates.rs"]
 mod certificates;
+/// Azure Event Hubs, as far as a stand-in tells.
+mod event_hubs;
 /// `generate` writes to a topic what it writes to standard output.
 mod generated;
 /// What a loader leaves behind when it is killed, frozen or asked to stop.
@@ -21,3 +23,5 @@ mod messages;
 mod outages;
 /// A topic, a table and a configuration, and the loader between them.
 mod pipeline;
+/// What Event Hubs does to connections, done to those of a real broker.
+mod stand_in;

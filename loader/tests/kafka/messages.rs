@@ -110,6 +110,26 @@ fn aborted_transactions_leave_no_rows() {
     pipeline.assert_exact(0);
 }
 
+/// What an open transaction has written is not there yet, and nobody waits for its end.
+#[test]
+fn an_open_transaction_does_not_hold_up_the_end() {
+    let Some(broker) = broker::shared() else { return };
+    let pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
+    pipeline.produce(400, 1);
+    let producer: BaseProducer =
+        broker.client().set("transactional.id", &pipeline.topic).create().expect("a transactional producer");
+    producer.init_transactions(DEADLINE).expect("a producer id");
+    producer.begin_transaction().expect("a transaction");
+    let message = BaseRecord::<(), str>::to(&pipeline.topic).partition(0).payload("{}");
+    producer.send(message).map_err(|(error, _)| error).expect("the queue has room");
+    producer.flush(DEADLINE).expect("the broker acknowledges");
+    pipeline.load_to_end();
+    assert_eq!(pipeline.number("SELECT count(*) FROM public.events"), 400);
+    producer.abort_transaction(DEADLINE).expect("an abort");
+    pipeline.load_to_end();
+    pipeline.assert_exact(0);
+}
+
 /// The broker has deleted messages that were never loaded. That is not for the loader to overlook.
 #[test]
 fn offset_gap_stops_or_is_recorded() {

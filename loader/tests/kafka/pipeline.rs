@@ -302,6 +302,14 @@ impl Loader {
         answer
     }
 
+    /// The value of a metric without labels but the source.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let line = metrics.lines().find(|line| line.starts_with(&format!("tally_loader_{name}{{")));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name} in {metrics}"))
+    }
+
     /// The exit code and all it has said, when it ends by itself.
     pub fn outcome(mut self) -> (Option<i32>, String) {
         let code = self.wait_status().code();
