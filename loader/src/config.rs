@@ -18,8 +18,8 @@ use policy::{Connections, OnRecreated};
 use sasl::readable;
 pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
-pub use source::{Kafka, Profile, Source, Start};
-use source::{Ownership, refused_librdkafka_setting};
+use source::refused_librdkafka_setting;
+pub use source::{Kafka, Ownership, Profile, Source, Start};
 pub use target::{ColumnDefault, ColumnRule, Target, TimeFormat, UnknownFields};
 pub use units::{Size, Span};
 
@@ -131,12 +131,6 @@ impl Config {
             return Err(Error::unfit_hint(
                 "source.kafka.profile = \"event-hubs\" needs source.sasl",
                 "With a connection string: sasl = { mechanism = \"PLAIN\", password_env = \"NAME\" }.",
-            ));
-        }
-        if self.source.ownership == Ownership::ConsumerGroup {
-            return Err(Error::unfit_hint(
-                "source.ownership = \"consumer-group\" is not built yet",
-                "Use \"leases\", the default: several loaders share the parts through PostgreSQL.",
             ));
         }
         if self.policy.on.recreated == OnRecreated::NewIncarnation {
@@ -335,8 +329,6 @@ mod tests {
     fn what_is_not_built_yet_is_refused() {
         assert!(message(with("[policy]\non = { recreated = \"new-incarnation\" }")).contains("not built yet"));
         assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("not built yet"));
-        let text = MINIMAL.replace("[target]", "ownership = \"consumer-group\"\n[target]");
-        assert!(message(Config::parse(&text)).contains("not built yet"));
     }
 
     #[test]

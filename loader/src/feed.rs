@@ -10,7 +10,7 @@
 //! while the queue it reads from is full. Every assignment has a number; what was read under an older one is dropped.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError, TrySendError};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::message::{Arena, Message};
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::Anchor;
 use crate::program::Program;
-use crate::source::{Polled, Source, SourceError};
+use crate::source::{Polled, Rebalance, Source, SourceError};
 
 /// A chunk is at most this large: with the rows made of it, it is sent by one COPY.
 const ARENA_BYTES: usize = 512 << 10;
@@ -31,6 +31,9 @@ const ARENA_BYTES: usize = 512 << 10;
 const QUEUE: usize = 6;
 /// How long a poll waits when nothing comes; a command waits as long.
 const WAIT: Duration = Duration::from_millis(20);
+
+/// How long a source may take to close.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Command = Box<dyn FnOnce(&mut dyn Source, &mut Reader) + Send>;
 
@@ -86,6 +89,8 @@ pub struct Feed {
     events: async_mpsc::Receiver<Event>,
     program: Arc<RwLock<Arc<Program>>>,
     assignment: u64,
+    /// Answers when the source is closed.
+    closed: oneshot::Receiver<()>,
 }
 
 impl Feed {
@@ -102,7 +107,7 @@ impl Feed {
         let (event_sender, events) = async_mpsc::channel(QUEUE);
         let program = Arc::new(RwLock::new(program));
         let budget = Budget::default();
-        let reader = Reader { assignment: 0, positions: BTreeMap::new(), next_item: None };
+        let reader = Reader { assignment: 0, positions: BTreeMap::new(), next_item: None, is_member: false };
         let context = ReaderContext {
             commands: command_receiver,
             items,
@@ -110,7 +115,11 @@ impl Feed {
             budget: budget.clone(),
             metrics: metrics.clone(),
         };
-        spawn("source", move || context.run(source, reader));
+        let (closing, closed) = oneshot::channel();
+        spawn("source", move || {
+            context.run(source, reader);
+            let _ = closing.send(());
+        });
         let decoder = DecoderThread {
             items: item_receiver,
             events: event_sender,
@@ -122,7 +131,7 @@ impl Feed {
             assignment: 0,
         };
         spawn("decoder", move || decoder.run());
-        Self { commands, events, program, assignment: 0 }
+        Self { commands, events, program, assignment: 0, closed }
     }
 
     /// Lets the source do something and waits for the answer.
@@ -135,6 +144,20 @@ impl Feed {
         self.commands
             .send(Box::new(move |source, _| {
                 let _ = reply.send(action(source));
+            }))
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Joins the consumer group, if the source has one; see [`Source::join`].
+    pub async fn join(&self) -> Result<Option<async_mpsc::UnboundedReceiver<Rebalance>>, SourceError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || SourceError::Refused("the thread of the source has ended".into());
+        self.commands
+            .send(Box::new(move |source, reader| {
+                let joined = source.join();
+                reader.is_member = matches!(joined, Ok(Some(_)));
+                let _ = reply.send(joined);
             }))
             .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -161,6 +184,15 @@ impl Feed {
             }))
             .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the threads, and waits until the source is closed: a member of a consumer group has left it then.
+    pub async fn close(self) {
+        let Self { commands, events, closed, .. } = self;
+        drop((commands, events));
+        if tokio::time::timeout(PATIENCE, closed).await.is_err() {
+            tracing::debug!("the source does not close");
+        }
     }
 
     /// The number of the current assignment.
@@ -199,6 +231,8 @@ struct Reader {
     assignment: u64,
     positions: BTreeMap<i32, i64>,
     next_item: Option<Item>,
+    /// Of a consumer group, which speaks while the source is polled.
+    is_member: bool,
 }
 
 struct ReaderContext {
@@ -214,8 +248,13 @@ impl ReaderContext {
         let mut trouble: Option<String> = None;
         let mut ends_at = Instant::now();
         loop {
-            while let Ok(command) = self.commands.try_recv() {
-                command(source.as_mut(), &mut reader);
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => command(source.as_mut(), &mut reader),
+                    // A group must be left in order; else the process may end while the source is still polled.
+                    Err(TryRecvError::Disconnected) if reader.is_member => return,
+                    Err(_) => break,
+                }
             }
             if let Some(item) = reader.next_item.take() {
                 match self.items.try_send(item) {
@@ -232,7 +271,7 @@ impl ReaderContext {
             }
             self.metrics.memory.store(self.budget.used() as u64, std::sync::atomic::Ordering::Relaxed);
             let is_full = self.budget.used() + 2 * ARENA_BYTES > self.memory;
-            if reader.positions.is_empty() || is_full {
+            if reader.positions.is_empty() && !reader.is_member || is_full {
                 if !self.serve_one_command(
                     &mut source,
                     &mut reader,

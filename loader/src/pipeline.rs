@@ -4,6 +4,8 @@
 //! After any failure that leaves the position in doubt the way is the same: claim the parts again and go on from what the
 //! claim returns. A commit whose answer got lost has either moved the position or not; the claim knows which.
 
+mod group;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use self::group::{Membership, next_change};
 use crate::batch::{Batch, Limits, Owned};
 use crate::catalog::{CatalogError, Table};
 use crate::config::{Config, OnGap, Start as StartRule};
@@ -153,8 +156,10 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
             ends.insert(part, within(timeout, &feed, move |source| Ok(source.bounds(part)?.end)).await?);
         }
     }
+    let changes = feed.join().await.map_err(source_error)?;
     let mut lane = Lane {
         config,
+        membership: changes.map(Membership::new),
         until_end: run.until_end,
         metrics: run.metrics.clone(),
         stop: run.stop,
@@ -179,6 +184,10 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
         started: false,
     };
     let result = lane.keep_loading(&mut feed, sink, source_id).await;
+    if lane.membership.is_some() {
+        // Without a word the others would wait for this member until its session ends.
+        feed.close().await;
+    }
     run.metrics.postgres_up.store(false, Relaxed);
     result
 }
@@ -253,6 +262,9 @@ enum Lost {
     /// Parts are to be claimed again, with the same connection.
     #[error("{0}")]
     Rejoin(String),
+    /// The same with another connection: this one may be in the middle of something.
+    #[error("{0}")]
+    Abandoned(String),
     /// The loader leaves.
     #[error(transparent)]
     Leave(#[from] Error),
@@ -260,6 +272,8 @@ enum Lost {
 
 struct Lane<'a> {
     config: &'a Config,
+    /// With a consumer group, which then shares the parts.
+    membership: Option<Membership>,
     until_end: bool,
     metrics: Arc<Metrics>,
     stop: Stop,
@@ -318,13 +332,13 @@ impl Lane<'_> {
                 Err(lost) => lost,
             };
             self.batch = Batch::default();
-            let is_rolled_back = connected.rollback().await.is_ok();
+            let is_rolled_back = !matches!(lost, Lost::Abandoned(_)) && connected.rollback().await.is_ok();
             match lost {
                 Lost::Leave(error) => {
                     let _ = connected.leave(self.member).await;
                     return Err(error);
                 }
-                Lost::Rejoin(reason) => tracing::info!("claiming the parts again: {reason}"),
+                Lost::Rejoin(reason) | Lost::Abandoned(reason) => tracing::info!("claiming the parts again: {reason}"),
                 lost => {
                     if let Lost::Failure(Failure::Fenced(_)) = &lost {
                         self.metrics.fenced.fetch_add(1, Relaxed);
@@ -398,24 +412,23 @@ impl Lane<'_> {
         let ownership = self.control.ownership();
         let mine: Vec<i32> = self.owned.keys().copied().collect();
         self.owned.clear();
-        let planned = membership::plan(&ownership.owners, &ownership.members, self.member);
         // A claim that failed half-way may have left us leases.
         let leased = ownership.owners.iter().filter(|(_, owner)| **owner == Some(self.member)).map(|(part, _)| *part);
-        let wanted: BTreeSet<i32> = mine
-            .into_iter()
-            .chain(leased)
-            .chain(planned.claim)
-            .filter(|part| !self.stopped.contains_key(part))
-            .collect();
+        let mut wanted: BTreeSet<i32> = mine.into_iter().chain(leased).collect();
+        if let Some(Membership { group, .. }) = &self.membership {
+            wanted = group.free(&ownership.owners, self.member).into_iter().collect();
+        } else {
+            wanted.extend(membership::plan(&ownership.owners, &ownership.members, self.member).claim);
+        }
+        wanted.retain(|part| !self.stopped.contains_key(part));
         self.acquire(feed, sink, wanted.into_iter().collect()).await?;
         if !self.started {
             self.started = true;
-            tracing::info!(
-                "loading {} part(s) of \"{}\" into {}",
-                self.owned.len(),
-                self.config.source.kafka.topic,
-                self.program.table
-            );
+            let (topic, table) = (&self.config.source.kafka.topic, &self.program.table);
+            match &self.membership {
+                None => tracing::info!("loading {} part(s) of \"{topic}\" into {table}", self.owned.len()),
+                Some(_) => tracing::info!("loading what the consumer group gives of \"{topic}\" into {table}"),
+            }
         }
         loop {
             if self.stop.is_signalled() {
@@ -433,6 +446,7 @@ impl Lane<'_> {
             tokio::select! {
                 biased;
                 () = self.stop.signalled(1) => {}
+                change = next_change(&mut self.membership) => self.rebalance(feed, sink, change).await?,
                 ownership = self.control.changed() => self.share(feed, sink, ownership).await?,
                 // While more is there, the batch grows: its limits close it.
                 event = feed.next() => {
@@ -665,7 +679,12 @@ impl Lane<'_> {
         for part in self.owned.keys().chain(self.stopped.keys()) {
             ownership.owners.entry(*part).or_insert(None).get_or_insert(self.member);
         }
-        let plan = membership::plan(&ownership.owners, &ownership.members, self.member);
+        let plan = match &self.membership {
+            Some(Membership { group, .. }) => {
+                membership::Plan { claim: self.free_parts(), release: group.given_up(&ownership.owners, self.member) }
+            }
+            None => membership::plan(&ownership.owners, &ownership.members, self.member),
+        };
         if plan == membership::Plan::default() {
             return Ok(());
         }

@@ -4,7 +4,10 @@ pub mod fake;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 
+use std::fmt;
 use std::time::Duration;
+
+use tokio::sync::mpsc;
 
 use crate::message::Arena;
 
@@ -26,6 +29,37 @@ pub enum Polled {
     EndOfPart { part: i32, position: i64 },
     /// The broker does not have the position of a part any more, or not yet.
     OutOfRange { part: i32 },
+}
+
+/// A change that a consumer group asks for. The next assignment answers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rebalance {
+    /// These parts are ours now, besides those that we have.
+    Assigned(Vec<i32>),
+    /// These parts go to others, who wait until we have answered.
+    Revoked(Vec<i32>),
+    /// These parts are gone, and others may read them already.
+    Lost(Vec<i32>),
+}
+
+impl Rebalance {
+    /// The parts that change hands.
+    pub fn parts(&self) -> &[i32] {
+        match self {
+            Self::Assigned(parts) | Self::Revoked(parts) | Self::Lost(parts) => parts,
+        }
+    }
+}
+
+impl fmt::Display for Rebalance {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Assigned(_) => "gives part",
+            Self::Revoked(_) => "asks for part",
+            Self::Lost(_) => "has given to others part",
+        })?;
+        self.parts().iter().try_for_each(|part| write!(formatter, " {part}"))
+    }
 }
 
 /// Why a source did not do what it was asked for.
@@ -53,6 +87,11 @@ pub trait Source: Send {
     fn bounds(&mut self, part: i32) -> Result<Bounds, SourceError>;
     /// The first offset at or after a time in milliseconds since 1970; the end when there is none.
     fn offset_at(&mut self, part: i32, time: i64) -> Result<i64, SourceError>;
+    /// Joins the consumer group that shares the parts, if there is one; its changes come from now on, while the source is polled.
+    /// Without a group whoever assigns parts chooses them.
+    fn join(&mut self) -> Result<Option<mpsc::UnboundedReceiver<Rebalance>>, SourceError> {
+        Ok(None)
+    }
     /// Reads these parts from these positions, and nothing else.
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError>;
     /// Fills the arena up to about `limit` bytes; waits at most `wait` for the first message.

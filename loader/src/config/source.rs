@@ -15,7 +15,7 @@ pub struct Source {
     #[serde(default)]
     pub start: Start,
     #[serde(default)]
-    pub(super) ownership: Ownership,
+    pub ownership: Ownership,
     pub sasl: Option<Sasl>,
     pub tls: Option<Tls>,
     /// Settings handed to librdkafka as they are.
@@ -45,9 +45,11 @@ pub enum Profile {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Ownership {
+pub enum Ownership {
+    /// Loaders share the parts through PostgreSQL.
     #[default]
     Leases,
+    /// A consumer group of Kafka shares them; leases and epochs protect them all the same.
     ConsumerGroup,
 }
 
@@ -70,7 +72,9 @@ pub(super) fn refused_librdkafka_setting(key: &str) -> Option<&'static str> {
         | "isolation.level"
         | "enable.partition.eof"
         | "check.crcs"
-        | "statistics.interval.ms" => Some("is set by the loader, because its promise rests on it"),
+        | "statistics.interval.ms"
+        | "partition.assignment.strategy"
+        | "group.protocol" => Some("is set by the loader, because its promise rests on it"),
         "bootstrap.servers" | "metadata.broker.list" => Some("is set by source.kafka.brokers"),
         "sasl.username" | "sasl.password" | "sasl.mechanism" | "sasl.mechanisms" => Some("is set by source.sasl"),
         "ssl.key.password"

@@ -1,24 +1,26 @@
-//! Kafka through librdkafka. Partitions are assigned, never subscribed: no consumer group is joined and no offset committed,
-//! because positions live in PostgreSQL.
+//! Kafka through librdkafka. No offset is ever committed or asked for there, because positions live in PostgreSQL. With leases, the
+//! default, parts are assigned and no consumer group is joined; with a group, it decides which parts are ours, and nothing else.
 
 mod context;
 mod denial;
+mod group;
 mod settings;
 mod token;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
 
 use self::context::Context;
 use self::denial::Denial;
 use self::settings::settings;
-use super::{Bounds, Polled, Source, SourceError};
-use crate::config;
+use super::{Bounds, Polled, Rebalance, Source, SourceError};
+use crate::config::{self, Ownership};
 use crate::message::{Arena, Message, headers_as_json};
 
 /// How long one question to the brokers may take.
@@ -30,6 +32,10 @@ pub struct KafkaSource {
     topic: String,
     brokers: String,
     starts: BTreeMap<i32, i64>,
+    /// The parts are those that a consumer group gives.
+    in_group: bool,
+    /// In a group: the parts that are read now.
+    current: BTreeSet<i32>,
 }
 
 impl std::fmt::Debug for KafkaSource {
@@ -45,7 +51,8 @@ impl KafkaSource {
             .create_with_context(Context::new(source.sasl.as_ref()))
             .map_err(|error| SourceError::Refused(format!("the settings of Kafka are not accepted: {error}")))?;
         let (topic, brokers) = (source.kafka.topic.clone(), source.kafka.brokers.join(","));
-        Ok(Self { consumer, topic, brokers, starts: BTreeMap::new() })
+        let in_group = source.ownership == Ownership::ConsumerGroup;
+        Ok(Self { consumer, topic, brokers, starts: BTreeMap::new(), in_group, current: BTreeSet::new() })
     }
 
     /// Asks the brokers until they answer or [`TIMEOUT`] is over. At first in short turns, because librdkafka waits in silence
@@ -182,7 +189,22 @@ impl Source for KafkaSource {
         }
     }
 
+    fn join(&mut self) -> Result<Option<mpsc::UnboundedReceiver<Rebalance>>, SourceError> {
+        if !self.in_group {
+            return Ok(None);
+        }
+        let changes = self.consumer.context().group.listen();
+        self.consumer.subscribe(&[&self.topic]).map_err(|error| self.error(&error))?;
+        Ok(Some(changes))
+    }
+
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError> {
+        if self.in_group {
+            let group = &self.consumer.context().group;
+            group.assign(&self.consumer, &self.topic, starts, &mut self.current).map_err(|error| self.error(&error))?;
+            self.starts = starts.iter().copied().collect();
+            return Ok(());
+        }
         let mut list = TopicPartitionList::new();
         for (part, start) in starts {
             // In the assignment itself: a seek after it races with the first fetch.
@@ -245,6 +267,13 @@ impl Source for KafkaSource {
 
     fn throttled(&mut self) -> Duration {
         self.consumer.context().take_throttled()
+    }
+}
+
+impl Drop for KafkaSource {
+    fn drop(&mut self) {
+        // The consumer leaves its group while it is dropped, and then nobody answers what the group asks.
+        self.consumer.context().group.close();
     }
 }
 

@@ -13,6 +13,8 @@ mod certificates;
 mod event_hubs;
 /// `generate` writes to a topic what it writes to standard output.
 mod generated;
+/// A consumer group shares the parts, instead of leases.
+mod groups;
 /// What a loader leaves behind when it is killed, frozen or asked to stop.
 mod kills;
 /// TLS, and login with each mechanism; what is refused, and that no secret is printed.

@@ -175,6 +175,7 @@ fn no_consumer_group_is_joined() {
     let consumer: BaseConsumer = broker.client().create().expect("a consumer");
     let groups = consumer.client().fetch_group_list(None, DEADLINE).expect("the groups of the broker");
     let names: Vec<_> = groups.groups().iter().map(|group| group.name().to_owned()).collect();
-    assert!(names.is_empty(), "{names:?}");
+    // Other tests do join groups.
+    assert!(!names.iter().any(|name| name.contains(&pipeline.topic)), "{names:?}");
     assert_eq!(loader.terminate(), Some(0));
 }

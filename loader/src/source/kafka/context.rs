@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
 
 use super::denial::{Denial, denial};
+use super::group::Group;
 use super::token;
 use crate::config::{Credentials, Sasl, TokenSource};
 
@@ -22,6 +25,7 @@ const LOOKS: u32 = 3;
 #[derive(Default)]
 pub struct Context {
     token: Option<TokenSource>,
+    pub group: Group,
     state: Mutex<State>,
     /// Callbacks so far.
     events: AtomicU64,
@@ -141,4 +145,11 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {}
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.events.fetch_add(1, Relaxed);
+        if let Err(error) = self.group.rebalance(consumer, code, list) {
+            tracing::debug!("cannot give up the assignment: {error}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
-use crate::config::{self, Credentials, Profile};
+use crate::config::{self, Credentials, Ownership, Profile};
 
 /// Defaults; `source.librdkafka` may override each of them.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -25,6 +25,9 @@ const EVENT_HUBS: &[(&str, &str)] = &[
     ("api.version.request", "true"),
 ];
 
+/// For a consumer group: nobody stops reading while parts change hands, and a killed loader is replaced as soon as with leases.
+const GROUP: &[(&str, &str)] = &[("session.timeout.ms", "10000"), ("heartbeat.interval.ms", "1000")];
+
 /// Exactly-once rests on these.
 const OWN: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
@@ -34,6 +37,7 @@ const OWN: &[(&str, &str)] = &[
     ("enable.partition.eof", "true"),
     ("check.crcs", "true"),
     ("statistics.interval.ms", "1000"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
 ];
 
 /// All settings that differ from the defaults of librdkafka. `memory` is the limit of the whole loader, in bytes.
@@ -41,9 +45,12 @@ pub fn settings(source: &config::Source, pipeline: &str, memory: usize) -> Clien
     let mut settings = ClientConfig::new();
     set(&mut settings, DEFAULTS);
     settings.set("bootstrap.servers", source.kafka.brokers.join(","));
-    // Required by the client library; nothing is ever sent about a group.
+    // Required by the client library; with leases nothing is ever sent about a group.
     settings.set("group.id", format!("tally-loader-{pipeline}"));
     settings.set("queued.max.messages.kbytes", (memory / 4 / 1024).clamp(1024, 32_768).to_string());
+    if source.ownership == Ownership::ConsumerGroup {
+        set(&mut settings, GROUP);
+    }
     if source.kafka.profile == Profile::EventHubs {
         set(&mut settings, EVENT_HUBS);
     }
@@ -133,6 +140,17 @@ mod tests {
         let user = "librdkafka = { \"connections.max.idle.ms\" = \"90000\", \"broker.address.family\" = \"v4\" }";
         let keys = ["connections.max.idle.ms", "broker.address.family", "metadata.max.age.ms"];
         assert_eq!(effective(&format!("{AZURE}{user}"), &keys), ["90000", "v4", "180000"]);
+    }
+
+    #[test]
+    fn a_group_changes_hands_without_a_stop() {
+        let group = "kafka = { brokers = [\"127.0.0.1:9092\"], topic = \"t\" }\nownership = \"consumer-group\"\n";
+        let keys =
+            ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "enable.auto.commit"];
+        assert_eq!(effective(group, &keys), ["cooperative-sticky", "10000", "1000", "false"]);
+        // Azure wants longer times.
+        let azure = effective(&format!("{AZURE}ownership = \"consumer-group\""), &keys);
+        assert_eq!(azure[1..3], ["30000", "3000"]);
     }
 
     #[test]

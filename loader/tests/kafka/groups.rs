@@ -1,0 +1,118 @@
+//! `ownership = "consumer-group"`: the group of Kafka shares the parts; positions and the fence are the same as with leases.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tally_server_tests::cluster::Cluster;
+
+use crate::broker::{self, Broker, PASSWORD, USER};
+use crate::pipeline::{PARTITIONS, Pipeline, World, wait_until};
+use crate::stand_in::{JOIN_GROUP, OFFSET_COMMIT, OFFSET_FETCH, StandIn};
+
+/// Members that do not show up for the shortest time that brokers allow are replaced.
+const GROUP: &str = "ownership = \"consumer-group\"\nlibrdkafka = { \"session.timeout.ms\" = \"6000\" }\n";
+
+fn pipeline(broker: &Broker) -> Pipeline<'_> {
+    let mut pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
+    pipeline.source = GROUP.into();
+    pipeline
+}
+
+/// Waits until so many living loaders hold all parts between them.
+fn wait_for_owners(pipeline: &Pipeline<'_>, owners: i64) {
+    let of = |what: &str| {
+        pipeline.number(&format!(
+            "SELECT count({what}) FROM tally.loader_leases JOIN tally.loader_members USING (member_id)
+              WHERE expires_at > clock_timestamp()"
+        ))
+    };
+    wait_until(&format!("{owners} loader(s) have all parts"), || {
+        of("DISTINCT member_id") == owners && of("part") == i64::from(PARTITIONS)
+    });
+}
+
+#[test]
+fn members_of_a_group_come_and_go_without_losing_or_doubling_a_row() {
+    let Some(broker) = broker::shared() else { return };
+    let pipeline = pipeline(broker);
+    let first = pipeline.start(&[]);
+    pipeline.produce(3_000, 1);
+    pipeline.wait_for_progress(1);
+    wait_for_owners(&pipeline, 1);
+    let second = pipeline.start(&[]);
+    wait_for_owners(&pipeline, 2);
+    pipeline.produce(3_000, 2);
+    pipeline.wait_for_progress(6_000);
+
+    first.kill();
+    pipeline.produce(3_000, 3);
+    pipeline.wait_for_progress(9_000);
+    wait_for_owners(&pipeline, 1);
+
+    let third = pipeline.start(&[]);
+    pipeline.produce(3_000, 4);
+    wait_for_owners(&pipeline, 2);
+    // Who leaves in order says so: the others need not wait until its session ends.
+    let started = Instant::now();
+    assert_eq!(second.terminate(), Some(0));
+    wait_for_owners(&pipeline, 1);
+    assert!(started.elapsed() < Duration::from_secs(5), "the group waited for the session to end");
+    pipeline.wait_for_progress(12_000);
+    assert_eq!(third.terminate(), Some(0));
+    pipeline.assert_exact(0);
+}
+
+/// The group takes its parts from a member that does not show up. It wakes up in the middle of its transaction.
+#[test]
+fn a_member_that_was_frozen_commits_nothing_that_another_has_loaded() {
+    let Some(broker) = broker::shared() else { return };
+    let pipeline = pipeline(broker);
+    pipeline.produce(100, 1);
+    let frozen = pipeline.start(&[]);
+    pipeline.wait_for_progress(100);
+    let mut holder = pipeline.session();
+    holder.batch_execute("BEGIN; SELECT FROM tally.loader_offsets FOR UPDATE").expect("the lock");
+    pipeline.produce(2_000, 2);
+    wait_until("the loader waits to move its position", || {
+        pipeline.number(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE usename = 'loader' AND datname = current_database() AND wait_event_type = 'Lock'",
+        ) > 0
+    });
+    frozen.signal(Signal::STOP);
+    holder.batch_execute("ROLLBACK").expect("the lock is given up");
+    let mut second = pipeline.start(&[]);
+    pipeline.wait_for_progress(2_100);
+    frozen.signal(Signal::CONT);
+    pipeline.produce(500, 3);
+    pipeline.wait_for_progress(2_600);
+    assert!(second.is_running());
+    // Both are members again, and share the parts.
+    wait_for_owners(&pipeline, 2);
+    pipeline.produce(500, 4);
+    pipeline.wait_for_progress(3_100);
+    assert_eq!(second.terminate(), Some(0));
+    assert_eq!(frozen.terminate(), Some(0));
+    pipeline.assert_exact(0);
+}
+
+/// The positions in Kafka are neither asked for nor written.
+#[test]
+fn a_group_is_joined_and_its_offsets_are_left_alone() {
+    let Some(broker) = broker::shared() else { return };
+    let stand_in = StandIn::start(broker);
+    let mut pipeline = pipeline(broker);
+    pipeline.servers = stand_in.servers();
+    pipeline.source += &format!(
+        "sasl = {{ mechanism = \"PLAIN\", username_file = {:?}, password_file = {:?} }}\ntls = {{ ca_file = {:?} }}\n",
+        pipeline.secret("user", USER),
+        pipeline.secret("password", PASSWORD),
+        broker.certificates.path("authority.pem")
+    );
+    pipeline.produce(500, 1);
+    pipeline.load_to_end();
+    pipeline.assert_exact(0);
+    assert!(stand_in.record.requests_of(JOIN_GROUP) > 0, "a group was joined");
+    assert_eq!(stand_in.record.requests_of(OFFSET_FETCH), 0);
+    assert_eq!(stand_in.record.requests_of(OFFSET_COMMIT), 0);
+}
