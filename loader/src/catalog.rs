@@ -9,9 +9,13 @@ use tokio_postgres::types::{FromSql, Type};
 pub struct Table {
     /// Qualified and quoted.
     pub name: String,
+    /// The name alone, not quoted.
+    pub relation: String,
     pub oid: u32,
     pub columns: Vec<TableColumn>,
     pub fingerprint: i64,
+    /// The enums of the columns, whose labels the fingerprint covers.
+    pub enums: Vec<u32>,
     pub leaves: Leaves,
     /// Things that make every COPY slow, for `check`.
     pub warnings: Vec<String>,
@@ -22,9 +26,14 @@ pub struct TableColumn {
     pub name: String,
     /// As declared, for messages: `numeric(10,2)`.
     pub declared: String,
-    /// Name of the type in `pg_catalog`, domains resolved to their base; another schema's type has its schema in front.
+    /// Name of the type in `pg_catalog`, domains resolved to their base; another schema's type has its schema in front. For an
+    /// array it is that of the elements.
     pub base: String,
     pub typmod: i32,
+    /// The labels, if that type is an enum.
+    pub labels: Vec<String>,
+    /// For an array the type of its elements, which may be a domain.
+    pub element: Option<u32>,
     pub not_null: bool,
     pub default: TableDefault,
 }
@@ -34,10 +43,14 @@ pub struct TableColumn {
 pub enum TableDefault {
     #[default]
     None,
-    /// A constant, with its bytes in binary form: it can be written for each row that lacks the value.
+    /// A constant: it can be written for each row that lacks the value.
     Constant {
+        /// The expression.
         text: String,
+        /// Its value in binary form; empty when the type has none.
         bytes: Vec<u8>,
+        /// Its value as text.
+        input: String,
     },
     /// Computed (`nextval`, `now()`, ..): only PostgreSQL can do it.
     Computed(String),
@@ -100,33 +113,44 @@ pub enum CatalogError {
     Unfit(String, Option<&'static str>),
 }
 
-/// A 64-bit hash over all that binary COPY relies on. `$1` is the table's oid.
-pub const FINGERPRINT: &str = "SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(pg_catalog.format('%s:%s:%s:%s:%s:%s:%s', \
-     a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated, a.attidentity), ',' ORDER BY a.attnum), 0) \
-     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
+/// A 64-bit hash over all that COPY relies on. `$1` is the table's oid; `$2` are the oids of its enums, whose labels may change
+/// while the table's own columns stay as they are.
+pub const FINGERPRINT: &str = "SELECT pg_catalog.hashtextextended(pg_catalog.concat( \
+     (SELECT pg_catalog.string_agg(pg_catalog.format('%s:%s:%s:%s:%s:%s:%s', a.attnum, a.attname, a.atttypid, a.atttypmod, \
+                                   a.attnotnull, a.attgenerated, a.attidentity), ',' ORDER BY a.attnum) \
+        FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped), \
+     (SELECT pg_catalog.string_agg(pg_catalog.format('%s:%L', e.enumtypid, e.enumlabel), ',' ORDER BY e.enumtypid, e.enumsortorder) \
+        FROM pg_catalog.pg_enum e WHERE e.enumtypid = ANY ($2))), 0)";
 
 const RELATION: &str = "\
 SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relpersistence::text,
        pg_catalog.row_security_active(c.oid),
        (SELECT string_agg(t.tgname, ', ') FROM pg_catalog.pg_trigger t
-         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7) AS before_triggers
+         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7) AS before_triggers, c.relname::text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = pg_catalog.to_regclass($1)";
 
+/// Each step goes from a domain to its base, or from an array to its elements, but from those to no array again: nested JSON
+/// arrays could not tell them from dimensions. What has no step left is the type that is written.
 const COLUMNS: &str = "\
 WITH RECURSIVE base AS (
-  SELECT a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
+  SELECT a.attnum, a.atttypid AS typid, a.atttypmod AS typmod, NULL::oid AS element
     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
   UNION ALL
-  SELECT b.attnum, t.typbasetype, CASE WHEN b.typmod = -1 THEN t.typtypmod ELSE b.typmod END
-    FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype = 'd')
+  SELECT b.attnum, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE e.oid END,
+         CASE WHEN b.typmod = -1 THEN t.typtypmod ELSE b.typmod END, coalesce(b.element, CASE WHEN t.typtype <> 'd' THEN e.oid END)
+    FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid
+    LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND e.typarray = t.oid
+   WHERE t.typtype = 'd' OR (e.oid IS NOT NULL AND b.element IS NULL))
 SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
        CASE WHEN n.nspname = 'pg_catalog' THEN t.typname::text ELSE pg_catalog.format('%I.%I', n.nspname, t.typname) END,
        b.typmod, a.attnotnull, a.attidentity::text, a.attgenerated::text,
-       pg_catalog.pg_get_expr(d.adbin, d.adrelid), d.adbin::text LIKE '{CONST %'
+       pg_catalog.pg_get_expr(d.adbin, d.adrelid), d.adbin::text LIKE '{CONST %', b.element, t.oid, t.typsend::oid <> 0,
+       ARRAY(SELECT l.enumlabel::text FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid ORDER BY l.enumsortorder)
   FROM pg_catalog.pg_attribute a
   JOIN base b ON b.attnum = a.attnum
   JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
+   AND (b.element IS NOT NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typarray = t.oid))
   JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
   LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid = $1 ORDER BY a.attnum";
@@ -206,36 +230,46 @@ pub async fn table(client: &Client, name: &str) -> Result<Table, CatalogError> {
         warnings.push(format!("BEFORE row triggers ({triggers}) make PostgreSQL insert row by row"));
     }
     let mut columns = Vec::new();
+    let mut enums: Vec<u32> = Vec::new();
     for row in client.query(COLUMNS, &[&oid]).await? {
         let expression: Option<String> = row.get(7);
         let default = match (row.get::<_, &str>(5), row.get::<_, &str>(6), expression) {
             (_, "s" | "v", _) => TableDefault::Generated,
             ("a" | "d", _, _) => TableDefault::Identity,
             (_, _, None) => TableDefault::None,
-            (_, _, Some(text)) if row.get(8) => match constant(client, &text).await? {
-                Some(bytes) => TableDefault::Constant { text, bytes },
-                None => TableDefault::None,
-            },
+            (_, _, Some(text)) if row.get(8) => constant(client, text, row.get(11)).await?,
             (_, _, Some(text)) => TableDefault::Computed(text),
         };
+        let labels: Vec<String> = row.get(12);
+        if !labels.is_empty() {
+            enums.push(row.get(10));
+        }
         columns.push(TableColumn {
             name: row.get(0),
             declared: row.get(1),
             base: row.get(2),
             typmod: row.get(3),
+            labels,
+            element: row.get(9),
             not_null: row.get(4),
             default,
         });
     }
-    let fingerprint = client.query_one(FINGERPRINT, &[&oid]).await?.get::<_, Option<i64>>(0).unwrap_or(0);
+    let fingerprint = client.query_one(FINGERPRINT, &[&oid, &enums]).await?.get::<_, Option<i64>>(0).unwrap_or(0);
     let leaves = leaves(client, oid).await?;
-    Ok(Table { name: qualified, oid, columns, fingerprint, leaves, warnings })
+    let relation = relation.get(6);
+    Ok(Table { name: qualified, relation, oid, columns, fingerprint, enums, leaves, warnings })
 }
 
-/// The bytes of a constant default in binary form, `None` for NULL. The text is the catalog's own, printed by PostgreSQL.
-async fn constant(client: &Client, text: &str) -> Result<Option<Vec<u8>>, tokio_postgres::Error> {
-    let row = client.query_one(&format!("SELECT {text}"), &[]).await?;
-    Ok(row.get::<_, Option<Raw>>(0).map(|raw| raw.0))
+/// The value of a constant default. The text is the catalog's own, printed by PostgreSQL.
+async fn constant(client: &Client, text: String, has_bytes: bool) -> Result<TableDefault, tokio_postgres::Error> {
+    let printed = client.query_one(&format!("SELECT ({text})::pg_catalog.text"), &[]).await?;
+    let Some(input) = printed.get(0) else { return Ok(TableDefault::None) };
+    let bytes = match has_bytes {
+        true => client.query_one(&format!("SELECT {text}"), &[]).await?.get::<_, Raw>(0).0,
+        false => Vec::new(),
+    };
+    Ok(TableDefault::Constant { text, bytes, input })
 }
 
 /// Reads which values of the partition key find a leaf.
@@ -248,7 +282,7 @@ pub async fn leaves(client: &Client, oid: u32) -> Result<Leaves, tokio_postgres:
     if strategy != "r" || columns != 1 || default {
         return Ok(Leaves::Unknown);
     }
-    if !matches!(kind, "timestamptz" | "timestamp" | "int2" | "int4" | "int8") {
+    if !matches!(kind, "timestamptz" | "timestamp" | "date" | "int2" | "int4" | "int8") {
         return Ok(Leaves::Unknown);
     }
     // The binary form is what COPY writes, so that a check costs no conversion.

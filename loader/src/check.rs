@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use crate::arguments::CheckArguments;
 use crate::catalog::{Leaves, RangeLeaves};
 use crate::config::Config;
-use crate::copy::POSTGRES_EPOCH_SECONDS;
+use crate::copy::{self, POSTGRES_EPOCH_SECONDS};
 use crate::program::Program;
 use crate::source::Source;
 use crate::{Error, Result, offsets, pipeline, postgres, run};
@@ -57,12 +57,15 @@ pub async fn target(client: &Client, config: &Config) -> Result<(String, Vec<Str
 
 /// The ranges as text: times for a column of times.
 fn ranges(range: &RangeLeaves, table: &crate::catalog::Table) -> String {
-    let is_time =
-        table.columns.iter().any(|column| column.name == range.column && column.base.starts_with("timestamp"));
+    let base = table.columns.iter().find(|column| column.name == range.column).map(|column| column.base.as_str());
     let bound = |value: i64| match value {
         i64::MIN => "the beginning".to_owned(),
         i64::MAX => "the end".to_owned(),
-        time if is_time => {
+        days if base == Some("date") => {
+            let (year, month, day) = copy::civil(days);
+            format!("{year:04}-{month:02}-{day:02}")
+        }
+        time if base.is_some_and(|base| base.starts_with("timestamp")) => {
             match jiff::Timestamp::from_microsecond(time.saturating_add(POSTGRES_EPOCH_SECONDS * 1_000_000)) {
                 Ok(time) => time.to_string(),
                 Err(_) => "a time far away".to_owned(),

@@ -20,7 +20,7 @@ pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
 use source::refused_librdkafka_setting;
 pub use source::{Kafka, Ownership, Profile, Source, Start};
-pub use target::{ColumnDefault, ColumnRule, Target, TimeFormat, UnknownFields};
+pub use target::{BytesFormat, ColumnDefault, ColumnRule, Target, TimeFormat, UnknownFields};
 pub use units::{Size, Span};
 
 use crate::{Error, Result};

@@ -5,11 +5,32 @@
 //! carries **no types**: bytes of a bigint load without complaint into a timestamptz. What is written here must therefore fit
 //! the column exactly, and the loader compares the columns again inside the transaction (`catalog::FINGERPRINT`).
 
+mod array;
+mod date;
+mod interval;
+mod network;
 mod numeric;
+mod text;
 mod time;
+mod time_of_day;
 
-pub use numeric::{NumericError, numeric};
+pub use array::{MAXIMUM_DIMENSIONS, array_header};
+pub use date::{civil, date};
+pub use interval::interval;
+pub use network::address;
+pub use numeric::numeric;
+pub use text::{line, print};
 pub use time::{POSTGRES_EPOCH_SECONDS, from_unix_milliseconds, from_unix_seconds, rfc3339};
+pub use time_of_day::{time, timetz};
+
+/// Why a text is no value of its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// Not written as one.
+    Syntax,
+    /// One that the type, or this column of it, cannot hold.
+    Range,
+}
 
 /// Signature, flags and length of the header extension.
 pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -48,6 +69,14 @@ pub fn jsonb(out: &mut Vec<u8>, text: &[u8]) {
 fn length(bytes: usize) -> [u8; 4] {
     // Messages are limited to far less than 1 GB, the limit of a PostgreSQL field.
     i32::try_from(bytes).expect("a field is shorter than 2 GiB").to_be_bytes()
+}
+
+/// The number written from `from` up to `to`, all of it decimal digits.
+fn digits(bytes: &[u8], from: usize, to: usize) -> Option<i64> {
+    bytes
+        .get(from..to)?
+        .iter()
+        .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
 }
 
 #[cfg(test)]

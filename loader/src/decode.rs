@@ -1,19 +1,20 @@
 //! A message becomes a row in COPY's binary form, a dead letter or a skip. The JSON is never held as a tree: each field is
 //! encoded the moment the parser meets it (`decode::value`), and the row is put together in the order of the columns.
 
+mod array;
+mod members;
+mod scalar;
 mod value;
 
-use std::fmt;
-
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{DeserializeSeed, IgnoredAny};
 
 use crate::catalog::{Leaves, integer};
 use crate::config::OnTombstone;
 use crate::copy;
+use crate::kind::Kind;
 use crate::message::Message;
-use crate::program::{Absent, From, Kind, Program, Pseudo, Unknown};
-use value::ValueSeed;
+use crate::program::{Absent, Format, From, Program, Pseudo, Taken, Unknown};
+use members::{Part, Row};
 
 /// Why a message is no row. The names are those in `tally.dead_letters.reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,17 +108,15 @@ pub struct Decoder {
     scratch: Vec<u8>,
     /// The object of unknown fields, being built.
     unknown: Vec<u8>,
+    /// The row in binary form, before it is printed as text.
+    row: Vec<u8>,
     hint: usize,
 }
 
 impl Decoder {
     /// Appends the row of a message to `out`, or says why there is none; then `out` is as before.
     pub fn decode(&mut self, program: &Program, topic: &str, message: Message<'_>, out: &mut Vec<u8>) -> Outcome {
-        self.slots.clear();
-        self.slots.resize(program.columns.len(), Slot::Absent);
-        self.scratch.clear();
-        self.unknown.clear();
-        self.hint = 0;
+        self.clear(program);
         match (message.value, program.tombstone) {
             (None, OnTombstone::Skip) => return Outcome::Skip,
             (None, OnTombstone::DeadLetter) => {
@@ -134,13 +133,96 @@ impl Decoder {
                 }
             }
         }
-        match self.assemble(program, topic, message, out) {
-            Ok(()) => Outcome::Row,
-            Err((start, rejection)) => {
-                out.truncate(start);
-                Outcome::Dead(rejection)
+        self.finish(program, topic, message, out)
+    }
+
+    /// The same for a record whose fields are texts with names, as those of a CSV file; `None` is NULL. Numbers, times and
+    /// booleans are read from their text; JSON, arrays and what a path leads into are JSON text. `message` tells where the
+    /// record is; its value is not looked at.
+    pub fn decode_texts<'t>(
+        &mut self,
+        program: &Program,
+        topic: &str,
+        message: Message<'_>,
+        fields: impl Iterator<Item = (&'t str, Option<&'t str>)>,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        self.clear(program);
+        for (name, text) in fields {
+            if let Err(rejection) = self.take_text(program, name, text) {
+                return Outcome::Dead(rejection);
             }
         }
+        self.finish(program, topic, message, out)
+    }
+
+    fn clear(&mut self, program: &Program) {
+        self.slots.clear();
+        self.slots.resize(program.columns.len(), Slot::Absent);
+        self.scratch.clear();
+        self.unknown.clear();
+        self.hint = 0;
+    }
+
+    fn finish(&mut self, program: &Program, topic: &str, message: Message<'_>, out: &mut Vec<u8>) -> Outcome {
+        let start = out.len();
+        if program.format == Format::Binary {
+            return match self.assemble(program, topic, message, out) {
+                Ok(()) => Outcome::Row,
+                Err(rejection) => {
+                    out.truncate(start);
+                    Outcome::Dead(rejection)
+                }
+            };
+        }
+        let mut row = std::mem::take(&mut self.row);
+        row.clear();
+        let assembled = self.assemble(program, topic, message, &mut row);
+        if assembled.is_ok() {
+            copy::line(out, &row, program.columns.iter().map(|column| &column.kind))
+                .expect("the encoder writes what the printer reads");
+        }
+        self.row = row;
+        match assembled {
+            Ok(()) => Outcome::Row,
+            Err(rejection) => Outcome::Dead(rejection),
+        }
+    }
+
+    /// One field of a record of texts.
+    fn take_text(&mut self, program: &Program, name: &str, text: Option<&str>) -> Result<(), Rejection> {
+        let Some(taken) = program.fields.find(name, &mut self.hint) else {
+            return match program.unknown {
+                Unknown::Ignore => Ok(()),
+                Unknown::Reject => Err(members::unknown_field(name)),
+                Unknown::Keep(column) => {
+                    members::keep_name(&mut self.unknown, name);
+                    let value = serde_json::Value::from(text).to_string();
+                    self.unknown.extend_from_slice(value.as_bytes());
+                    scalar::check_jsonb(&value)
+                        .map_err(|(reason, error)| Rejection::new(reason, Some(&program.columns[column].name), error))
+                }
+            };
+        };
+        let (columns, parts) = match taken {
+            Taken::Whole(column) => (std::slice::from_ref(column), None),
+            Taken::Parts(parts) => (&parts.columns[..], Some(parts).filter(|parts| parts.is_looked_into())),
+        };
+        for &index in columns {
+            let column = &program.columns[index];
+            let start = self.scratch.len();
+            let value = text.map_or(Ok(false), |text| scalar::from_text(&mut self.scratch, text, &column.kind));
+            let value = value.map_err(|(reason, error)| Rejection::new(reason, Some(&column.name), error))?;
+            self.slots[index] = if value { Slot::At(start as u32, self.scratch.len() as u32) } else { Slot::Null };
+        }
+        let (Some(parts), Some(text)) = (parts, text) else { return Ok(()) };
+        let mut rejection = None;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let part = Part { program, decoder: self, rejection: &mut rejection, taken: parts };
+        part.deserialize(&mut json).and_then(|()| json.end()).map_err(|_| {
+            let column = parts.first_column().map(|index| program.columns[index].name.as_str());
+            rejection.unwrap_or_else(|| Rejection::new(Reason::WrongType, column, "expected JSON"))
+        })
     }
 
     fn parse(&mut self, program: &Program, value: &[u8]) -> Result<(), Rejection> {
@@ -162,6 +244,8 @@ impl Decoder {
         Err(rejection.unwrap_or_else(|| {
             if error.is_data() && text.trim_ascii_start().as_bytes().first() != Some(&b'{') {
                 Rejection::new(Reason::NotObject, None, "the message is JSON, but no object")
+            } else if error.to_string().starts_with("number out of range") {
+                Rejection::new(Reason::OutOfRange, None, error.to_string())
             } else {
                 // The grammar is right, so it is a string with half of a surrogate pair.
                 Rejection::new(Reason::BadText, None, error.to_string())
@@ -169,15 +253,14 @@ impl Decoder {
         }))
     }
 
-    /// Puts the row together in the order of the columns. On failure it says where the row began.
+    /// Puts the row together in the order of the columns.
     fn assemble(
         &mut self,
         program: &Program,
         topic: &str,
         message: Message<'_>,
         out: &mut Vec<u8>,
-    ) -> Result<(), (usize, Rejection)> {
-        let start = out.len();
+    ) -> Result<(), Rejection> {
         if let Unknown::Keep(column) = program.unknown
             && !self.unknown.is_empty()
         {
@@ -192,8 +275,8 @@ impl Decoder {
             match (self.slots[index], &column.from, &column.absent) {
                 (Slot::At(from, to), _, _) => out.extend_from_slice(&self.scratch[from as usize..to as usize]),
                 (_, From::Pseudo(pseudo), _) => {
-                    pseudo_field(out, *pseudo, column.kind, topic, message)
-                        .map_err(|(reason, error)| (start, Rejection::new(reason, Some(&column.name), error)))?;
+                    pseudo_field(out, *pseudo, &column.kind, topic, message)
+                        .map_err(|(reason, error)| Rejection::new(reason, Some(&column.name), error))?;
                 }
                 (_, _, Absent::BrokerTimestamp) => match message.time.and_then(copy::from_unix_milliseconds) {
                     Some(time) => copy::field(out, &time.to_be_bytes()),
@@ -204,14 +287,14 @@ impl Decoder {
             }
             if column.required && out[field..field + 4] == *copy::NULL {
                 let error = "the message has no value for this column";
-                return Err((start, Rejection::new(Reason::MissingRequired, Some(&column.name), error)));
+                return Err(Rejection::new(Reason::MissingRequired, Some(&column.name), error));
             }
             if program.leaf_key == Some(index)
                 && let Leaves::Range(leaves) = &program.leaves
                 && !integer(&out[field + 4..]).is_some_and(|key| leaves.accepts(key))
             {
                 let error = format!("no partition of {} takes this value", program.table);
-                return Err((start, Rejection::new(Reason::NoPartition, Some(&column.name), error)));
+                return Err(Rejection::new(Reason::NoPartition, Some(&column.name), error));
             }
         }
         Ok(())
@@ -221,7 +304,7 @@ impl Decoder {
 fn pseudo_field(
     out: &mut Vec<u8>,
     pseudo: Pseudo,
-    kind: Kind,
+    kind: &Kind,
     topic: &str,
     message: Message<'_>,
 ) -> Result<(), (Reason, &'static str)> {
@@ -236,9 +319,10 @@ fn pseudo_field(
         }
         (Pseudo::Key, kind) => match message.key {
             None => copy::nullable(out, None),
+            Some(key) if matches!(kind, Kind::Bytea(_)) => copy::field(out, key),
             Some(key) => {
                 let text = std::str::from_utf8(key).map_err(|_| (Reason::BadText, "the key is not valid UTF-8"))?;
-                value::text(out, text, kind)?;
+                scalar::string(out, text, kind, false)?;
             }
         },
         (Pseudo::Headers, _) => match message.headers {
@@ -247,119 +331,6 @@ fn pseudo_field(
         },
     }
     Ok(())
-}
-
-/// The outermost object.
-struct Row<'a> {
-    program: &'a Program,
-    decoder: &'a mut Decoder,
-    rejection: &'a mut Option<Rejection>,
-}
-
-impl<'de> DeserializeSeed<'de> for Row<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Row<'_> {
-    type Value = ();
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { program, decoder, rejection } = self;
-        loop {
-            let key = FieldName { program, hint: &mut decoder.hint, unknown: &mut decoder.unknown };
-            let Some(field) = map.next_key_seed(key)? else { return Ok(()) };
-            match field {
-                Field::Column(index) => {
-                    let start = decoder.scratch.len();
-                    let column = &program.columns[index];
-                    let mut failure = None;
-                    let seed = ValueSeed { column, out: &mut decoder.scratch, failure: &mut failure };
-                    let value = map.next_value_seed(seed);
-                    if let Some((reason, error)) = failure {
-                        *rejection = Some(Rejection::new(reason, Some(&column.name), error));
-                    }
-                    // A field that comes twice: the last one wins.
-                    decoder.slots[index] =
-                        if value? { Slot::At(start as u32, decoder.scratch.len() as u32) } else { Slot::Null };
-                }
-                Field::Ignored => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-                Field::Refused(name) => {
-                    *rejection = Some(Rejection::new(Reason::UnknownField, Some(&name), "no column takes this field"));
-                    return Err(A::Error::custom("unknown field"));
-                }
-                Field::Kept => {
-                    let raw: &RawValue = map.next_value()?;
-                    if let Err((reason, error)) = value::check_jsonb(raw.get()) {
-                        let column = match program.unknown {
-                            Unknown::Keep(column) => Some(program.columns[column].name.as_str()),
-                            _ => None,
-                        };
-                        *rejection = Some(Rejection::new(reason, column, error));
-                        return Err(A::Error::custom(error));
-                    }
-                    decoder.unknown.extend_from_slice(raw.get().as_bytes());
-                }
-            }
-        }
-    }
-}
-
-enum Field {
-    Column(usize),
-    Ignored,
-    Refused(String),
-    /// Its name is written to the object of unknown fields already.
-    Kept,
-}
-
-struct FieldName<'a> {
-    program: &'a Program,
-    hint: &'a mut usize,
-    unknown: &'a mut Vec<u8>,
-}
-
-impl<'de> DeserializeSeed<'de> for FieldName<'_> {
-    type Value = Field;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Field, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for FieldName<'_> {
-    type Value = Field;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("the name of a field")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Field, E> {
-        if let Some(index) = self.program.column_of(name, self.hint) {
-            return Ok(Field::Column(index));
-        }
-        Ok(match self.program.unknown {
-            Unknown::Ignore => Field::Ignored,
-            Unknown::Reject => Field::Refused(name.chars().filter(|c| *c != '\0').take(200).collect()),
-            Unknown::Keep(_) => {
-                self.unknown.push(if self.unknown.is_empty() { b'{' } else { b',' });
-                // jsonb has no NUL; the replacement is what a reader of the row can still recognise.
-                let name = name.replace('\0', "\u{fffd}");
-                serde_json::to_writer(&mut *self.unknown, &name).map_err(E::custom)?;
-                self.unknown.push(b':');
-                Field::Kept
-            }
-        })
-    }
 }
 
 #[cfg(test)]

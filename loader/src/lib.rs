@@ -19,6 +19,7 @@ pub mod feed;
 pub mod gauge;
 pub mod generate;
 pub mod init;
+pub mod kind;
 pub mod logging;
 pub mod membership;
 pub mod message;

@@ -49,6 +49,8 @@ pub struct Metrics {
     dead: [AtomicU64; Reason::ALL.len()],
     nanoseconds: [AtomicU64; PHASES.len()],
     parts: Mutex<BTreeMap<i32, Part>>,
+    /// Columns that make COPY fall back to text.
+    text_columns: Mutex<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +63,11 @@ struct Part {
 impl Metrics {
     pub fn set_source(&self, name: &str) {
         *self.source.lock().unwrap_or_else(PoisonError::into_inner) = name.to_owned();
+    }
+
+    /// The columns for which the whole COPY is text.
+    pub fn set_text_columns(&self, names: Vec<String>) {
+        *self.text_columns.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     pub fn add_dead(&self, reason: Reason, count: u64) {
@@ -104,8 +111,8 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        let source =
-            self.source.lock().unwrap_or_else(PoisonError::into_inner).replace('\\', "\\\\").replace('"', "\\\"");
+        let source = label(&self.source.lock().unwrap_or_else(PoisonError::into_inner));
+        let text_columns = self.text_columns.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, f64)>| {
             let _ = writeln!(out, "# HELP tally_loader_{name} {help}\n# TYPE tally_loader_{name} {kind}");
@@ -155,6 +162,12 @@ impl Metrics {
                 })
                 .collect(),
         );
+        family(
+            "text_fallback",
+            "gauge",
+            "1 for each column whose type makes the whole COPY text instead of binary.",
+            text_columns.iter().map(|name| (format!(",column=\"{}\"", label(name)), 1.0)).collect(),
+        );
         family("parts_owned", "gauge", "Parts that this loader works on.", vec![(String::new(), parts.len() as f64)]);
         let each = |value: fn(&Part) -> Option<i64>| {
             parts
@@ -177,6 +190,11 @@ impl Metrics {
         );
         out
     }
+}
+
+/// A value of a label, escaped.
+fn label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// Serves the endpoint until the process ends.
@@ -243,8 +261,11 @@ mod tests {
         metrics.add_dead(Reason::NotJson, 2);
         metrics.set_positions([(0, 10), (1, 20)].into_iter());
         metrics.set_ends(&[(0, 15, 12), (1, 20, 20), (2, 9, 9)]);
+        metrics.set_text_columns(vec!["dev\"ices".into(), "p\n".into()]);
         let text = metrics.render();
         for line in [
+            "tally_loader_text_fallback{source=\"click\\\"stream\",column=\"dev\\\"ices\"} 1",
+            "tally_loader_text_fallback{source=\"click\\\"stream\",column=\"p\\n\"} 1",
             "tally_loader_rows_total{source=\"click\\\"stream\"} 7",
             "tally_loader_dead_letters_total{source=\"click\\\"stream\",reason=\"not_json\"} 2",
             "tally_loader_lag{source=\"click\\\"stream\",part=\"0\"} 5",

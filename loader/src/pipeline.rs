@@ -66,6 +66,23 @@ pub fn compile_table(table: &Table, config: &Config) -> Result<Program> {
     Program::compile(table, &config.target, policy.on.tombstone, policy.dead_letters.max_value.0)
 }
 
+/// Says which columns make the whole COPY text, unless the former program had the same.
+fn tell_text_columns(program: &Program, metrics: &Metrics, former: Option<&Program>) {
+    let names = |program: &Program| program.text_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    let columns = names(program);
+    if former.map(names).unwrap_or_default() != columns {
+        match columns.is_empty() {
+            true => tracing::info!("{} is loaded by binary COPY again", program.table),
+            false => tracing::warn!(
+                "{} is loaded by COPY in text format, which is slower, because of the types of: {}",
+                program.table,
+                columns.join(", ")
+            ),
+        }
+    }
+    metrics.set_text_columns(columns);
+}
+
 fn unfit(error: CatalogError) -> Error {
     match error {
         CatalogError::Postgres(error) => {
@@ -111,6 +128,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     let mut client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
     offsets::check_format(&client).await?;
     let (_, program) = compile(&client, config).await?;
+    tell_text_columns(&program, &run.metrics, None);
     let program = Arc::new(program);
     let topic = &config.source.kafka.topic;
     run.metrics.set_source(topic);
@@ -402,6 +420,7 @@ impl Lane<'_> {
 
     /// `read_at`: when its table or leaves began to be read.
     fn set_program(&mut self, feed: &Feed, program: Program, read_at: Instant) {
+        tell_text_columns(&program, &self.metrics, Some(&self.program));
         self.program = Arc::new(program);
         self.leaves_read_at = read_at;
         feed.set_program(self.program.clone());

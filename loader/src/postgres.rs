@@ -191,22 +191,29 @@ fn verdict_of(code: &SqlState, names_constraint: bool) -> Verdict {
     }
 }
 
-/// The row that the server's context names, counted from 1 within one COPY.
-pub fn line(error: &DbError) -> Option<usize> {
-    error.where_().and_then(line_of)
+/// The row that the server's context names, counted from 1 within one COPY into this table (its name alone).
+pub fn line(error: &DbError, relation: &str) -> Option<usize> {
+    line_of(error.where_()?, relation)
 }
 
-/// A context holds several lines when a trigger failed, and the COPY's own is the last: `COPY events, line 7778, column a: ..`.
-/// Words are in the language of the server, so only the name of the command and the place of the number are relied on.
-fn line_of(context: &str) -> Option<usize> {
-    let copy = context.lines().rfind(|line| line.starts_with("COPY "))?;
-    // The table's name may hold anything, quoted names even commas; the number is in the part behind it that is
-    // one word and digits.
-    copy.split(", ").skip(1).find_map(|part| {
-        let part = part.split(':').next()?;
+/// The COPY's own part of a context is the last and begins a line: `COPY events, line 7778, column a: ".."`. Words are in the
+/// language of the server, so only the names of command and table and the place of the number are relied on.
+///
+/// Values of messages may stand in it, behind the colon, and before it, where a trigger ran a statement; and they may look like
+/// a context themselves. So where two rows are named, none is.
+fn line_of(context: &str, relation: &str) -> Option<usize> {
+    let start = format!("COPY {relation}, ");
+    let starts_line = |at: &usize| *at == 0 || context.as_bytes()[at - 1] == b'\n';
+    let candidates = context.match_indices(&start).map(|(at, _)| at).filter(starts_line).filter_map(|at| {
+        let behind = &context[at + start.len()..];
+        let is_last = !behind.contains('\n') || (behind.contains(": \"") && behind.ends_with('"'));
+        let part = behind.split([',', ':', '\n']).next()?;
         let (word, number) = part.trim().rsplit_once(' ')?;
-        (!word.is_empty()).then(|| number.parse().ok()).flatten()
-    })
+        (is_last && !word.is_empty()).then(|| number.parse().ok()).flatten()
+    });
+    let mut lines: Vec<usize> = candidates.collect();
+    lines.dedup();
+    if let [line] = lines[..] { Some(line) } else { None }
 }
 
 /// The dead letter of a row that the server refused.
@@ -259,14 +266,30 @@ mod tests {
 
     #[test]
     fn the_context_names_the_row_in_any_language() {
+        let line_of = |context| super::line_of(context, "events");
         assert_eq!(line_of("COPY events, line 7778"), Some(7778));
         assert_eq!(line_of("COPY events, line 3, column customer_id"), Some(3));
         assert_eq!(line_of("COPY events, line 3, column v: \"a, line 9\""), Some(3));
+        assert_eq!(line_of("COPY events, line 3: \"a\tb\""), Some(3));
         assert_eq!(line_of("COPY events, Zeile 12, Spalte a"), Some(12));
         assert_eq!(line_of("PL/pgSQL function f() line 3 at RAISE\nCOPY events, line 12"), Some(12));
         assert_eq!(line_of("JSON data, line 1: x\nCOPY events, line 5, column j"), Some(5));
         assert_eq!(line_of("SQL statement \"SELECT 1\""), None);
         assert_eq!(line_of("COPY events"), None);
+        assert_eq!(line_of("COPY other, line 1\nCOPY events, line 2"), Some(2));
+        assert_eq!(super::line_of("COPY a, line 7\nb, line 3, column x", "a, line 7\nb"), Some(3));
+    }
+
+    #[test]
+    fn a_value_in_the_context_cannot_name_another_row() {
+        let line_of = |context| super::line_of(context, "events");
+        assert_eq!(line_of("COPY events, line 3, column p: \"\nx\n\""), Some(3));
+        assert_eq!(line_of("COPY events, line 3, column p: \"\nCOPY events, line 1, column p: \"x\"\""), None);
+        assert_eq!(line_of("SQL statement \"SELECT '\nCOPY events, line 1'\"\nCOPY events, line 7"), Some(7));
+        assert_eq!(
+            line_of("SQL statement \"\nCOPY events, line 1, column p: \"x\"\nPL/pgSQL function f() line 3"),
+            None
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The data connection: rows and dead letters by binary COPY, positions by `tally.advance_offsets`, all in one transaction.
+//! The data connection: rows and dead letters by COPY, positions by `tally.advance_offsets`, all in one transaction.
 //!
 //! ```text
 //! BEGIN; SET LOCAL synchronous_commit; SELECT positions ..      a loader that lost a part stops here already
@@ -28,7 +28,7 @@ use crate::decode::Rejection;
 use crate::message::Message;
 use crate::offsets::{self, Claim};
 use crate::postgres::{self, ConnectError, Verdict};
-use crate::program::Program;
+use crate::program::{Format, Program};
 
 /// Buffers are handed over whole; this size keeps the socket busy without much memory.
 const BUFFER: usize = 256 << 10;
@@ -107,10 +107,9 @@ impl Sink {
             )
             .await?;
         // The table's columns cannot change any more once COPY has locked it, so reading them here proves what COPY wrote to.
-        let fingerprint = FINGERPRINT.replace("$1", "$12");
         let advance = client
             .prepare(&format!(
-                "SELECT ({fingerprint}), tally.advance_offsets($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+                "SELECT ({FINGERPRINT}), tally.advance_offsets($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
             ))
             .await?;
         Ok(Self {
@@ -244,16 +243,18 @@ impl Sink {
         if whole.is_empty() {
             return Ok(Vec::new());
         }
-        let Err(error) = self.attempt(&statement, whole).await else { return Ok(Vec::new()) };
+        let Err(error) = self.attempt(program.format, &statement, whole).await else { return Ok(Vec::new()) };
         let rows: Vec<(usize, usize)> = (first..chunks.len())
             .flat_map(|chunk| (0..chunks[chunk].starts.len()).map(move |row| (chunk, row)))
             .collect();
-        self.find_poison(&statement, chunks, rows, error, checks, allowance).await
+        self.find_poison(program, &statement, chunks, rows, error, checks, allowance).await
     }
 
     /// Finds the rows at fault after a COPY of `rows` has failed with `error`, and copies all others.
+    #[allow(clippy::too_many_arguments)]
     async fn find_poison(
         &mut self,
+        program: &Program,
         statement: &Statement,
         chunks: &[Chunk],
         rows: Vec<(usize, usize)>,
@@ -267,7 +268,7 @@ impl Sink {
         while let Some((mut rows, pinpoints, error)) = work.pop() {
             let error = match error {
                 Some(error) => error,
-                None => match self.attempt(statement, gather(chunks, &rows)).await {
+                None => match self.attempt(program.format, statement, gather(chunks, &rows)).await {
                     Ok(()) => continue,
                     Err(error) => error,
                 },
@@ -281,7 +282,12 @@ impl Sink {
             }
             let Some(db) = error.as_db_error() else { return Err(error.into()) };
             self.client.batch_execute("ROLLBACK TO SAVEPOINT tally_rows; RELEASE SAVEPOINT tally_rows").await?;
-            let named = postgres::line(db).filter(|line| pinpoints > 0 && (1..=rows.len()).contains(line));
+            // A changed type can make every row fail; those are no bad rows then.
+            if refused.is_empty() && self.is_changed(program).await? {
+                return Err(Failure::TableChanged);
+            }
+            let named =
+                postgres::line(db, &program.relation).filter(|line| pinpoints > 0 && (1..=rows.len()).contains(line));
             let at = if rows.len() == 1 { Some(0) } else { named.map(|line| line - 1) };
             if let Some(at) = at {
                 let (chunk, row) = rows.remove(at);
@@ -301,20 +307,35 @@ impl Sink {
         Ok(refused)
     }
 
+    /// Whether the target is another one than the program was compiled for.
+    async fn is_changed(&self, program: &Program) -> Result<bool, tokio_postgres::Error> {
+        let row = self.client.query_one(FINGERPRINT, &[&program.table_oid, &program.enums]).await?;
+        Ok(row.get::<_, Option<i64>>(0) != Some(program.fingerprint))
+    }
+
     /// One COPY under a savepoint, which is released; after an error it is still there.
-    async fn attempt(&self, statement: &Statement, rows: Vec<Bytes>) -> Result<(), tokio_postgres::Error> {
+    async fn attempt(
+        &self,
+        format: Format,
+        statement: &Statement,
+        rows: Vec<Bytes>,
+    ) -> Result<(), tokio_postgres::Error> {
         let (savepoint, sink) =
             tokio::join!(self.client.batch_execute("SAVEPOINT tally_rows"), self.client.copy_in::<_, Bytes>(statement));
         savepoint?;
         let mut sink = pin!(sink?);
-        sink.send(Bytes::from_static(copy::HEADER)).await?;
+        let (header, trailer) = match format {
+            Format::Binary => (copy::HEADER, copy::TRAILER),
+            Format::Text => (&b""[..], &b""[..]),
+        };
+        sink.send(Bytes::from_static(header)).await?;
         for rows in rows {
             let mut rest = rows;
             while !rest.is_empty() {
                 sink.send(rest.split_to(rest.len().min(BUFFER))).await?;
             }
         }
-        sink.send(Bytes::from_static(copy::TRAILER)).await?;
+        sink.send(Bytes::from_static(trailer)).await?;
         sink.finish().await?;
         self.client.batch_execute("RELEASE SAVEPOINT tally_rows").await
     }
@@ -339,7 +360,9 @@ impl Sink {
         let (expected, next, epochs) = (column(|m| m.expected), column(|m| m.next), column(|m| m.epoch));
         let (rows, dead, skipped) = (column(|m| m.rows), column(|m| m.dead), column(|m| m.skipped));
         let (at, times, hashes) = (anchors(|a| Some(a.offset)), anchors(|a| a.time), anchors(|a| Some(a.hash)));
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 12] = [
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 13] = [
+            &program.table_oid,
+            &program.enums,
             &self.source,
             &parts,
             &expected,
@@ -351,7 +374,6 @@ impl Sink {
             &at,
             &times,
             &hashes,
-            &program.table_oid,
         ];
         let (constraints, advanced) = tokio::join!(
             self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE"),

@@ -41,6 +41,8 @@ pub struct ColumnRule {
     pub digits_in_string: bool,
     /// How a time is written.
     pub time: Option<TimeFormat>,
+    /// How the bytes of a bytea are written.
+    pub bytes: Option<BytesFormat>,
     /// What an absent value becomes.
     pub default: Option<ColumnDefault>,
     /// Longest text, in characters.
@@ -58,6 +60,16 @@ pub enum TimeFormat {
     Rfc3339,
     EpochMs,
     EpochS,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BytesFormat {
+    /// `\x` and two hexadecimal digits for each byte, as PostgreSQL prints it.
+    #[default]
+    Hex,
+    /// The alphabet of RFC 4648, section 4, with padding.
+    Base64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -1,32 +1,26 @@
 //! Decimal text to the binary form of `numeric`: int16 number of digits, weight, sign and display scale, then the digits to
 //! the base 10,000. No floating point is involved, so every digit of the message arrives.
 
+use super::ParseError;
+
 /// Limits of `numeric`, from `utils/adt/numeric.c`: digits before the decimal point, and after it.
 const MAXIMUM_WEIGHT: i64 = 131_072;
 const MAXIMUM_SCALE: i64 = 16_383;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NumericError {
-    /// Not a decimal number.
-    Syntax,
-    /// A number that the type, or this column's precision, cannot hold.
-    Range,
-}
-
 /// Appends the bytes of a number, without their length. `limit` is the (precision, scale) of the column: the server rounds to
 /// the scale, as text input does, and what does not fit then is refused here.
-pub fn numeric(out: &mut Vec<u8>, text: &str, limit: Option<(i32, i32)>) -> Result<(), NumericError> {
-    let number = Decimal::parse(text.as_bytes()).ok_or(NumericError::Syntax)?;
+pub fn numeric(out: &mut Vec<u8>, text: &str, limit: Option<(i32, i32)>) -> Result<(), ParseError> {
+    let number = Decimal::parse(text.as_bytes()).ok_or(ParseError::Syntax)?;
     if let Some((precision, scale)) = limit
         && number.exceeds(i64::from(precision), i64::from(scale))
     {
-        return Err(NumericError::Range);
+        return Err(ParseError::Range);
     }
     // The digits before the point, negative when zeros follow it.
     let integer_digits = number.integer_digits();
     let scale = (number.digits.len() as i64 - integer_digits).max(number.scale).max(0);
     if integer_digits > MAXIMUM_WEIGHT || scale > MAXIMUM_SCALE {
-        return Err(NumericError::Range);
+        return Err(ParseError::Range);
     }
     let digits = &number.digits;
     if digits.is_empty() {
@@ -153,7 +147,7 @@ mod tests {
         (at(0) as i16, at(1) as i16, at(2), at(3) as i16, (4..out.len() / 2).map(at).collect())
     }
 
-    fn error(text: &str, limit: Option<(i32, i32)>) -> Option<NumericError> {
+    fn error(text: &str, limit: Option<(i32, i32)>) -> Option<ParseError> {
         numeric(&mut Vec::new(), text, limit).err()
     }
 
@@ -176,13 +170,13 @@ mod tests {
     #[test]
     fn what_is_no_number_or_too_large_is_told_apart() {
         for text in ["", "-", ".5", "5.", "1e", "1e+", "0x10", "NaN", "1,5", "--1", "1.2.3", " 1"] {
-            assert_eq!(error(text, None), Some(NumericError::Syntax), "{text}");
+            assert_eq!(error(text, None), Some(ParseError::Syntax), "{text}");
         }
         assert_eq!(error("1e131071", None), None);
-        assert_eq!(error("1e131072", None), Some(NumericError::Range));
+        assert_eq!(error("1e131072", None), Some(ParseError::Range));
         assert_eq!(error("1e-16383", None), None);
-        assert_eq!(error("1e-16384", None), Some(NumericError::Range));
-        assert_eq!(error("1e99999999999999999999", None), Some(NumericError::Range));
+        assert_eq!(error("1e-16384", None), Some(ParseError::Range));
+        assert_eq!(error("1e99999999999999999999", None), Some(ParseError::Range));
     }
 
     #[test]
@@ -192,9 +186,9 @@ mod tests {
             assert_eq!(error(fits, limit), None, "{fits}");
         }
         for too_large in ["999.995", "1000", "-1000.00", "99999", "1e3"] {
-            assert_eq!(error(too_large, limit), Some(NumericError::Range), "{too_large}");
+            assert_eq!(error(too_large, limit), Some(ParseError::Range), "{too_large}");
         }
         assert_eq!(error("0.0949", Some((2, 3))), None);
-        assert_eq!(error("0.0995", Some((2, 3))), Some(NumericError::Range));
+        assert_eq!(error("0.0995", Some((2, 3))), Some(ParseError::Range));
     }
 }

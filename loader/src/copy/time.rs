@@ -1,5 +1,9 @@
 //! Times as PostgreSQL stores them: microseconds since 2000-01-01 00:00 UTC.
 
+use super::date::days_since_2000;
+use super::digits;
+use super::time_of_day::microseconds;
+
 /// 2000-01-01 in seconds since 1970.
 pub const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
@@ -27,34 +31,21 @@ fn in_range(time: i64) -> Option<i64> {
 /// mean "never". A leap second is the first second of the next minute, as in PostgreSQL.
 pub fn rfc3339(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
-    let number = |from: usize, to: usize| -> Option<i64> {
-        bytes
-            .get(from..to)?
-            .iter()
-            .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
-    };
+    let number = |from, to| digits(bytes, from, to);
     let is = |at: usize, wanted: &[u8]| bytes.get(at).is_some_and(|byte| wanted.contains(byte));
     if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
         return None;
     }
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let lengths = [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let days_of_month = lengths.get(usize::try_from(month - 1).ok()?)?;
-    if year == 0 || !(1..=*days_of_month).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    let days = days_since_2000(year, month, day)?;
+    if hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     let mut at = 19;
-    let mut nanoseconds = 0;
+    let mut fraction = 0;
     if is(at, b".") {
-        let digits = bytes[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if digits == 0 {
-            return None;
-        }
-        let known = digits.min(9);
-        nanoseconds = number(at + 1, at + 1 + known)? * 10i64.pow(9 - known as u32);
-        at += 1 + digits;
+        (fraction, at) = microseconds(bytes, at + 1)?;
     }
     let offset = match (bytes.get(at)?, bytes.len() - at) {
         (b'Z' | b'z', 1) => 0,
@@ -67,18 +58,8 @@ pub fn rfc3339(text: &str) -> Option<i64> {
         }
         _ => return None,
     };
-    let seconds = days_since_2000(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset;
-    in_range(seconds * 1_000_000 + (nanoseconds + 500) / 1_000)
-}
-
-/// Days between 2000-01-01 and a date of the Gregorian calendar. Years are counted from March, so that the leap day is the last
-/// (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn days_since_2000(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let since_march_of_year_0 =
-        year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year;
-    since_march_of_year_0 - 730_425
+    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second - offset;
+    in_range(seconds * 1_000_000 + fraction)
 }
 
 #[cfg(test)]

@@ -191,7 +191,8 @@ fn null_and_absent_are_sql_null_unless_required() {
 #[test]
 fn an_absent_value_takes_the_constant_default_and_null_stays_null() {
     let mut with_default = column("a", "int4");
-    with_default.default = TableDefault::Constant { text: "7".into(), bytes: 7i32.to_be_bytes().to_vec() };
+    with_default.default =
+        TableDefault::Constant { text: "7".into(), bytes: 7i32.to_be_bytes().to_vec(), input: "7".into() };
     let program = compile(&table(vec![with_default]), "").unwrap();
     assert_eq!(run(&program, b"{}").unwrap(), [Some(7i32.to_be_bytes().to_vec())]);
     assert_eq!(run(&program, br#"{"a": null}"#).unwrap(), [None]);
