@@ -165,16 +165,22 @@ impl Decoder {
     }
 
     fn finish(&mut self, program: &Program, topic: &str, message: Message<'_>, out: &mut Vec<u8>) -> Outcome {
-        let start = out.len();
-        if program.format == Format::Binary {
-            return match self.assemble(program, topic, message, out) {
-                Ok(()) => Outcome::Row,
-                Err(rejection) => {
-                    out.truncate(start);
-                    Outcome::Dead(rejection)
-                }
-            };
+        if program.format == Format::Text {
+            return self.finish_as_text(program, topic, message, out);
         }
+        let start = out.len();
+        match self.assemble(program, topic, message, out) {
+            Ok(()) => Outcome::Row,
+            Err(rejection) => {
+                out.truncate(start);
+                Outcome::Dead(rejection)
+            }
+        }
+    }
+
+    /// Prints the row from its binary form.
+    #[inline(never)]
+    fn finish_as_text(&mut self, program: &Program, topic: &str, message: Message<'_>, out: &mut Vec<u8>) -> Outcome {
         let mut row = std::mem::take(&mut self.row);
         row.clear();
         let assembled = self.assemble(program, topic, message, &mut row);
@@ -220,7 +226,7 @@ impl Decoder {
         let mut json = serde_json::Deserializer::from_str(text);
         let part = Part { program, decoder: self, rejection: &mut rejection, taken: parts };
         part.deserialize(&mut json).and_then(|()| json.end()).map_err(|_| {
-            let column = parts.first_column().map(|index| program.columns[index].name.as_str());
+            let column = parts.inner_column().map(|index| program.columns[index].name.as_str());
             rejection.unwrap_or_else(|| Rejection::new(Reason::WrongType, column, "expected JSON"))
         })
     }
@@ -254,6 +260,7 @@ impl Decoder {
     }
 
     /// Puts the row together in the order of the columns.
+    #[inline(always)]
     fn assemble(
         &mut self,
         program: &Program,

@@ -38,12 +38,16 @@ impl<'de> Visitor<'de> for Row<'_> {
             let key = FieldName { program, hint: &mut decoder.hint, unknown: &mut decoder.unknown };
             let Some(field) = map.next_key_seed(key)? else { return Ok(()) };
             match field {
+                // The common case for itself, so that it stays small and fast.
+                Field::Taken(Taken::Whole(index)) => {
+                    map.next_value_seed(Whole { program, decoder, rejection, index: *index })?;
+                }
                 Field::Taken(taken) => map.next_value_seed(Value { program, decoder, rejection, taken })?,
                 Field::Ignored => {
                     map.next_value::<IgnoredAny>()?;
                 }
-                Field::Refused(refused) => {
-                    *rejection = Some(refused);
+                Field::Refused(name) => {
+                    *rejection = Some(unknown_field(&name));
                     return Err(A::Error::custom("unknown field"));
                 }
                 Field::Kept => {
@@ -66,7 +70,7 @@ impl<'de> Visitor<'de> for Row<'_> {
 enum Field<'a> {
     Taken(&'a Taken),
     Ignored,
-    Refused(Rejection),
+    Refused(String),
     /// Its name is written to the object of unknown fields already.
     Kept,
 }
@@ -98,7 +102,7 @@ impl<'a> Visitor<'_> for FieldName<'a, '_> {
         }
         Ok(match self.program.unknown {
             Unknown::Ignore => Field::Ignored,
-            Unknown::Reject => Field::Refused(unknown_field(name)),
+            Unknown::Reject => Field::Refused(name.to_owned()),
             Unknown::Keep(_) => {
                 keep_name(self.unknown, name);
                 Field::Kept
@@ -135,7 +139,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let Self { program, decoder, rejection, taken } = self;
         match taken {
-            Taken::Whole(index) => column(program, decoder, rejection, *index, deserializer),
+            Taken::Whole(index) => Whole { program, decoder, rejection, index: *index }.deserialize(deserializer),
             Taken::Parts(parts) => {
                 // A field that comes twice: nothing of the first one stays.
                 taken.each_column(&mut |index| decoder.slots[index] = Slot::Absent);
@@ -145,7 +149,8 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
                 let raw = <&RawValue as serde::Deserialize>::deserialize(deserializer)?.get();
                 let text = || serde_json::Deserializer::from_str(raw);
                 for &index in &parts.columns {
-                    column(program, decoder, rejection, index, &mut text()).map_err(D::Error::custom)?;
+                    let whole = Whole { program, decoder, rejection, index };
+                    whole.deserialize(&mut text()).map_err(D::Error::custom)?;
                 }
                 if parts.is_looked_into() {
                     let part = Part { program, decoder, rejection, taken: parts };
@@ -157,24 +162,31 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     }
 }
 
-/// Takes a value into a column.
-fn column<'de, D: Deserializer<'de>>(
-    program: &Program,
-    decoder: &mut Decoder,
-    rejection: &mut Option<Rejection>,
+/// A value that one column takes.
+struct Whole<'a> {
+    program: &'a Program,
+    decoder: &'a mut Decoder,
+    rejection: &'a mut Option<Rejection>,
     index: usize,
-    deserializer: D,
-) -> Result<(), D::Error> {
-    let start = decoder.scratch.len();
-    let column = &program.columns[index];
-    let mut failure = None;
-    let value = ValueSeed::new(column, &mut decoder.scratch, &mut failure).deserialize(deserializer);
-    if let Some((reason, error)) = failure {
-        *rejection = Some(Rejection::new(reason, Some(&column.name), error));
+}
+
+impl<'de> DeserializeSeed<'de> for Whole<'_> {
+    type Value = ();
+
+    #[inline(always)]
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let Self { program, decoder, rejection, index } = self;
+        let start = decoder.scratch.len();
+        let column = &program.columns[index];
+        let mut failure = None;
+        let value = ValueSeed::new(column, &mut decoder.scratch, &mut failure).deserialize(deserializer);
+        if let Some((reason, error)) = failure {
+            *rejection = Some(Rejection::new(reason, Some(&column.name), error));
+        }
+        // A field that comes twice: the last one wins.
+        decoder.slots[index] = if value? { Slot::At(start as u32, decoder.scratch.len() as u32) } else { Slot::Null };
+        Ok(())
     }
-    // A field that comes twice: the last one wins.
-    decoder.slots[index] = if value? { Slot::At(start as u32, decoder.scratch.len() as u32) } else { Slot::Null };
-    Ok(())
 }
 
 /// A value that is looked into. What a path does not reach is absent; a value that has no parts is of the wrong type.
@@ -192,7 +204,7 @@ impl Part<'_> {
             (true, false) => "expected an array to look into",
             _ => "expected an object or an array to look into",
         };
-        let column = self.taken.first_column().map(|index| self.program.columns[index].name.as_str());
+        let column = self.taken.inner_column().map(|index| self.program.columns[index].name.as_str());
         *self.rejection = Some(Rejection::new(Reason::WrongType, column, error));
         Err(E::custom(error))
     }

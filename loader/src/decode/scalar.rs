@@ -20,6 +20,7 @@ const NO_TIME: Failure = (Reason::OutOfRange, "a time that PostgreSQL cannot sto
 const NUL: Failure = (Reason::BadText, "text with a NUL character, which PostgreSQL cannot store");
 
 /// What is said of a value of another type.
+#[cold]
 pub(super) fn wrong_type(kind: &Kind, digits_in_string: bool) -> Failure {
     let expected = match kind {
         Kind::Bool => "expected true or false",
@@ -53,6 +54,7 @@ pub(super) fn wrong_type(kind: &Kind, digits_in_string: bool) -> Failure {
 }
 
 /// Appends an integer of the message.
+#[inline(always)]
 pub(super) fn integer(out: &mut Vec<u8>, value: i128, kind: &Kind) -> Result<(), Failure> {
     match kind {
         Kind::Int2 => copy::field(out, &i16::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
@@ -87,16 +89,27 @@ pub(super) fn float_for_integer(out: &mut Vec<u8>, value: f64, kind: &Kind) -> R
 }
 
 /// Appends a string of the message.
+#[inline(always)]
 pub(super) fn string(out: &mut Vec<u8>, value: &str, kind: &Kind, digits_in_string: bool) -> Result<(), Failure> {
-    let no = || wrong_type(kind, digits_in_string);
     match kind {
-        Kind::Text { limit, blanks_are_cut } => return text(out, value, *limit, *blanks_are_cut),
+        Kind::Text { limit, blanks_are_cut } => text(out, value, *limit, *blanks_are_cut),
         Kind::Timestamp(TimeFormat::Rfc3339 | TimeFormat::Rfc3339OrEpochMs) => {
-            copy::field(out, &copy::rfc3339(value).ok_or_else(no)?.to_be_bytes());
+            let time = copy::rfc3339(value).ok_or_else(|| wrong_type(kind, digits_in_string))?;
+            copy::field(out, &time.to_be_bytes());
+            Ok(())
         }
         Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Oid if digits_in_string => {
-            return integer(out, digits(value).ok_or_else(no)?, kind);
+            integer(out, digits(value).ok_or_else(|| wrong_type(kind, digits_in_string))?, kind)
         }
+        kind => rarer_string(out, value, kind),
+    }
+}
+
+/// Apart from the types above, which most columns have, so that those stay small and fast.
+#[inline(never)]
+fn rarer_string(out: &mut Vec<u8>, value: &str, kind: &Kind) -> Result<(), Failure> {
+    let no = || wrong_type(kind, false);
+    match kind {
         Kind::Uuid => copy::field(out, uuid::Uuid::try_parse(value).map_err(|_| no())?.as_bytes()),
         Kind::Enum(labels) if labels.iter().any(|label| label == value) => copy::field(out, value.as_bytes()),
         Kind::Date => copy::field(out, &copy::date(value).ok_or_else(no)?.to_be_bytes()),
@@ -220,6 +233,7 @@ fn hexadecimal(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Appends text after the checks that the server would fail the whole COPY for.
+#[inline(always)]
 fn text(out: &mut Vec<u8>, text: &str, limit: Option<u32>, blanks_are_cut: bool) -> Result<(), Failure> {
     if text.as_bytes().contains(&0) {
         return Err(NUL);

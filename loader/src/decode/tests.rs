@@ -1,3 +1,6 @@
+mod paths;
+mod types;
+
 use super::*;
 use crate::catalog::{RangeLeaves, TableColumn, TableDefault};
 use crate::program::tests::{column, compile, table};

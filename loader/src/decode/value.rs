@@ -44,6 +44,7 @@ impl<'a> ValueSeed<'a> {
 impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
     type Value = bool;
 
+    #[inline(always)]
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
         if self.kind.is_raw() {
             // The text itself: no digit may be lost on the way.

@@ -106,10 +106,11 @@ impl Parts {
         self.elements.iter().for_each(|(_, taken)| taken.each_column(call));
     }
 
-    /// The first of the columns, to name one in an error.
-    pub fn first_column(&self) -> Option<usize> {
+    /// One of the columns that take something inside of the value, to name it in an error.
+    pub fn inner_column(&self) -> Option<usize> {
         let mut first = None;
-        self.each_column(&mut |column| first = first.or(Some(column)));
+        let inner = self.members.0.iter().map(|(_, taken)| taken).chain(self.elements.iter().map(|(_, taken)| taken));
+        inner.for_each(|taken| taken.each_column(&mut |column| first = first.or(Some(column))));
         first
     }
 
