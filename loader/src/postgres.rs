@@ -148,6 +148,14 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
+/// What may be logged of a refused row. Errors of class 22 repeat the value, which belongs into the dead letter alone.
+pub fn without_value(error: &DbError) -> String {
+    match error.code().code() {
+        code if code.starts_with("22") => format!("a value that its column does not take (SQLSTATE {code})"),
+        code => format!("{} (SQLSTATE {code})", error.message()),
+    }
+}
+
 /// The one question that an error of a running loader has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

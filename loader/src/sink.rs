@@ -294,7 +294,7 @@ impl Sink {
                 let message = chunks[chunk].starts[row].0;
                 refused.push(Refused { chunk, message, rejection: postgres::rejection(db) });
                 if refused.len() as u64 > allowance {
-                    return Err(Failure::TooManyRefused(db.message().to_owned()));
+                    return Err(Failure::TooManyRefused(postgres::without_value(db)));
                 }
                 if !rows.is_empty() && rows.len() <= ROWS_PER_CAREFUL_COPY {
                     work.push((rows, pinpoints.saturating_sub(1), None));

@@ -6,6 +6,7 @@
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
 //! - `tls`: encryption, whom the loader trusts, how it logs in
+//! - `text_format`: the same for tables with types that only PostgreSQL can read
 //! - `pipeline`: outages, gaps, changed tables, several loaders: every message once
 
 #[path = "../shared/certificates.rs"]
@@ -18,3 +19,4 @@ mod poison;
 mod replay;
 mod state;
 mod tls;
+mod text_format;

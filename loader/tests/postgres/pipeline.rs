@@ -225,6 +225,36 @@ fn a_changed_table_is_read_again() {
 }
 
 #[test]
+fn labels_that_an_enum_gains_or_changes_are_known_at_once() {
+    let loading = Loading::new(
+        1,
+        "CREATE TYPE public.mood AS ENUM ('sad', 'ok'); CREATE DOMAIN public.feeling AS public.mood;
+         CREATE TABLE public.t (a int, m public.mood, d public.feeling[]);",
+    );
+    let running = loading.start();
+    let mut session = loading.session();
+    let load = |label: &str| {
+        let rows = running.metrics.rows.load(Relaxed);
+        loading.produce(0, &format!("{{\"a\": {rows}, \"m\": \"{label}\", \"d\": [\"{label}\"]}}"));
+        running.wait_for_rows(rows + 1);
+    };
+    load("sad");
+    // Without the labels in the fingerprint this one would be a dead letter of the encoder ..
+    session.batch_execute("ALTER TYPE public.mood ADD VALUE 'happy'").unwrap();
+    load("happy");
+    // .. and after this one, rows with the old label would be refused by the server, all of them.
+    session.batch_execute("ALTER TYPE public.mood RENAME VALUE 'ok' TO 'fine'").unwrap();
+    load("fine");
+    loading.produce(0, r#"{"m": "ok"}"#);
+    load("sad");
+    running.stop().unwrap();
+    loading.assert_exactly_once(4);
+    let letters = "SELECT concat_ws(' ', reason, column_name, error) FROM tally.dead_letters";
+    assert_eq!(loading.texts(letters), ["wrong_type m expected a string that is a label of the enum"]);
+    assert_eq!(loading.number("SELECT count(*) FROM public.t WHERE d = ARRAY[m]::public.feeling[]"), 4);
+}
+
+#[test]
 fn bigint_bytes_never_become_a_time() {
     // Binary COPY carries no types: without the fingerprint 1,000,000 would become 2000-01-01 00:00:01.
     let loading = Loading::new(1, TABLE);
