@@ -122,10 +122,7 @@ fn plain(cluster: &Cluster, folder: &Path, table: &Plain, rows: u32, report: &mu
         ("psql text", Way::Text),
         ("psql binary", Way::Binary),
         ("tally-loader", Way::Loader { policy: "" }),
-        (
-            "in one batch",
-            Way::Loader { policy: "batch = { rows = 1000000, bytes = \"200 MiB\", linger = \"1 min\" }" },
-        ),
+        ("in one batch", Way::Loader { policy: "batch = { rows = 1000000, bytes = \"200 MiB\", linger = \"1 min\" }" }),
         ("INSERT", Way::Insert),
     ];
     let [text, binary, loader, at_once, insert] = report.interleave(contenders, &mut run_way);

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Error;
 
-use super::{Checks, FINGERPRINT, Failure, Sink, deferred};
+use super::{Checks, Failure, Sink, deferred};
 use crate::decode::Rejection;
 use crate::program::Program;
 
@@ -112,7 +112,6 @@ impl Sink {
     /// Deferred constraints hold for the rows copied, and the table is the one that the program was compiled for.
     pub async fn check_rows(&self, program: &Program) -> Result<(), Failure> {
         self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(deferred)?;
-        let found = self.client.query_one(&format!("SELECT ({FINGERPRINT})"), &[&program.table_oid]).await?;
-        if found.get::<_, Option<i64>>(0) == Some(program.fingerprint) { Ok(()) } else { Err(Failure::TableChanged) }
+        if self.is_changed(program).await? { Err(Failure::TableChanged) } else { Ok(()) }
     }
 }

@@ -18,5 +18,5 @@ mod pipeline;
 mod poison;
 mod replay;
 mod state;
-mod tls;
 mod text_format;
+mod tls;
