@@ -4,10 +4,11 @@
 mod context;
 mod denial;
 mod group;
+mod queue;
 mod settings;
 mod token;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 
 use self::context::Context;
 use self::denial::Denial;
+use self::queue::{Failure, Queue};
 use self::settings::settings;
 use super::{Bounds, Polled, Rebalance, Source, SourceError};
 use crate::config::{self, Ownership};
@@ -28,7 +30,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic of a Kafka cluster.
 pub struct KafkaSource {
+    /// Where messages come from; not in a group, whose parts the client library assigns. It goes before the consumer.
+    queue: Option<Queue>,
     consumer: BaseConsumer<Context>,
+    /// What stood between messages that were handed over already.
+    failures: VecDeque<Failure>,
+    /// Parts of which nothing has come since they were assigned.
+    silent: BTreeSet<i32>,
     topic: String,
     brokers: String,
     starts: BTreeMap<i32, i64>,
@@ -52,7 +60,18 @@ impl KafkaSource {
             .map_err(|error| SourceError::Refused(format!("the settings of Kafka are not accepted: {error}")))?;
         let (topic, brokers) = (source.kafka.topic.clone(), source.kafka.brokers.join(","));
         let in_group = source.ownership == Ownership::ConsumerGroup;
-        Ok(Self { consumer, topic, brokers, starts: BTreeMap::new(), in_group, current: BTreeSet::new() })
+        let queue = (!in_group).then(|| Queue::new(&consumer));
+        Ok(Self {
+            queue,
+            consumer,
+            failures: VecDeque::new(),
+            silent: BTreeSet::new(),
+            topic,
+            brokers,
+            starts: BTreeMap::new(),
+            in_group,
+            current: BTreeSet::new(),
+        })
     }
 
     /// Asks the brokers until they answer or [`TIMEOUT`] is over. At first in short turns, because librdkafka waits in silence
@@ -150,6 +169,103 @@ impl KafkaSource {
         }
         Ok(None)
     }
+
+    /// In a group, all comes by the consumer.
+    fn poll_consumer(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
+        let mut wait = wait;
+        loop {
+            let polled = match self.consumer.poll(wait) {
+                None => return self.idle(),
+                Some(polled) => polled,
+            };
+            wait = Duration::ZERO;
+            match polled {
+                Ok(message) => {
+                    let headers = message
+                        .headers()
+                        .map(|headers| headers_as_json(headers.iter().map(|header| (header.key, header.value))));
+                    into.push(Message {
+                        part: message.partition(),
+                        offset: message.offset(),
+                        time: message.timestamp().to_millis(),
+                        key: message.key(),
+                        value: message.payload(),
+                        headers: headers.as_deref(),
+                    });
+                    if into.size() >= limit {
+                        return Ok(Polled::Messages);
+                    }
+                }
+                Err(KafkaError::PartitionEOF(part)) => {
+                    let position = self.position(part).or(self.starts.get(&part).copied());
+                    // Nothing is known of a part that is not assigned any more.
+                    let Some(position) = position else { continue };
+                    return Ok(Polled::EndOfPart { part, position });
+                }
+                Err(error) => match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                        if let Some(part) = self.out_of_range()? {
+                            return Ok(Polled::OutOfRange { part });
+                        }
+                    }
+                    // A connection that ends is made again; if it is not, the next looks tell.
+                    _ if is_away(&error) => {}
+                    _ => return Err(self.error(&error)),
+                },
+            }
+        }
+    }
+
+    fn poll_queue(
+        &mut self,
+        queue: &mut Queue,
+        into: &mut Arena,
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Polled, SourceError> {
+        // Errors of the client, statistics, requests for a token.
+        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO)
+            && !is_away(&error)
+        {
+            return Err(self.error(&error));
+        }
+        // The end of the former assignment, some time after the new one was made, takes the parts' queues back.
+        self.silent.iter().for_each(|part| queue.take(&self.consumer, &self.topic, *part));
+        let mut wait = wait;
+        while into.size() < limit {
+            while let Some(failure) = self.failures.pop_front() {
+                let error = KafkaError::MessageConsumption(failure.code);
+                let Failure { part, offset, code } = failure;
+                match code {
+                    RDKafkaErrorCode::PartitionEOF => return Ok(Polled::EndOfPart { part, position: offset }),
+                    RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
+                        return Ok(Polled::OutOfRange { part });
+                    }
+                    // A connection that ends is made again; if it is not, the next looks tell.
+                    _ if is_away(&error) => {}
+                    _ => return Err(self.error(&error)),
+                }
+            }
+            // One is waited for. Then as many as still fit if they are as long as those before.
+            let average = into.size() / into.len().max(1);
+            let room = if into.is_empty() { 1 } else { (limit - into.size()) / average.max(1) };
+            let (failures, silent) = (&mut self.failures, &mut self.silent);
+            let count = queue.poll(room, wait, |next| {
+                if !silent.is_empty() {
+                    silent.remove(&next.as_ref().map_or_else(|failure| failure.part, |message| message.part));
+                }
+                match next {
+                    Ok(message) => into.push(message),
+                    Err(failure) => failures.push_back(failure),
+                }
+            });
+            if count == 0 {
+                return self.idle();
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(Polled::Messages)
+    }
 }
 
 impl Source for KafkaSource {
@@ -212,51 +328,19 @@ impl Source for KafkaSource {
                 .map_err(|error| self.error(&error))?;
         }
         self.consumer.assign(&list).map_err(|error| self.error(&error))?;
+        self.failures.clear();
+        self.silent = starts.iter().map(|(part, _)| *part).collect();
         self.starts = starts.iter().copied().collect();
         Ok(())
     }
 
     fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
-        let mut wait = wait;
-        loop {
-            let polled = match self.consumer.poll(wait) {
-                None => return self.idle(),
-                Some(polled) => polled,
-            };
-            wait = Duration::ZERO;
-            match polled {
-                Ok(message) => {
-                    let headers = message
-                        .headers()
-                        .map(|headers| headers_as_json(headers.iter().map(|header| (header.key, header.value))));
-                    into.push(Message {
-                        part: message.partition(),
-                        offset: message.offset(),
-                        time: message.timestamp().to_millis(),
-                        key: message.key(),
-                        value: message.payload(),
-                        headers: headers.as_deref(),
-                    });
-                    if into.size() >= limit {
-                        return Ok(Polled::Messages);
-                    }
-                }
-                Err(KafkaError::PartitionEOF(part)) => {
-                    let position = self.position(part).or(self.starts.get(&part).copied());
-                    // Nothing is known of a part that is not assigned any more.
-                    let Some(position) = position else { continue };
-                    return Ok(Polled::EndOfPart { part, position });
-                }
-                Err(error) => match error.rdkafka_error_code() {
-                    Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                        if let Some(part) = self.out_of_range()? {
-                            return Ok(Polled::OutOfRange { part });
-                        }
-                    }
-                    // A connection that ends is made again; if it is not, the next looks tell.
-                    _ if is_away(&error) => {}
-                    _ => return Err(self.error(&error)),
-                },
+        match self.queue.take() {
+            None => self.poll_consumer(into, limit, wait),
+            Some(mut queue) => {
+                let polled = self.poll_queue(&mut queue, into, limit, wait);
+                self.queue = Some(queue);
+                polled
             }
         }
     }
