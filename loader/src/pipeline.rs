@@ -14,20 +14,20 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use self::group::{Membership, next_change};
+use self::group::{Changes, next_change, overdue_change};
 use crate::batch::{Batch, Limits, Owned};
 use crate::catalog::{CatalogError, Table};
 use crate::config::{Config, OnGap, Start as StartRule};
 use crate::control::{Control, Member, Ownership};
 use crate::feed::{Event, Feed, Start};
 use crate::gauge::Gauge;
-use crate::membership;
+use crate::membership::{self, Group};
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::{self, Claim};
 use crate::postgres::{self, Verdict};
 use crate::program::Program;
 use crate::sink::{Checks, Failure, Sink};
-use crate::source::{Bounds, Source, SourceError};
+use crate::source::{Bounds, Rebalance, Source, SourceError};
 use crate::stop::Stop;
 use crate::{Error, Result, catalog};
 
@@ -174,10 +174,10 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
             ends.insert(part, within(timeout, &feed, move |source| Ok(source.bounds(part)?.end)).await?);
         }
     }
-    let changes = feed.join().await.map_err(source_error)?;
+    let mut changes = feed.join().await.map_err(source_error)?;
     let mut lane = Lane {
         config,
-        membership: changes.map(Membership::new),
+        group: changes.is_some().then(Group::default),
         until_end: run.until_end,
         metrics: run.metrics.clone(),
         stop: run.stop,
@@ -201,8 +201,8 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
         paused: false,
         started: false,
     };
-    let result = lane.keep_loading(&mut feed, sink, source_id).await;
-    if lane.membership.is_some() {
+    let result = lane.keep_loading(&mut feed, sink, source_id, &mut changes).await;
+    if lane.group.is_some() {
         // Without a word the others would wait for this member until its session ends.
         feed.close().await;
     }
@@ -288,10 +288,18 @@ enum Lost {
     Leave(#[from] Error),
 }
 
+/// What there is to do next.
+enum Work {
+    Change(Rebalance),
+    Share(Ownership),
+    Event(Event),
+    Close,
+}
+
 struct Lane<'a> {
     config: &'a Config,
     /// With a consumer group, which then shares the parts.
-    membership: Option<Membership>,
+    group: Option<Group>,
     until_end: bool,
     metrics: Arc<Metrics>,
     stop: Stop,
@@ -325,7 +333,7 @@ struct Lane<'a> {
 
 impl Lane<'_> {
     /// Loads until there is a reason to leave, through all outages.
-    async fn keep_loading(&mut self, feed: &mut Feed, sink: Sink, source: i32) -> Result<()> {
+    async fn keep_loading(&mut self, feed: &mut Feed, sink: Sink, source: i32, changes: &mut Changes) -> Result<()> {
         let mut sink = Some(sink);
         loop {
             let mut connected = match sink.take() {
@@ -334,7 +342,7 @@ impl Lane<'_> {
                     Ok(sink) => sink,
                     Err(Lost::Leave(error)) => return Err(error),
                     Err(lost) => {
-                        self.back_off(&lost).await?;
+                        self.back_off(&lost, feed, changes).await?;
                         if self.stop.is_signalled() {
                             return Ok(());
                         }
@@ -342,7 +350,7 @@ impl Lane<'_> {
                     }
                 },
             };
-            let lost = match self.stretch(feed, &mut connected).await {
+            let lost = match self.stretch(feed, &mut connected, changes).await {
                 Ok(()) => {
                     let _ = connected.leave(self.member).await;
                     return Ok(());
@@ -361,7 +369,7 @@ impl Lane<'_> {
                     if let Lost::Failure(Failure::Fenced(_)) = &lost {
                         self.metrics.fenced.fetch_add(1, Relaxed);
                     }
-                    self.back_off(&lost).await?;
+                    self.back_off(&lost, feed, changes).await?;
                 }
             }
             if self.stop.is_signalled() {
@@ -375,7 +383,7 @@ impl Lane<'_> {
     }
 
     /// Waits before the next attempt; an error at the very start leaves instead.
-    async fn back_off(&mut self, lost: &Lost) -> Result<()> {
+    async fn back_off(&mut self, lost: &Lost, feed: &mut Feed, changes: &mut Changes) -> Result<()> {
         let waits = matches!(lost, Lost::Failure(Failure::Postgres(error))
             if !matches!(postgres::verdict(error), Verdict::Retry | Verdict::Fenced));
         if !self.started {
@@ -395,11 +403,19 @@ impl Lane<'_> {
         // Half of the pause is random, so that many loaders do not come back in step.
         let jitter = 0.5 + 0.5 * (Uuid::new_v4().as_u128() as u32 as f64 / f64::from(u32::MAX));
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        tokio::select! {
-            () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
-            () = self.stop.signalled(1) => {}
+        let over = tokio::time::sleep(pause.mul_f64(jitter));
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return Ok(()),
+                () = self.stop.signalled(1) => return Ok(()),
+                change = next_change(changes) => {
+                    if let Err(lost) = self.yield_to_group(feed, change).await {
+                        tracing::debug!("cannot answer the group: {lost}");
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
     /// A new connection; the table may have changed meanwhile.
@@ -427,14 +443,14 @@ impl Lane<'_> {
     }
 
     /// From a claim to the first failure. `Ok`: everything is committed and the loader leaves.
-    async fn stretch(&mut self, feed: &mut Feed, sink: &mut Sink) -> Result<(), Lost> {
+    async fn stretch(&mut self, feed: &mut Feed, sink: &mut Sink, changes: &mut Changes) -> Result<(), Lost> {
         let ownership = self.control.ownership();
         let mine: Vec<i32> = self.owned.keys().copied().collect();
         self.owned.clear();
         // A claim that failed half-way may have left us leases.
         let leased = ownership.owners.iter().filter(|(_, owner)| **owner == Some(self.member)).map(|(part, _)| *part);
         let mut wanted: BTreeSet<i32> = mine.into_iter().chain(leased).collect();
-        if let Some(Membership { group, .. }) = &self.membership {
+        if let Some(group) = &self.group {
             wanted = group.free(&ownership.owners, self.member).into_iter().collect();
         } else {
             wanted.extend(membership::plan(&ownership.owners, &ownership.members, self.member).claim);
@@ -444,7 +460,7 @@ impl Lane<'_> {
         if !self.started {
             self.started = true;
             let (topic, table) = (&self.config.source.kafka.topic, &self.program.table);
-            match &self.membership {
+            match &self.group {
                 None => tracing::info!("loading {} part(s) of \"{topic}\" into {table}", self.owned.len()),
                 Some(_) => tracing::info!("loading what the consumer group gives of \"{topic}\" into {table}"),
             }
@@ -462,18 +478,33 @@ impl Lane<'_> {
             }
             self.fail_if_all_stopped(false)?;
             let deadline = self.batch.deadline(self.limits.linger(self.last_commit));
-            tokio::select! {
+            let work = tokio::select! {
                 biased;
-                () = self.stop.signalled(1) => {}
-                change = next_change(&mut self.membership) => self.rebalance(feed, sink, change).await?,
-                ownership = self.control.changed() => self.share(feed, sink, ownership).await?,
+                () = self.stop.signalled(1) => continue,
+                change = next_change(changes) => Work::Change(change),
+                ownership = self.control.changed() => Work::Share(ownership),
                 // While more is there, the batch grows: its limits close it.
                 event = feed.next() => {
-                    let event = event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?;
-                    self.handle(feed, sink, event).await?;
+                    Work::Event(event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?)
                 }
-                () = sleep_until(deadline) => self.close(feed, sink).await?,
+                () = sleep_until(deadline) => Work::Close,
+            };
+            tokio::select! {
+                done = self.work(feed, sink, work) => done?,
+                change = overdue_change(changes) => {
+                    self.yield_to_group(feed, change).await?;
+                    return Err(Lost::Abandoned("PostgreSQL takes too long for the group".into()));
+                }
             }
+        }
+    }
+
+    async fn work(&mut self, feed: &mut Feed, sink: &mut Sink, work: Work) -> Result<(), Lost> {
+        match work {
+            Work::Change(change) => self.rebalance(feed, sink, change).await,
+            Work::Share(ownership) => self.share(feed, sink, ownership).await,
+            Work::Event(event) => self.handle(feed, sink, event).await,
+            Work::Close => self.close(feed, sink).await,
         }
     }
 
@@ -698,8 +729,8 @@ impl Lane<'_> {
         for part in self.owned.keys().chain(self.stopped.keys()) {
             ownership.owners.entry(*part).or_insert(None).get_or_insert(self.member);
         }
-        let plan = match &self.membership {
-            Some(Membership { group, .. }) => {
+        let plan = match &self.group {
+            Some(group) => {
                 membership::Plan { claim: self.free_parts(), release: group.given_up(&ownership.owners, self.member) }
             }
             None => membership::plan(&ownership.owners, &ownership.members, self.member),

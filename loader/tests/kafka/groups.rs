@@ -96,6 +96,33 @@ fn a_member_that_was_frozen_commits_nothing_that_another_has_loaded() {
     pipeline.assert_exact(0);
 }
 
+/// Somebody locks the table. Other members of the group are not held up by that.
+#[test]
+fn a_member_whose_server_is_stuck_gives_up_its_parts() {
+    let Some(broker) = broker::shared() else { return };
+    let pipeline = pipeline(broker);
+    pipeline.produce(100, 1);
+    let first = pipeline.start(&[]);
+    pipeline.wait_for_progress(100);
+    let mut holder = pipeline.session();
+    holder.batch_execute("BEGIN; LOCK TABLE public.events IN SHARE MODE").expect("the lock");
+    pipeline.produce(1_000, 2);
+    wait_until("the loader waits for the table", || {
+        pipeline.number(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE usename = 'loader' AND datname = current_database() AND wait_event_type = 'Lock'",
+        ) > 0
+    });
+    let second = pipeline.start(&[]);
+    wait_for_owners(&pipeline, 2);
+    assert_eq!(pipeline.progress(), 100);
+    holder.batch_execute("ROLLBACK").expect("the lock is given up");
+    pipeline.wait_for_progress(1_100);
+    assert_eq!(first.terminate(), Some(0));
+    assert_eq!(second.terminate(), Some(0));
+    pipeline.assert_exact(0);
+}
+
 /// The positions in Kafka are neither asked for nor written.
 #[test]
 fn a_group_is_joined_and_its_offsets_are_left_alone() {
