@@ -32,6 +32,8 @@ const QUEUE: usize = 6;
 /// How long a poll waits when nothing comes; a command waits as long.
 const WAIT: Duration = Duration::from_millis(20);
 
+/// When queues or memory are full for so long, PostgreSQL does not get on. Without polls a source would collect what it has to say.
+const STALL: Duration = Duration::from_secs(2);
 /// How long a source may take to close.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -107,7 +109,14 @@ impl Feed {
         let (event_sender, events) = async_mpsc::channel(QUEUE);
         let program = Arc::new(RwLock::new(program));
         let budget = Budget::default();
-        let reader = Reader { assignment: 0, positions: BTreeMap::new(), next_item: None, is_member: false };
+        let reader = Reader {
+            assignment: 0,
+            positions: BTreeMap::new(),
+            next_item: None,
+            item_after: None,
+            is_member: false,
+            is_paused: false,
+        };
         let context = ReaderContext {
             commands: command_receiver,
             items,
@@ -173,12 +182,16 @@ impl Feed {
             .send(Box::new(move |source, reader| {
                 // The anchor's record is read once more and then dropped.
                 let positions: Vec<_> = starts.iter().map(|start| (start.part, start.read_from())).collect();
+                if std::mem::take(&mut reader.is_paused) {
+                    source.pause(false);
+                }
                 let result = source.assign(&positions);
                 if result.is_ok() {
                     reader.assignment = assignment;
                     reader.positions = positions.into_iter().collect();
                     // Whatever still waits belongs to the former assignment.
                     reader.next_item = Some(Item::Assigned(assignment, starts));
+                    reader.item_after = None;
                 }
                 let _ = reply.send(result);
             }))
@@ -231,8 +244,12 @@ struct Reader {
     assignment: u64,
     positions: BTreeMap<i32, i64>,
     next_item: Option<Item>,
+    /// What came although fetching was paused.
+    item_after: Option<Item>,
     /// Of a consumer group, which speaks while the source is polled.
     is_member: bool,
+    /// Nothing is fetched, because the pipeline has not got on for long.
+    is_paused: bool,
 }
 
 struct ReaderContext {
@@ -247,6 +264,7 @@ impl ReaderContext {
     fn run(self, mut source: Box<dyn Source>, mut reader: Reader) {
         let mut trouble: Option<String> = None;
         let mut ends_at = Instant::now();
+        let mut blocked_since = None;
         loop {
             loop {
                 match self.commands.try_recv() {
@@ -258,32 +276,37 @@ impl ReaderContext {
             }
             if let Some(item) = reader.next_item.take() {
                 match self.items.try_send(item) {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(item)) => {
-                        reader.next_item = Some(item);
-                        if !self.serve_one_command(&mut source, &mut reader, Duration::from_millis(1)) {
-                            return;
-                        }
-                        continue;
-                    }
+                    Ok(()) => reader.next_item = reader.item_after.take(),
+                    Err(TrySendError::Full(item)) => reader.next_item = Some(item),
                     Err(TrySendError::Disconnected(_)) => return,
                 }
             }
             self.metrics.memory.store(self.budget.used() as u64, std::sync::atomic::Ordering::Relaxed);
-            let is_full = self.budget.used() + 2 * ARENA_BYTES > self.memory;
-            if reader.positions.is_empty() && !reader.is_member || is_full {
-                if !self.serve_one_command(
-                    &mut source,
-                    &mut reader,
-                    if is_full { Duration::from_millis(1) } else { WAIT },
-                ) {
+            let is_blocked = reader.next_item.is_some() || self.budget.used() + 2 * ARENA_BYTES > self.memory;
+            if !is_blocked {
+                blocked_since = None;
+            }
+            let is_stalled = is_blocked && blocked_since.get_or_insert_with(Instant::now).elapsed() > STALL;
+            if is_stalled != reader.is_paused && source.pause(is_stalled) {
+                tracing::debug!(
+                    "fetching {}",
+                    if is_stalled { "pauses: PostgreSQL does not get on" } else { "goes on" }
+                );
+                reader.is_paused = is_stalled;
+            }
+            let has_room = !is_blocked || reader.is_paused && reader.item_after.is_none();
+            if reader.positions.is_empty() && !reader.is_member || !has_room {
+                let wait = if is_blocked { Duration::from_millis(1) } else { WAIT };
+                if !self.serve_one_command(&mut source, &mut reader, wait) {
                     return;
                 }
                 continue;
             }
             let mut arena = Arena::with_capacity(ARENA_BYTES, ARENA_BYTES / 128);
             let start = Instant::now();
-            let polled = source.poll(&mut arena, ARENA_BYTES, WAIT);
+            // Should a message come although nothing is fetched, it is one.
+            let limit = if reader.is_paused { 1 } else { ARENA_BYTES };
+            let polled = source.poll(&mut arena, limit, WAIT);
             if !arena.is_empty() {
                 self.metrics.add_time(Phase::Poll, start.elapsed());
             }
@@ -318,7 +341,12 @@ impl ReaderContext {
                 self.metrics.throttled.fetch_add(throttled, std::sync::atomic::Ordering::Relaxed);
             }
             if !arena.is_empty() || !matches!(then, Polled::Idle | Polled::Messages) {
-                reader.next_item = Some(Item::Polled { assignment: reader.assignment, arena, polled_at: start, then });
+                let item = Item::Polled { assignment: reader.assignment, arena, polled_at: start, then };
+                if reader.next_item.is_some() {
+                    reader.item_after = Some(item);
+                } else {
+                    reader.next_item = Some(item);
+                }
             }
         }
     }

@@ -94,6 +94,11 @@ pub trait Source: Send {
     }
     /// Reads these parts from these positions, and nothing else.
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError>;
+    /// Fetches nothing more, or goes on from what the last poll brought. `true`: so it is, and while paused polls are about everything
+    /// but messages. `false`: this source cannot, and must not be polled.
+    fn pause(&mut self, _paused: bool) -> bool {
+        false
+    }
     /// Fills the arena up to about `limit` bytes; waits at most `wait` for the first message.
     fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError>;
     /// Ends of the parts as last seen: (part, high watermark, last stable offset). For metrics only.

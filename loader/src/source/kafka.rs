@@ -334,6 +334,13 @@ impl Source for KafkaSource {
         Ok(())
     }
 
+    fn pause(&mut self, paused: bool) -> bool {
+        let paused = self.consumer.assignment().and_then(|assignment| {
+            if paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) }
+        });
+        paused.is_ok()
+    }
+
     fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
         match self.queue.take() {
             None => self.poll_consumer(into, limit, wait),

@@ -1,9 +1,12 @@
 //! Kafka or PostgreSQL go away and come back. The loader goes on by itself.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use tally_server_tests::cluster::Cluster;
 
-use crate::broker::{self, Broker};
-use crate::pipeline::{Pipeline, World};
+use crate::broker::{self, Broker, PASSWORD, USER};
+use crate::pipeline::{Pipeline, World, wait_until};
+use crate::stand_in::StandIn;
 
 #[test]
 fn loader_survives_a_kill_and_restart_of_the_broker() {
@@ -37,6 +40,40 @@ fn loader_survives_crashes_and_restarts_of_postgresql() {
         assert!(loader.is_running());
     }
     pipeline.wait_for_progress(20_000);
+    assert_eq!(loader.terminate(), Some(0));
+    pipeline.assert_exact(0);
+}
+
+/// Memory is full and stays so, because the table is locked. The client library tells its statistics and errors all the same, and they
+/// must not pile up.
+#[test]
+fn a_stalled_loader_still_hears_the_client_library() {
+    let Some(broker) = broker::shared() else { return };
+    let stand_in = StandIn::start(broker);
+    let mut pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
+    pipeline.servers = stand_in.servers();
+    pipeline.source = format!(
+        "sasl = {{ mechanism = \"PLAIN\", username_file = {:?}, password_file = {:?} }}\ntls = {{ ca_file = {:?} }}\n",
+        pipeline.secret("user", USER),
+        pipeline.secret("password", PASSWORD),
+        broker.certificates.path("authority.pem")
+    );
+    pipeline.memory = "17 MiB";
+    pipeline.policy = "batch = { rows = 500, bytes = \"64 KiB\", linger = \"20 ms\" }\n".into();
+    let mut holder = pipeline.session();
+    holder.batch_execute("BEGIN; LOCK TABLE public.events IN SHARE MODE").expect("the lock");
+    let loader = pipeline.start(&["-v"]);
+    pipeline.produce(60_000, 1);
+    wait_until("fetching pauses", || loader.log().contains("fetching pauses"));
+    stand_in.behaviour.idle_limit.store(300, Relaxed);
+    wait_until("an idle connection was cut", || stand_in.record.idle_cuts.load(Relaxed) > 0);
+    wait_until("the loader hears of it", || {
+        loader.log().split("fetching pauses").last().is_some_and(|log| log.contains("Global error"))
+    });
+    assert_eq!(pipeline.progress(), 0);
+    stand_in.behaviour.idle_limit.store(0, Relaxed);
+    holder.batch_execute("ROLLBACK").expect("the lock is given up");
+    pipeline.wait_for_progress(60_000);
     assert_eq!(loader.terminate(), Some(0));
     pipeline.assert_exact(0);
 }

@@ -44,6 +44,8 @@ pub struct Pipeline<'a> {
     folder: tempfile::TempDir,
     /// Where the loader finds the brokers; without it, at their plain port.
     pub servers: String,
+    /// The limit of what the loader holds.
+    pub memory: &'static str,
     /// More keys of `source.kafka`.
     pub kafka: String,
     /// Lines of the section `source` of the configuration.
@@ -65,7 +67,8 @@ impl<'a> Pipeline<'a> {
         // Small batches: many commits to be killed in.
         let policy = "batch = { rows = 500, linger = \"20 ms\" }\n".to_owned();
         let (servers, kafka, source) = (broker.servers(), String::new(), String::new());
-        let pipeline = Self { broker, database, world, topic, folder, servers, kafka, source, policy };
+        let pipeline =
+            Self { broker, database, world, topic, folder, servers, memory: "128 MiB", kafka, source, policy };
         pipeline.create_table();
         pipeline
     }
@@ -169,6 +172,7 @@ impl<'a> Pipeline<'a> {
             text,
             "postgres = {{ host = \"{host}\", port = {port}, dbname = \"{dbname}\", user = \"{user}\" }}\n\
              metrics = \"127.0.0.1:0\"\n\
+             memory = \"{}\"\n\
              [source]\n\
              kafka = {{ brokers = [\"{}\"], topic = \"{}\"{} }}\n{}\n\
              [target]\n\
@@ -178,7 +182,7 @@ impl<'a> Pipeline<'a> {
              columns.device_id = {{ digits_in_string = true }}\n\
              columns.session_id = {{ digits_in_string = true }}\n\
              [policy]\n{}",
-            self.servers, self.topic, self.kafka, self.source, self.policy
+            self.memory, self.servers, self.topic, self.kafka, self.source, self.policy
         )
         .expect("a String takes everything");
         let path = self.folder.path().join(format!("{user}.toml"));
