@@ -39,9 +39,7 @@ pub struct Group {
 /// What becomes of the open batch when the group changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenBatch {
-    /// It is committed, however long that takes.
-    Commit,
-    /// It is committed if that takes no longer than others can wait for the parts, or else dropped; they read it again.
+    /// It is committed if that takes no longer than others can wait, or else dropped and read again, by whoever has the parts then.
     CommitOrDrop,
     /// Others may read it already.
     Drop,
@@ -53,7 +51,7 @@ impl Group {
         let (batch, parts) = match change {
             Rebalance::Assigned(parts) => {
                 self.assigned.extend(parts);
-                return (OpenBatch::Commit, Vec::new());
+                return (OpenBatch::CommitOrDrop, Vec::new());
             }
             Rebalance::Revoked(parts) => (OpenBatch::CommitOrDrop, parts),
             Rebalance::Lost(parts) => (OpenBatch::Drop, parts),
@@ -112,8 +110,8 @@ mod tests {
     #[test]
     fn a_group_gives_and_takes_parts() {
         let mut group = Group::default();
-        assert_eq!(group.rebalance(Rebalance::Assigned(vec![0, 1])), (OpenBatch::Commit, vec![]));
-        assert_eq!(group.rebalance(Rebalance::Assigned(vec![2])), (OpenBatch::Commit, vec![]));
+        assert_eq!(group.rebalance(Rebalance::Assigned(vec![0, 1])), (OpenBatch::CommitOrDrop, vec![]));
+        assert_eq!(group.rebalance(Rebalance::Assigned(vec![2])), (OpenBatch::CommitOrDrop, vec![]));
         let nobody = owners(&[None, None, None]);
         assert_eq!(group.free(&nobody, id(1)), [0, 1, 2]);
         assert_eq!(group.rebalance(Rebalance::Revoked(vec![1])), (OpenBatch::CommitOrDrop, vec![1]));

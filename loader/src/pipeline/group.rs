@@ -44,10 +44,6 @@ impl Lane<'_> {
     pub(super) async fn rebalance(&mut self, feed: &mut Feed, sink: &mut Sink, change: Rebalance) -> Result<(), Lost> {
         let (batch, given_up) = self.note_change(change);
         let failed = match batch {
-            OpenBatch::Commit => {
-                self.close(feed, sink).await?;
-                None
-            }
             OpenBatch::CommitOrDrop => match tokio::time::timeout(PATIENCE, self.close(feed, sink)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(lost)) => Some(lost),

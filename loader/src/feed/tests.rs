@@ -1,0 +1,78 @@
+//! From a topic in memory to events.
+
+use super::*;
+use crate::program::tests::{column, compile, table};
+use crate::source::fake::FakeTopic;
+
+fn feed(topic: &FakeTopic) -> Feed {
+    let program = Arc::new(compile(&table(vec![column("a", "int4")]), "").unwrap());
+    Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Arc::default())
+}
+
+/// Offsets of the messages up to the end of the part.
+async fn offsets(feed: &mut Feed) -> Vec<i64> {
+    let mut offsets = Vec::new();
+    loop {
+        match feed.next().await.unwrap() {
+            Event::Chunk(chunk) => offsets.extend(chunk.arena.iter().map(|message| message.offset)),
+            Event::EndOfPart { .. } => return offsets,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn topic(messages: i64) -> FakeTopic {
+    let topic = FakeTopic::new(1);
+    (0..messages).for_each(|n| _ = topic.produce(0, None, Some(format!("{{\"a\": {n}}}").as_bytes()), Some(n)));
+    topic
+}
+
+#[tokio::test]
+async fn a_part_is_read_from_its_position_to_its_end() {
+    let topic = topic(10);
+    let mut feed = feed(&topic);
+    feed.assign(vec![Start { part: 0, next: 7, anchor: None }]).await.unwrap();
+    assert_eq!(offsets(&mut feed).await, [7, 8, 9]);
+    topic.produce(0, None, Some(b"{}"), None);
+    assert_eq!(offsets(&mut feed).await, [10]);
+}
+
+#[tokio::test]
+async fn events_of_an_older_assignment_are_dropped() {
+    let topic = topic(20_000);
+    let mut feed = feed(&topic);
+    for next in [0, 5, 19_990] {
+        feed.assign(vec![Start { part: 0, next, anchor: None }]).await.unwrap();
+    }
+    assert_eq!(offsets(&mut feed).await, (19_990..20_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_end_of_a_part_lies_behind_markers() {
+    let topic = topic(2);
+    topic.skip(0, 3);
+    let mut feed = feed(&topic);
+    feed.assign(vec![Start { part: 0, next: 2, anchor: None }]).await.unwrap();
+    assert!(matches!(feed.next().await, Some(Event::EndOfPart { part: 0, position: 5, .. })));
+}
+
+#[tokio::test]
+async fn the_anchor_tells_a_topic_that_was_created_again() {
+    let original = topic(3);
+    let mut arena = Arena::default();
+    let mut source = original.source();
+    source.assign(&[(0, 0)]).unwrap();
+    source.poll(&mut arena, 1 << 20, WAIT).unwrap();
+    let last = arena.get(2);
+    let anchor = Some(Anchor { offset: 2, time: last.time, hash: last.hash() });
+    original.produce(0, None, Some(b"{}"), None);
+    let mut same = feed(&original);
+    same.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
+    assert_eq!(offsets(&mut same).await, [3]);
+
+    let other = FakeTopic::new(1);
+    (0..9).for_each(|n| _ = other.produce(0, None, Some(b"{\"a\": 77}"), Some(n)));
+    let mut changed = feed(&other);
+    changed.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
+    assert!(matches!(changed.next().await, Some(Event::AnotherRecord { part: 0, .. })));
+}
