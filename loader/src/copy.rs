@@ -72,6 +72,7 @@ fn length(bytes: usize) -> [u8; 4] {
 }
 
 /// The number written from `from` up to `to`, all of it decimal digits.
+#[inline(always)]
 fn digits(bytes: &[u8], from: usize, to: usize) -> Option<i64> {
     bytes
         .get(from..to)?

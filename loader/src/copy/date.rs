@@ -14,6 +14,7 @@ pub fn date(text: &str) -> Option<i32> {
 
 /// Days between 2000-01-01 and a date; `None` when the calendar has no such day. Years are counted from March, so that the
 /// leap day is the last (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+#[inline(always)]
 pub(super) fn days_since_2000(year: i64, month: i64, day: i64) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let lengths = [31, 28 + i64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];

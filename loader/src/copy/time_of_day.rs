@@ -58,6 +58,7 @@ fn leading_time(text: &str) -> Option<(i64, &str)> {
 }
 
 /// The digits of a fraction from `from` on, as microseconds rounded to the nearest, and where they end.
+#[inline(always)]
 pub(super) fn microseconds(bytes: &[u8], from: usize) -> Option<(i64, usize)> {
     let count = bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     if count == 0 {

@@ -162,7 +162,7 @@ impl<'de> DeserializeSeed<'de> for Element<'_, '_> {
             D::Error::custom(fault.1)
         })?;
         let (kind, digits_in_string) = (builder.element, builder.digits_in_string);
-        let seed = ValueSeed { kind, digits_in_string, out: builder.out, failure };
+        let seed = ValueSeed::<false> { kind, digits_in_string, out: builder.out, failure };
         if !seed.deserialize(&mut json).map_err(D::Error::custom)? {
             builder.has_null = true;
             builder.out.extend_from_slice(copy::NULL);

@@ -40,7 +40,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             match field {
                 // The common case for itself, so that it stays small and fast.
                 Field::Taken(Taken::Whole(index)) => {
-                    map.next_value_seed(Whole { program, decoder, rejection, index: *index })?;
+                    map.next_value_seed(Whole::<true> { program, decoder, rejection, index: *index })?;
                 }
                 Field::Taken(taken) => map.next_value_seed(Value { program, decoder, rejection, taken })?,
                 Field::Ignored => {
@@ -96,6 +96,7 @@ impl<'a> Visitor<'_> for FieldName<'a, '_> {
         formatter.write_str("the name of a field")
     }
 
+    #[inline(always)]
     fn visit_str<E: Error>(self, name: &str) -> Result<Field<'a>, E> {
         if let Some(taken) = self.program.fields.find(name, self.hint) {
             return Ok(Field::Taken(taken));
@@ -139,7 +140,9 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let Self { program, decoder, rejection, taken } = self;
         match taken {
-            Taken::Whole(index) => Whole { program, decoder, rejection, index: *index }.deserialize(deserializer),
+            Taken::Whole(index) => {
+                Whole::<false> { program, decoder, rejection, index: *index }.deserialize(deserializer)
+            }
             Taken::Parts(parts) => {
                 // A field that comes twice: nothing of the first one stays.
                 taken.each_column(&mut |index| decoder.slots[index] = Slot::Absent);
@@ -149,7 +152,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
                 let raw = <&RawValue as serde::Deserialize>::deserialize(deserializer)?.get();
                 let text = || serde_json::Deserializer::from_str(raw);
                 for &index in &parts.columns {
-                    let whole = Whole { program, decoder, rejection, index };
+                    let whole = Whole::<false> { program, decoder, rejection, index };
                     whole.deserialize(&mut text()).map_err(D::Error::custom)?;
                 }
                 if parts.is_looked_into() {
@@ -162,15 +165,15 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     }
 }
 
-/// A value that one column takes.
-struct Whole<'a> {
+/// A value that one column takes; `IN_ROW` as for [`ValueSeed`].
+struct Whole<'a, const IN_ROW: bool> {
     program: &'a Program,
     decoder: &'a mut Decoder,
     rejection: &'a mut Option<Rejection>,
     index: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Whole<'_> {
+impl<'de, const IN_ROW: bool> DeserializeSeed<'de> for Whole<'_, IN_ROW> {
     type Value = ();
 
     #[inline(always)]
@@ -179,7 +182,7 @@ impl<'de> DeserializeSeed<'de> for Whole<'_> {
         let start = decoder.scratch.len();
         let column = &program.columns[index];
         let mut failure = None;
-        let value = ValueSeed::new(column, &mut decoder.scratch, &mut failure).deserialize(deserializer);
+        let value = ValueSeed::<IN_ROW>::new(column, &mut decoder.scratch, &mut failure).deserialize(deserializer);
         if let Some((reason, error)) = failure {
             *rejection = Some(Rejection::new(reason, Some(&column.name), error));
         }

@@ -202,7 +202,7 @@ pub(super) fn from_text(out: &mut Vec<u8>, text: &str, kind: &Kind) -> Result<bo
         Kind::Json | Kind::Jsonb | Kind::Array(..) => {
             let mut failure = None;
             let mut json = serde_json::Deserializer::from_str(text);
-            let seed = ValueSeed { kind, digits_in_string: true, out, failure: &mut failure };
+            let seed = ValueSeed::<false> { kind, digits_in_string: true, out, failure: &mut failure };
             let value = seed.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
             value.map_err(|_| failure.unwrap_or_else(|| wrong_type(kind, true)))
         }
