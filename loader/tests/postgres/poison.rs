@@ -1,6 +1,8 @@
 //! One bad message costs one dead letter, whatever is wrong with it and whoever finds out.
 
-use crate::loading::Loading;
+use tally_loader::{check, postgres as connection};
+
+use crate::loading::{Loading, block_on};
 
 const ROWS: i64 = 10_000;
 const BAD: i64 = 7_777;
@@ -181,6 +183,32 @@ fn poison_message_becomes_a_dead_letter() {
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), bad.len() as i64 + 1);
     assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), bad.len() as i64);
     assert_eq!(loading.number("SELECT dead_pending FROM tally.loader_status WHERE part = 1"), bad.len() as i64);
+}
+
+#[test]
+fn a_day_that_no_leaf_takes_is_a_dead_letter_before_copy() {
+    let loading = Loading::new(
+        1,
+        "CREATE TABLE public.t (day date, a int) PARTITION BY RANGE (day);
+         CREATE TABLE public.t1 PARTITION OF public.t FOR VALUES FROM ('2000-01-01') TO ('2000-02-01');
+         CREATE TABLE public.t2 PARTITION OF public.t FOR VALUES FROM (MINVALUE) TO ('1999-01-01');",
+    );
+    for day in ["2000-01-31", "2000-02-01", "1998-12-31", "1999-01-01"] {
+        loading.produce(0, &format!("{{\"day\": \"{day}\"}}"));
+    }
+    loading.load().unwrap();
+    assert_eq!(loading.texts("SELECT day::text FROM public.t ORDER BY day"), ["1998-12-31", "2000-01-31"]);
+    // Without SQLSTATE: the server was not asked.
+    let letters =
+        "SELECT concat_ws(' ', message_offset, reason, column_name, sqlstate) FROM tally.dead_letters ORDER BY 1";
+    assert_eq!(loading.texts(letters), ["1 no_partition day", "3 no_partition day"]);
+    let config = loading.config();
+    let (text, _) = block_on(async {
+        let client = connection::connect(&config.postgres, "test").await.unwrap();
+        check::target(&client, &config).await.unwrap()
+    });
+    let ranges = "2 partitions by \"day\" take the beginning to 1999-01-01, 2000-01-01 to 2000-02-01";
+    assert!(text.contains(ranges), "{text}");
 }
 
 #[test]
