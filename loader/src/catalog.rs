@@ -131,7 +131,8 @@ SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind::text,
  WHERE c.oid = pg_catalog.to_regclass($1)";
 
 /// Each step goes from a domain to its base, or from an array to its elements, but from those to no array again: nested JSON
-/// arrays could not tell them from dimensions. What has no step left is the type that is written.
+/// arrays could not tell them from dimensions. What has no step left is the type that is written. A column without a default of its own has that of
+/// its domain.
 const COLUMNS: &str = "\
 WITH RECURSIVE base AS (
   SELECT a.attnum, a.atttypid AS typid, a.atttypmod AS typmod, NULL::oid AS element
@@ -145,9 +146,10 @@ WITH RECURSIVE base AS (
 SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
        CASE WHEN n.nspname = 'pg_catalog' THEN t.typname::text ELSE pg_catalog.format('%I.%I', n.nspname, t.typname) END,
        b.typmod, a.attnotnull, a.attidentity::text, a.attgenerated::text,
-       pg_catalog.pg_get_expr(d.adbin, d.adrelid), d.adbin::text LIKE '{CONST %', b.element, t.oid, t.typsend::oid <> 0,
+       pg_catalog.pg_get_expr(coalesce(d.adbin, o.typdefaultbin), a.attrelid), coalesce(d.adbin, o.typdefaultbin)::text LIKE '{CONST %', b.element, t.oid, t.typsend::oid <> 0,
        ARRAY(SELECT l.enumlabel::text FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid ORDER BY l.enumsortorder)
   FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_type o ON o.oid = a.atttypid
   JOIN base b ON b.attnum = a.attnum
   JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
    AND (b.element IS NOT NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typarray = t.oid))

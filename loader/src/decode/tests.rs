@@ -275,9 +275,11 @@ fn pseudo_fields_tell_where_a_message_came_from() {
         column("o", "int8"),
         column("w", "timestamptz"),
         column("k", "text"),
+        column("bytes", "bytea"),
     ]);
     let rules = "columns.t = { from = \"_topic\" }\ncolumns.p = { from = \"_partition\" }\ncolumns.o = { from = \"_offset\" }\n\
-                 columns.w = { from = \"_timestamp\" }\ncolumns.k = { from = \"_key\" }";
+                 columns.w = { from = \"_timestamp\" }\ncolumns.k = { from = \"_key\" }\n\
+                 columns.bytes = { from = \"_key\" }";
     let program = compile(&table, rules).unwrap();
     assert_eq!(
         run(&program, b"{}").unwrap(),
@@ -286,9 +288,23 @@ fn pseudo_fields_tell_where_a_message_came_from() {
             Some(3i32.to_be_bytes().to_vec()),
             Some(42i64.to_be_bytes().to_vec()),
             Some(1_000_000i64.to_be_bytes().to_vec()),
+            Some(b"key".to_vec()),
             Some(b"key".to_vec())
         ]
     );
+}
+
+#[test]
+fn a_key_that_is_no_text_fits_a_bytea_alone() {
+    let decode = |base| {
+        let program = compile(&table(vec![column("k", base)]), "columns.k = { from = \"_key\" }").unwrap();
+        let message = Message { key: Some(b"\xff\0"), ..message(b"{}") };
+        let mut out = Vec::new();
+        (Decoder::default().decode(&program, "t", message, &mut out), out)
+    };
+    let (outcome, row) = decode("bytea");
+    assert_eq!((outcome, fields(&row)), (Outcome::Row, vec![Some(b"\xff\0".to_vec())]));
+    assert!(matches!(decode("text").0, Outcome::Dead(rejection) if rejection.reason == Reason::BadText));
 }
 
 #[test]

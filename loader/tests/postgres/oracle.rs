@@ -472,14 +472,15 @@ fn constant_defaults_come_in_both_formats() {
             1,
             &format!(
                 "CREATE TYPE public.mood AS ENUM ('sad', 'happy');
-                 CREATE TABLE public.t (a int, m public.mood DEFAULT 'happy', l int[] DEFAULT '[0:1]={{1,NULL}}', n numeric DEFAULT 'NaN',
+                 CREATE DOMAIN public.feeling AS public.mood DEFAULT 'happy';
+                 CREATE TABLE public.t (a int, m public.feeling, none public.feeling DEFAULT NULL, l int[] DEFAULT '[0:1]={{1,NULL}}', n numeric DEFAULT 'NaN',
                    z timestamptz DEFAULT 'infinity', f real DEFAULT '-infinity', i interval DEFAULT '-1 day 2 hours',
                    s text DEFAULT E'a\\tb\\nc\\\\', b bytea DEFAULT '\\x00ff', y date DEFAULT '0044-03-15 BC', p {other});"
             ),
         );
         loading.produce(0, "{}");
         loading.load().unwrap();
-        let stored = "SELECT concat_ws('|', m, l, n, z, f, i, s, b, y, coalesce(p::text, '-')) FROM public.t";
+        let stored = "SELECT concat_ws('|', m, none, l, n, z, f, i, s, b, y, coalesce(p::text, '-')) FROM public.t";
         let expected = "happy|[0:1]={1,NULL}|NaN|infinity|-Infinity|-1 days +02:00:00|a\tb\nc\\|\\x00ff|0044-03-15 BC|";
         assert_eq!(loading.texts(stored), [format!("{expected}{text}")]);
     }
