@@ -88,9 +88,17 @@ pub(super) fn float_for_integer(out: &mut Vec<u8>, value: f64, kind: &Kind) -> R
     }
 }
 
-/// Appends a string of the message.
-#[inline(always)]
+/// Appends a string.
 pub(super) fn string(out: &mut Vec<u8>, value: &str, kind: &Kind, digits_in_string: bool) -> Result<(), Failure> {
+    if matches!(kind, Kind::Text { .. } | Kind::Input) && value.as_bytes().contains(&0) {
+        return Err(NUL);
+    }
+    verbatim(out, value, kind, digits_in_string)
+}
+
+/// Appends a string that stands in JSON as it is, without escapes: no NUL can be in it.
+#[inline(always)]
+pub(super) fn verbatim(out: &mut Vec<u8>, value: &str, kind: &Kind, digits_in_string: bool) -> Result<(), Failure> {
     match kind {
         Kind::Text { limit, blanks_are_cut } => text(out, value, *limit, *blanks_are_cut),
         Kind::Timestamp(TimeFormat::Rfc3339 | TimeFormat::Rfc3339OrEpochMs) => {
@@ -142,7 +150,6 @@ fn rarer_string(out: &mut Vec<u8>, value: &str, kind: &Kind) -> Result<(), Failu
         }
         Kind::Inet => copy::field(out, &copy::address(value, false).ok_or_else(no)?),
         Kind::Cidr => copy::field(out, &copy::address(value, true).ok_or_else(no)?),
-        Kind::Input if value.as_bytes().contains(&0) => return Err(NUL),
         Kind::Input => copy::field(out, value.as_bytes()),
         _ => return Err(no()),
     }
@@ -232,12 +239,9 @@ fn hexadecimal(text: &str) -> Option<Vec<u8>> {
     pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }
 
-/// Appends text after the checks that the server would fail the whole COPY for.
+/// Appends text after the check that the server would fail the whole COPY for.
 #[inline(always)]
 fn text(out: &mut Vec<u8>, text: &str, limit: Option<u32>, blanks_are_cut: bool) -> Result<(), Failure> {
-    if text.as_bytes().contains(&0) {
-        return Err(NUL);
-    }
     if let Some(limit) = limit
         && text.len() > limit as usize
         && let Some((end, _)) = text.char_indices().nth(limit as usize)

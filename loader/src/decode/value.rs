@@ -93,6 +93,11 @@ impl<'de, const IN_ROW: bool> Visitor<'de> for ValueSeed<'_, IN_ROW> {
     }
 
     #[inline(always)]
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<bool, E> {
+        let result = scalar::verbatim(self.out, value, self.kind, self.digits_in_string);
+        self.value(result)
+    }
+
     fn visit_str<E: Error>(self, value: &str) -> Result<bool, E> {
         let result = scalar::string(self.out, value, self.kind, self.digits_in_string);
         self.value(result)
