@@ -230,14 +230,7 @@ impl Sink {
         allowance: u64,
     ) -> Result<Vec<Refused>, Failure> {
         self.begin(owned, checks).await?;
-        let statement = match &self.copy_rows {
-            Some((prepared, statement)) if prepared.copy == program.copy => statement.clone(),
-            _ => {
-                let statement = self.client.prepare(&program.copy).await?;
-                self.copy_rows = Some((program.clone(), statement.clone()));
-                statement
-            }
-        };
+        let statement = self.statement(program).await?;
         let whole: Vec<Bytes> =
             chunks[first..].iter().map(|chunk| chunk.rows.clone()).filter(|rows| !rows.is_empty()).collect();
         if whole.is_empty() {
@@ -247,28 +240,39 @@ impl Sink {
         let rows: Vec<(usize, usize)> = (first..chunks.len())
             .flat_map(|chunk| (0..chunks[chunk].starts.len()).map(move |row| (chunk, row)))
             .collect();
-        self.find_poison(program, &statement, chunks, rows, error, checks, allowance).await
+        self.find_poison(program, chunks, rows, error, checks, allowance).await
+    }
+
+    /// The COPY of a program, prepared once.
+    async fn statement(&mut self, program: &Arc<Program>) -> Result<Statement, tokio_postgres::Error> {
+        if let Some((prepared, statement)) = &self.copy_rows
+            && prepared.copy == program.copy
+        {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&program.copy).await?;
+        self.copy_rows = Some((program.clone(), statement.clone()));
+        Ok(statement)
     }
 
     /// Finds the rows at fault after a COPY of `rows` has failed with `error`, and copies all others.
-    #[allow(clippy::too_many_arguments)]
     async fn find_poison(
         &mut self,
-        program: &Program,
-        statement: &Statement,
+        program: &Arc<Program>,
         chunks: &[Chunk],
         rows: Vec<(usize, usize)>,
         error: tokio_postgres::Error,
         checks: Checks,
         allowance: u64,
     ) -> Result<Vec<Refused>, Failure> {
+        let statement = self.statement(program).await?;
         let mut refused: Vec<Refused> = Vec::new();
         // Parts still to copy, the next one last; with it the error of the attempt, if there was one.
         let mut work = vec![(rows, PINPOINTS, Some(error))];
         while let Some((mut rows, pinpoints, error)) = work.pop() {
             let error = match error {
                 Some(error) => error,
-                None => match self.attempt(program.format, statement, gather(chunks, &rows)).await {
+                None => match self.attempt(program.format, &statement, gather(chunks, &rows)).await {
                     Ok(()) => continue,
                     Err(error) => error,
                 },
