@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, config};
+use tokio_postgres::{Client, NoTls, config};
 
 use crate::config::{Postgres, SslMode};
 use crate::decode::{Reason, Rejection};
@@ -43,14 +43,23 @@ pub async fn connect(settings: &Postgres, pipeline: &str) -> Result<Client, Conn
     let mode =
         settings.sslmode.unwrap_or(if is_local(&settings.host) { SslMode::Disable } else { SslMode::VerifyFull });
     config.ssl_mode(if mode == SslMode::Disable { config::SslMode::Disable } else { config::SslMode::Require });
+    if mode == SslMode::Disable {
+        // Reading the certificates that the system trusts takes longer than all else.
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(keep(connection));
+        return Ok(client);
+    }
     let connector = tls::connector(settings, mode).map_err(|error| ConnectError::Tls(error.to_string()))?;
     let (client, connection) = config.connect(connector).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("connection to PostgreSQL ended: {error}");
-        }
-    });
+    tokio::spawn(keep(connection));
     Ok(client)
+}
+
+/// Serves a connection until it ends.
+async fn keep(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
+    if let Err(error) = connection.await {
+        tracing::debug!("connection to PostgreSQL ended: {error}");
+    }
 }
 
 /// A unix socket or a loopback address: nobody listens in between.
