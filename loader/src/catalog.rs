@@ -198,8 +198,19 @@ pub fn integer(bytes: &[u8]) -> Option<i64> {
     }
 }
 
-/// Reads the target named as in SQL.
+/// Reads the target named as in SQL. No transaction may be open.
+///
+/// All of it comes from one snapshot: a change between the columns and their fingerprint would never be noticed.
 pub async fn table(client: &Client, name: &str) -> Result<Table, CatalogError> {
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let table = read_table(client, name).await;
+    let ended = client.batch_execute("ROLLBACK").await;
+    let table = table?;
+    ended?;
+    Ok(table)
+}
+
+async fn read_table(client: &Client, name: &str) -> Result<Table, CatalogError> {
     let Some(relation) = client.query_opt(RELATION, &[&name]).await? else {
         return Err(CatalogError::Unfit(
             format!("target.table: there is no relation \"{name}\""),
