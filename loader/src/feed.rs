@@ -35,7 +35,7 @@ const WAIT: Duration = Duration::from_millis(20);
 /// When queues or memory are full for so long, PostgreSQL does not get on. Without polls a source would collect what it has to say.
 const STALL: Duration = Duration::from_secs(2);
 /// How long a source may take to close.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 type Command = Box<dyn FnOnce(&mut dyn Source, &mut Reader) + Send>;
 
@@ -269,9 +269,8 @@ impl ReaderContext {
             loop {
                 match self.commands.try_recv() {
                     Ok(command) => command(source.as_mut(), &mut reader),
-                    // A group must be left in order; else the process may end while the source is still polled.
-                    Err(TryRecvError::Disconnected) if reader.is_member => return,
-                    Err(_) => break,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
                 }
             }
             if let Some(item) = reader.next_item.take() {

@@ -125,7 +125,7 @@ pub async fn run(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
 async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
-    let mut client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
+    let client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
     offsets::check_format(&client).await?;
     let (_, program) = compile(&client, config).await?;
     tell_text_columns(&program, &run.metrics, None);
@@ -135,19 +135,30 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     // What the client library holds, and the chunks on their way, are part of the limit too.
     let memory = config.memory.0 / 2;
     let mut feed = Feed::start(source, topic, program.clone(), memory, run.metrics.clone());
+    let result = load_from(&mut feed, run, client, program).await;
+    // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
+    // because a consumer group would wait for a member that leaves without a word.
+    feed.close().await;
+    result
+}
+
+async fn load_from(feed: &mut Feed, run: Run<'_>, mut client: Client, program: Arc<Program>) -> Result<()> {
+    let config = run.config;
+    let timeout = config.policy.timeouts.start.0;
+    let topic = &config.source.kafka.topic;
     let at_start = |error: tokio_postgres::Error| {
         let text = format!("cannot prepare the start: {}", postgres::describe(&error));
         if postgres::verdict(&error) == Verdict::Retry { Error::Unreachable(text) } else { Error::unfit(text) }
     };
     let cluster = match &config.source.kafka.cluster {
         Some(cluster) => cluster.clone(),
-        None => within(timeout, &feed, |source| source.cluster()).await?,
+        None => within(timeout, feed, |source| source.cluster()).await?,
     };
-    let parts = within(timeout, &feed, |source| source.parts()).await?;
+    let parts = within(timeout, feed, |source| source.parts()).await?;
     let source_id = match offsets::find_source(&client, &config.pipeline, &cluster, topic).await.map_err(at_start)? {
         Some(source) => source,
         None => {
-            let starts = first_positions(&feed, &parts, config.source.start, timeout).await?;
+            let starts = first_positions(feed, &parts, config.source.start, timeout).await?;
             let source = offsets::create_source(&mut client, &config.pipeline, &cluster, topic, &starts).await;
             source.map_err(at_start)?
         }
@@ -163,7 +174,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     let member_id = member.id;
     let control = Control::start(member, control_client).await.map_err(at_start)?;
     let sink = new_sink(client, config, source_id).await.map_err(at_start)?;
-    add_new_parts(&feed, &sink, &client_parts(&control), &parts).await.map_err(|failure| match failure {
+    add_new_parts(feed, &sink, &client_parts(&control), &parts).await.map_err(|failure| match failure {
         Lost::Failure(Failure::Postgres(error)) => at_start(error),
         Lost::Source(error) => source_error(error),
         other => Error::Unreachable(other.to_string()),
@@ -171,7 +182,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     let mut ends = BTreeMap::new();
     if run.until_end {
         for &part in &parts {
-            ends.insert(part, within(timeout, &feed, move |source| Ok(source.bounds(part)?.end)).await?);
+            ends.insert(part, within(timeout, feed, move |source| Ok(source.bounds(part)?.end)).await?);
         }
     }
     let mut changes = feed.join().await.map_err(source_error)?;
@@ -201,11 +212,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
         paused: false,
         started: false,
     };
-    let result = lane.keep_loading(&mut feed, sink, source_id, &mut changes).await;
-    if lane.group.is_some() {
-        // Without a word the others would wait for this member until its session ends.
-        feed.close().await;
-    }
+    let result = lane.keep_loading(feed, sink, source_id, &mut changes).await;
     run.metrics.postgres_up.store(false, Relaxed);
     result
 }

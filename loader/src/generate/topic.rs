@@ -91,9 +91,13 @@ fn send(producer: &BaseProducer<Deliveries>, topic: &str, part: i32, message: &[
 fn parts(producer: &BaseProducer<Deliveries>, config: &ClientConfig, topic: &str, partitions: u16) -> Result<u32> {
     let unreachable = |error: KafkaError| Error::Unreachable(format!("Kafka does not answer: {error}"));
     // All topics: to ask for one by name would create it on a broker that does so by itself, with its own number of parts.
-    let metadata = producer.client().fetch_metadata(None, PATIENCE).map_err(unreachable)?;
-    if let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) {
-        return Ok(u32::try_from(found.partitions().len()).unwrap_or(u32::MAX).max(1));
+    let known = || {
+        let metadata = producer.client().fetch_metadata(None, PATIENCE).map_err(unreachable)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        Ok(found.map(|found| u32::try_from(found.partitions().len()).unwrap_or(u32::MAX).max(1)))
+    };
+    if let Some(parts) = known()? {
+        return Ok(parts);
     }
     let admin: AdminClient<DefaultClientContext> = config.create().map_err(|error| Error::unfit(error.to_string()))?;
     let wanted = NewTopic::new(topic, partitions.into(), TopicReplication::Fixed(-1));
@@ -101,8 +105,20 @@ fn parts(producer: &BaseProducer<Deliveries>, config: &ClientConfig, topic: &str
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::Bug(format!("cannot start a runtime: {error}")))?;
     let created = runtime.block_on(admin.create_topics([&wanted], &options)).map_err(unreachable)?;
-    if let Some((_, code)) = created.into_iter().find_map(std::result::Result::err) {
-        return Err(Error::unfit(format!("cannot create topic \"{topic}\": {code}")));
+    match created.into_iter().find_map(std::result::Result::err) {
+        None => {}
+        Some((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
+            // The broker that was asked did not know of it yet.
+            let start = Instant::now();
+            while start.elapsed() < PATIENCE {
+                if let Some(parts) = known()? {
+                    return Ok(parts);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            return Err(Error::Unreachable(format!("the brokers do not tell the parts of topic \"{topic}\"")));
+        }
+        Some((_, code)) => return Err(Error::unfit(format!("cannot create topic \"{topic}\": {code}"))),
     }
     tracing::info!("created topic \"{topic}\" with {partitions} partitions");
     Ok(partitions.into())
