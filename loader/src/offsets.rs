@@ -48,7 +48,7 @@ pub async fn check_format(client: &Client) -> Result<()> {
                 "this database has no state tables of tally-loader",
                 "Run \"tally-loader init\" as the owner of the database, or CREATE EXTENSION tally.",
             )),
-            _ => Err(Error::unfit(format!("cannot read the state tables: {}", crate::postgres::describe(&error)))),
+            _ => Err(crate::postgres::at_start("read the state tables", &error)),
         },
     }
 }

@@ -85,9 +85,7 @@ fn tell_text_columns(program: &Program, metrics: &Metrics, former: Option<&Progr
 
 fn unfit(error: CatalogError) -> Error {
     match error {
-        CatalogError::Postgres(error) => {
-            Error::unfit(format!("cannot read the target: {}", postgres::describe(&error)))
-        }
+        CatalogError::Postgres(error) => postgres::at_start("read the target", &error),
         CatalogError::Unfit(message, hint) => Error::Unfit { message, hint: hint.map(str::to_owned) },
     }
 }
@@ -146,10 +144,7 @@ async fn load_from(feed: &mut Feed, run: Run<'_>, mut client: Client, program: A
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
     let topic = &config.source.kafka.topic;
-    let at_start = |error: tokio_postgres::Error| {
-        let text = format!("cannot prepare the start: {}", postgres::describe(&error));
-        if postgres::verdict(&error) == Verdict::Retry { Error::Unreachable(text) } else { Error::unfit(text) }
-    };
+    let at_start = |error: tokio_postgres::Error| postgres::at_start("prepare the start", &error);
     let cluster = match &config.source.kafka.cluster {
         Some(cluster) => cluster.clone(),
         None => within(timeout, feed, |source| source.cluster()).await?,

@@ -208,6 +208,12 @@ fn verdict_of(code: &SqlState, names_constraint: bool) -> Verdict {
     }
 }
 
+/// An error before the first rows: exit 4 when the server or the connection has gone, exit 3 when something does not fit.
+pub fn at_start(doing: &str, error: &tokio_postgres::Error) -> Error {
+    let text = format!("cannot {doing}: {}", describe(error));
+    if verdict(error) == Verdict::Retry { Error::Unreachable(text) } else { Error::unfit(text) }
+}
+
 /// The row that the server's context names, counted from 1 within one COPY into this table (its name alone).
 pub fn line(error: &DbError, relation: &str) -> Option<usize> {
     line_of(error.where_()?, relation)
