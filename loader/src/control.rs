@@ -54,12 +54,17 @@ impl Control {
                 if client.as_ref().is_none_or(Client::is_closed) {
                     client = postgres::connect(&member.settings, &member.pipeline).await.ok();
                 }
-                let Some(connected) = &client else { continue };
-                match renew(&member, connected).await {
+                let renewed = match &client {
+                    Some(connected) => renew(&member, connected).await.map_err(|error| postgres::describe(&error)),
+                    None => Err("no connection".to_owned()),
+                };
+                match renewed {
                     Ok(ownership) => _ = sender.send(ownership),
                     Err(error) => {
-                        tracing::debug!("cannot renew the membership: {}", postgres::describe(&error));
+                        tracing::debug!("cannot renew the membership: {error}");
                         client = None;
+                        // The data connection may be gone as well, and where nothing comes nobody else would notice.
+                        sender.send_modify(|_| ());
                     }
                 }
             }
@@ -72,7 +77,7 @@ impl Control {
         self.ownership.borrow().clone()
     }
 
-    /// Returns at each new look.
+    /// Returns at each new look, also when it failed and showed nothing new.
     pub async fn changed(&mut self) -> Ownership {
         if self.ownership.changed().await.is_err() {
             std::future::pending::<()>().await;
