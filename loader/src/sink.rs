@@ -7,6 +7,7 @@
 //! SET CONSTRAINTS ALL IMMEDIATE; SELECT fingerprint, tally.advance_offsets(..); COMMIT
 //! ```
 
+mod blockers;
 pub mod dead_letters;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
@@ -26,16 +28,20 @@ use crate::config::{Postgres, SynchronousCommit};
 use crate::copy;
 use crate::decode::Rejection;
 use crate::message::Message;
-use crate::offsets::{self, Claim};
-use crate::postgres::{self, ConnectError, Verdict};
+use crate::offsets::{self, Claim, LEASE};
+use crate::postgres::{self, Verdict};
 use crate::program::{Format, Program};
+use blockers::Blockers;
 
 /// Buffers are handed over whole; this size keeps the socket busy without much memory.
 const BUFFER: usize = 256 << 10;
 /// Rows that a context may name within one COPY before it is split instead.
 const PINPOINTS: u32 = 8;
-/// A claim that waits longer than this ends the sessions that it waits for.
+/// A claim that waits longer than this ends the sessions of former loaders that it waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for rows and dead letters, which may wait for the equal keys of another session: one that does not end its
+/// transaction as long as a lease lasts hangs, and nothing else would end it in the middle of a COPY.
+const PATIENCE_OF_ROWS: Duration = LEASE;
 
 const DEAD_LETTERS: &str = "COPY tally.dead_letters (source_id, part, message_offset, message_time, key, value, value_length, \
      headers, reason, column_name, sqlstate, error) FROM STDIN (FORMAT binary)";
@@ -80,7 +86,7 @@ pub struct Sink {
     synchronous_commit: SynchronousCommit,
     settings: Postgres,
     pipeline: String,
-    copy_rows: Option<(Arc<Program>, Statement)>,
+    prepared_rows: Option<(Arc<Program>, Statement)>,
     copy_dead: Statement,
     begin: Statement,
     advance: Statement,
@@ -119,7 +125,7 @@ impl Sink {
             synchronous_commit,
             settings: settings.clone(),
             pipeline: pipeline.to_owned(),
-            copy_rows: None,
+            prepared_rows: None,
             copy_dead,
             begin,
             advance,
@@ -142,24 +148,8 @@ impl Sink {
 
     /// Claims parts. A session that stands in the way for long is that of a loader that hangs, and is ended.
     pub async fn claim(&mut self, parts: &[i32], member: Uuid) -> Result<Vec<Claim>, tokio_postgres::Error> {
-        let (settings, pipeline, pid) = (self.settings.clone(), self.pipeline.clone(), self.pid);
-        let mut claim = pin!(offsets::claim(&mut self.client, self.source, parts, member));
-        loop {
-            tokio::select! {
-                claimed = &mut claim => return claimed,
-                () = tokio::time::sleep(PATIENCE) => {
-                    let ended: Result<u64, ConnectError> = async {
-                        let other = postgres::connect(&settings, &pipeline).await?;
-                        Ok(offsets::end_blockers(&other, pid).await?)
-                    }.await;
-                    match ended {
-                        Ok(0) => {}
-                        Ok(count) => tracing::warn!("ended {count} session(s) of a former loader that blocked the claim"),
-                        Err(error) => tracing::debug!("cannot look for blockers: {error}"),
-                    }
-                }
-            }
-        }
+        let blockers = Blockers::of(self, PATIENCE);
+        blockers.end_while(offsets::claim(&mut self.client, self.source, parts, member)).await
     }
 
     pub async fn release(&self, parts: &[i32], member: Uuid) -> Result<(), tokio_postgres::Error> {
@@ -245,13 +235,13 @@ impl Sink {
 
     /// The COPY of a program, prepared once.
     async fn statement(&mut self, program: &Arc<Program>) -> Result<Statement, tokio_postgres::Error> {
-        if let Some((prepared, statement)) = &self.copy_rows
+        if let Some((prepared, statement)) = &self.prepared_rows
             && prepared.copy == program.copy
         {
             return Ok(statement.clone());
         }
         let statement = self.client.prepare(&program.copy).await?;
-        self.copy_rows = Some((program.clone(), statement.clone()));
+        self.prepared_rows = Some((program.clone(), statement.clone()));
         Ok(statement)
     }
 
@@ -324,6 +314,15 @@ impl Sink {
         statement: &Statement,
         rows: Vec<Bytes>,
     ) -> Result<(), tokio_postgres::Error> {
+        Blockers::of(self, PATIENCE_OF_ROWS).end_while(self.copy_rows(format, statement, rows)).await
+    }
+
+    async fn copy_rows(
+        &self,
+        format: Format,
+        statement: &Statement,
+        rows: Vec<Bytes>,
+    ) -> Result<(), tokio_postgres::Error> {
         let (savepoint, sink) =
             tokio::join!(self.client.batch_execute("SAVEPOINT tally_rows"), self.client.copy_in::<_, Bytes>(statement));
         savepoint?;
@@ -354,7 +353,15 @@ impl Sink {
         checks: Checks,
     ) -> Result<(Duration, Duration), Failure> {
         self.begin(owned, checks).await?;
-        self.write_dead_letters(dead).await?;
+        // Another loader has written them, and the position is behind them: the fence would say the same.
+        Blockers::of(self, PATIENCE_OF_ROWS).end_while(self.write_dead_letters(dead)).await.map_err(
+            |error| match error.as_db_error() {
+                Some(db) if db.code() == &SqlState::UNIQUE_VIOLATION => {
+                    Failure::Fenced(db.detail().unwrap_or_default().to_owned())
+                }
+                _ => error.into(),
+            },
+        )?;
         let start = Instant::now();
         let column = |field: fn(&Move) -> i64| moves.iter().map(field).collect::<Vec<i64>>();
         let anchors = |field: fn(&offsets::Anchor) -> Option<i64>| {

@@ -1,5 +1,6 @@
 //! `tally.advance_offsets` and the claim under two sessions at once: every row of the table "The READ COMMITTED trap".
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use postgres::Client;
@@ -224,4 +225,33 @@ fn a_claim_ends_a_session_that_hangs_in_its_way() {
     loading.load().unwrap();
     assert!(zombie.batch_execute("COMMIT").is_err(), "its session was ended");
     loading.assert_exactly_once(2);
+}
+
+/// Frozen where its dead letters are sent, it finds those of the next owner there.
+#[test]
+fn a_zombies_dead_letters_are_fenced_too() {
+    let mut loading = Loading::new(1, "CREATE TABLE public.t (a int);");
+    loading.policy = "dead_letters = { stop_above_ratio = 1.0 }".into();
+    loading.produce(0, r#"{"a": 0}"#);
+    let running = loading.start();
+    running.wait_for_rows(1);
+    let mut owner = loading.session();
+    owner.batch_execute("BEGIN; LOCK TABLE tally.dead_letters IN SHARE ROW EXCLUSIVE MODE").unwrap();
+    loading.produce(0, "broken");
+    wait_until("the loader waits to send its dead letter", || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'tally.dead_letters'::regclass";
+        loading.number(waiting) > 0
+    });
+    owner
+        .batch_execute(
+            "INSERT INTO tally.dead_letters (source_id, part, message_offset, reason) VALUES (1, 0, 1, 'not_json');
+             UPDATE tally.loader_offsets SET epoch = epoch + 1, next_offset = 2, dead_total = 1; COMMIT",
+        )
+        .unwrap();
+    loading.produce(0, r#"{"a": 1}"#);
+    running.wait_for_rows(2);
+    assert_eq!(running.metrics.fenced.load(Relaxed), 1);
+    running.stop().unwrap();
+    loading.assert_exactly_once(2);
+    assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), 1);
 }

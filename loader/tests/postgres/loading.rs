@@ -155,6 +155,13 @@ impl<'a> Loading<'a> {
     }
 }
 
+/// Produces messages with the numbers from `first` on, round robin.
+pub fn produce(loading: &Loading<'_>, parts: i32, first: i64, count: i64) {
+    for number in first..first + count {
+        loading.produce((number % i64::from(parts)) as i32, &format!("{{\"a\": {number}}}"));
+    }
+}
+
 /// A loader that runs in a thread.
 #[derive(Debug)]
 pub struct Running {

@@ -2,6 +2,7 @@
 //!
 //! - `oracle`: binary COPY stores what text COPY stores
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
+//! - `faults`: the faults of other loaders, and what a person has to repair
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
@@ -11,6 +12,7 @@
 
 #[path = "../shared/certificates.rs"]
 mod certificates;
+mod faults;
 mod fence;
 mod loading;
 mod oracle;

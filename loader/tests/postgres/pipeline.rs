@@ -4,16 +4,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tally_server_tests::cluster::Cluster;
 
-use crate::loading::{Loading, PLAIN, wait_until};
+use crate::loading::{Loading, PLAIN, produce, wait_until};
 
 const TABLE: &str = "CREATE TABLE public.t (a bigint);";
-
-/// Produces messages with the numbers from `first` on, round robin.
-fn produce(loading: &Loading<'_>, parts: i32, first: i64, count: i64) {
-    for number in first..first + count {
-        loading.produce((number % i64::from(parts)) as i32, &format!("{{\"a\": {number}}}"));
-    }
-}
 
 #[test]
 fn each_run_goes_on_where_the_last_one_ended() {
