@@ -30,6 +30,8 @@ fn offsets_are_never_committed_without_their_rows() {
                          (SELECT count(*) FROM public.t)";
     for round in 1..=10 {
         produce(&loading, 2, (round - 1) * 1_000, 1_000);
+        // Before its first success a loader would leave.
+        running.wait_for_rows((round as u64 - 1) * 1_000 + 1);
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tally-loader test'
                      AND datname = current_database() AND state <> 'idle'";
         session.execute(end, &[]).unwrap();
