@@ -16,7 +16,7 @@ use crate::{Error, Result, offsets, pipeline, postgres, run};
 /// Prints the column program, leaves, parts and missing rights.
 pub fn run(arguments: CheckArguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
-    let mut source = run::open_source(&config)?;
+    let mut source = run::open_source(&config, config.memory.0)?;
     run::runtime()?.block_on(async {
         let client =
             postgres::connect_within(&config.postgres, &config.pipeline, config.policy.timeouts.start.0).await?;

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use policy::OnRecreated;
 pub use policy::{Batch, DeadLetters, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
-use policy::{Connections, OnRecreated};
 use sasl::readable;
 pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
@@ -139,14 +139,9 @@ impl Config {
                 "Use \"stop\", the default, and load the new topic under another pipeline name.",
             ));
         }
-        match self.policy.batch.connections {
-            Connections::Auto(_) | Connections::Number(1) => {}
-            Connections::Number(_) => {
-                return Err(Error::unfit_hint(
-                    "policy.batch.connections above 1 is not built yet",
-                    "Use \"auto\", the default, and start more loaders with the same configuration to share the parts.",
-                ));
-            }
+        let connections = self.policy.batch.connections();
+        if connections.is_some_and(|number| !(1..=64).contains(&number)) {
+            return Err(Error::unfit("policy.batch.connections must be \"auto\" or between 1 and 64"));
         }
         if !(1..=1_000_000).contains(&self.policy.batch.rows) {
             return Err(Error::unfit("policy.batch.rows must be between 1 and 1,000,000"));
@@ -155,7 +150,7 @@ impl Config {
             return Err(Error::unfit("policy.dead_letters.stop_above_ratio must be between 0 and 1"));
         }
         // One batch is kept as messages and as rows, and the next one is already on its way.
-        let needed = 4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0;
+        let needed = (4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0) * connections.unwrap_or(1);
         if self.memory.0 < needed {
             return Err(Error::unfit_hint(
                 format!("memory is too small for batches of {} bytes", self.policy.batch.bytes.0),
@@ -328,7 +323,9 @@ mod tests {
     #[test]
     fn what_is_not_built_yet_is_refused() {
         assert!(message(with("[policy]\non = { recreated = \"new-incarnation\" }")).contains("not built yet"));
-        assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("not built yet"));
+        assert!(message(with("[policy]\nbatch = { connections = 0 }")).contains("between 1 and 64"));
+        // Each connection has a batch of its own.
+        assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("memory is too small"));
     }
 
     #[test]

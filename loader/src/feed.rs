@@ -102,13 +102,13 @@ impl Feed {
         topic: &str,
         program: Arc<Program>,
         memory: usize,
+        budget: Budget,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (commands, command_receiver) = mpsc::channel();
         let (items, item_receiver) = mpsc::sync_channel(QUEUE);
         let (event_sender, events) = async_mpsc::channel(QUEUE);
         let program = Arc::new(RwLock::new(program));
-        let budget = Budget::default();
         let reader = Reader {
             assignment: 0,
             positions: BTreeMap::new(),

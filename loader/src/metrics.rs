@@ -55,6 +55,7 @@ pub struct Metrics {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
+    lane: usize,
     position: Option<i64>,
     end: Option<i64>,
     stable: Option<i64>,
@@ -82,13 +83,14 @@ impl Metrics {
         self.nanoseconds[phase as usize].fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
-    /// The parts that this loader owns, with their positions. Others are forgotten.
-    pub fn set_positions(&self, positions: impl Iterator<Item = (i32, i64)>) {
+    /// The parts that a lane owns, with their positions. Others of that lane are forgotten.
+    pub fn set_positions(&self, lane: usize, positions: impl Iterator<Item = (i32, i64)>) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::take(&mut *parts);
+        let old = parts.clone();
+        parts.retain(|_, part| part.lane != lane);
         for (part, position) in positions {
             let known = old.get(&part).copied().unwrap_or_default();
-            parts.insert(part, Part { position: Some(position), ..known });
+            parts.insert(part, Part { lane, position: Some(position), ..known });
         }
     }
 
@@ -259,7 +261,7 @@ mod tests {
         metrics.set_source("click\"stream");
         metrics.rows.store(7, Relaxed);
         metrics.add_dead(Reason::NotJson, 2);
-        metrics.set_positions([(0, 10), (1, 20)].into_iter());
+        metrics.set_positions(0, [(0, 10), (1, 20)].into_iter());
         metrics.set_ends(&[(0, 15, 12), (1, 20, 20), (2, 9, 9)]);
         metrics.set_text_columns(vec!["dev\"ices".into(), "p\n".into()]);
         let text = metrics.render();

@@ -5,6 +5,7 @@
 //! claim returns. A commit whose answer got lost has either moved the position or not; the claim knows which.
 
 mod group;
+pub mod lanes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use self::group::{Changes, next_change, overdue_change};
+use self::lanes::Place;
 use crate::batch::{Batch, Limits, Owned};
 use crate::catalog::{CatalogError, Table};
 use crate::config::{Config, OnGap, Start as StartRule};
 use crate::control::{Control, Member, Ownership};
 use crate::feed::{Event, Feed, Start};
-use crate::gauge::Gauge;
 use crate::membership::{self, Group};
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::{self, Claim};
@@ -103,6 +104,11 @@ pub fn source_error(error: SourceError) -> Error {
 /// Loads until stopped. The first contact with both sides must succeed within the start timeout; after that outages are
 /// retried for ever.
 pub async fn run(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
+    run_lanes(run, vec![source]).await
+}
+
+/// The same with a lane for each of these sources, which are the same topic.
+pub async fn run_lanes(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<()> {
     let mut stop = run.stop.clone();
     let timeout = run.config.policy.timeouts.stop.0;
     let forced = async {
@@ -115,12 +121,12 @@ pub async fn run(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
         }
     };
     tokio::select! {
-        result = load(run, source) => result,
+        result = lanes::load_all(run, sources) => result,
         error = forced => Err(error),
     }
 }
 
-async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
+async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
     let client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
@@ -132,15 +138,21 @@ async fn load(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
     run.metrics.set_source(topic);
     // What the client library holds, and the chunks on their way, are part of the limit too.
     let memory = config.memory.0 / 2;
-    let mut feed = Feed::start(source, topic, program.clone(), memory, run.metrics.clone());
-    let result = load_from(&mut feed, run, client, program).await;
+    let mut feed = Feed::start(source, topic, program.clone(), memory, place.budget.clone(), run.metrics.clone());
+    let result = load_from(&mut feed, run, client, program, place).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
     // because a consumer group would wait for a member that leaves without a word.
     feed.close().await;
     result
 }
 
-async fn load_from(feed: &mut Feed, run: Run<'_>, mut client: Client, program: Arc<Program>) -> Result<()> {
+async fn load_from(
+    feed: &mut Feed,
+    run: Run<'_>,
+    mut client: Client,
+    program: Arc<Program>,
+    place: Place,
+) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
     let topic = &config.source.kafka.topic;
@@ -190,7 +202,7 @@ async fn load_from(feed: &mut Feed, run: Run<'_>, mut client: Client, program: A
         control,
         member: member_id,
         limits: Limits::new(&config.policy.batch),
-        gauge: Gauge::new(&config.policy.dead_letters),
+        place,
         program,
         leaves_read_at: Instant::now(),
         leaves_next_at: Instant::now(),
@@ -308,7 +320,7 @@ struct Lane<'a> {
     control: Control,
     member: Uuid,
     limits: Limits,
-    gauge: Gauge,
+    place: Place,
     program: Arc<Program>,
     leaves_read_at: Instant,
     leaves_next_at: Instant,
@@ -592,7 +604,7 @@ impl Lane<'_> {
     }
 
     async fn try_copy(&mut self, sink: &mut Sink, checks: Checks) -> Result<(), Failure> {
-        let allowance = self.gauge.allowance(self.batch.messages(), Instant::now());
+        let allowance = self.place.gauge().allowance(self.batch.messages(), Instant::now());
         let (chunks, first) = self.batch.chunks();
         let start = Instant::now();
         let refused = sink.copy(&self.program, &self.owned, chunks, first, checks, allowance).await?;
@@ -679,7 +691,7 @@ impl Lane<'_> {
         for (_, _, rejection) in self.batch.dead() {
             self.metrics.add_dead(rejection.reason, 1);
         }
-        self.metrics.set_positions(self.owned.iter().map(|(part, owned)| (*part, owned.next)));
+        self.metrics.set_positions(self.place.number, self.owned.iter().map(|(part, owned)| (*part, owned.next)));
         self.metrics.postgres_up.store(true, Relaxed);
         if dead > 0 {
             tracing::debug!("{dead} message(s) became dead letters");
@@ -700,12 +712,12 @@ impl Lane<'_> {
             self.try_copy(sink, checks).await?;
         }
         let (messages, dead) = (self.batch.messages(), self.batch.dead_count());
-        if let Some(limit) = self.gauge.passed_limit(messages, dead, Instant::now()) {
+        if let Some(limit) = self.place.gauge().passed_limit(messages, dead, Instant::now()) {
             return Err(Error::TooManyDeadLetters(limit).into());
         }
         let moves = self.batch.moves(&self.owned);
         let (advance, commit) = sink.commit(&self.program, &self.owned, &moves, self.batch.dead(), checks).await?;
-        self.gauge.note(messages, dead, Instant::now());
+        self.place.gauge().note(messages, dead, Instant::now());
         self.metrics.add_time(Phase::Advance, advance);
         self.metrics.add_time(Phase::Commit, commit);
         self.last_commit = advance + commit;
@@ -797,7 +809,7 @@ impl Lane<'_> {
         self.reached.clear();
         self.batch = Batch::default();
         feed.assign(starts).await.map_err(Lost::Source)?;
-        self.metrics.set_positions(self.owned.iter().map(|(part, owned)| (*part, owned.next)));
+        self.metrics.set_positions(self.place.number, self.owned.iter().map(|(part, owned)| (*part, owned.next)));
         self.metrics.postgres_up.store(true, Relaxed);
         Ok(())
     }

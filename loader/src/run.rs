@@ -15,8 +15,10 @@ use crate::{Error, Result, stop};
 /// Loads the topic until stopped, or until its end.
 pub fn run(arguments: RunArguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
-    let source = open_source(&config)?;
     runtime()?.block_on(async {
+        let lanes = pipeline::lanes::number(&config).await?;
+        let memory = config.memory.0 / lanes;
+        let sources = (0..lanes).map(|_| open_source(&config, memory)).collect::<Result<_>>()?;
         let stop = stop::on_signals().map_err(|error| Error::Bug(format!("cannot listen for signals: {error}")))?;
         let metrics = Arc::new(Metrics::default());
         if let Some(address) = config.metrics {
@@ -25,7 +27,7 @@ pub fn run(arguments: RunArguments) -> Result<()> {
         let start = Instant::now();
         let progress = Progress::start(metrics.clone());
         let run = Run { config: &config, until_end: arguments.until_end, metrics: metrics.clone(), stop };
-        let result = pipeline::run(run, source).await;
+        let result = pipeline::run_lanes(run, sources).await;
         drop(progress);
         let (rows, seconds) = (metrics.rows.load(Relaxed), start.elapsed().as_secs_f64());
         tracing::info!(
@@ -45,12 +47,12 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::Bug(format!("cannot start the runtime: {error}")))
 }
 
-/// The source that the configuration names.
+/// The source that the configuration names; `memory` is what this one and its rows may take.
 #[cfg(feature = "kafka")]
-pub(crate) fn open_source(config: &Config) -> Result<Box<dyn Source>> {
+pub(crate) fn open_source(config: &Config, memory: usize) -> Result<Box<dyn Source>> {
     use crate::source::SourceError;
     use crate::source::kafka::KafkaSource;
-    let source = KafkaSource::new(&config.source, &config.pipeline, config.memory.0);
+    let source = KafkaSource::new(&config.source, &config.pipeline, memory);
     Ok(Box::new(source.map_err(|error| match error {
         SourceError::Refused(message) => Error::unfit(message),
         error => pipeline::source_error(error),
@@ -59,6 +61,6 @@ pub(crate) fn open_source(config: &Config) -> Result<Box<dyn Source>> {
 
 /// Without Kafka there is no source to open.
 #[cfg(not(feature = "kafka"))]
-pub(crate) fn open_source(_: &Config) -> Result<Box<dyn Source>> {
+pub(crate) fn open_source(_: &Config, _: usize) -> Result<Box<dyn Source>> {
     Err(Error::unfit("this tally-loader was built without its feature \"kafka\""))
 }

@@ -24,6 +24,16 @@ pub struct Batch {
     pub synchronous_commit: SynchronousCommit,
 }
 
+impl Batch {
+    /// Data connections that were asked for; `None` leaves it to the loader.
+    pub fn connections(&self) -> Option<usize> {
+        match self.connections {
+            Connections::Number(number) => Some(number as usize),
+            Connections::Auto(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Connections {

@@ -6,7 +6,7 @@ use crate::source::fake::FakeTopic;
 
 fn feed(topic: &FakeTopic) -> Feed {
     let program = Arc::new(compile(&table(vec![column("a", "int4")]), "").unwrap());
-    Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Arc::default())
+    Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Default::default(), Arc::default())
 }
 
 /// Offsets of the messages up to the end of the part.

@@ -11,6 +11,7 @@ use tally_loader::config::Config;
 use tally_loader::init;
 use tally_loader::metrics::Metrics;
 use tally_loader::pipeline::{self, Run};
+use tally_loader::source::Source;
 use tally_loader::source::fake::FakeTopic;
 use tally_loader::stop::{self, Stopper};
 use tally_loader::{Error, postgres as connection};
@@ -38,6 +39,8 @@ pub struct Loading<'a> {
     /// Lines of the section `policy`.
     pub policy: String,
     pub user: String,
+    /// Connections of one process.
+    pub lanes: usize,
     /// The section `postgres`, when the server is not reached by its socket.
     pub postgres: Option<String>,
 }
@@ -66,6 +69,7 @@ impl<'a> Loading<'a> {
             target: String::new(),
             policy: String::new(),
             user: "postgres".into(),
+            lanes: 1,
             postgres: None,
         }
     }
@@ -125,7 +129,12 @@ impl<'a> Loading<'a> {
         let config = self.config();
         let (_stopper, stop) = stop::channel();
         let run = Run { config: &config, until_end: true, metrics: Arc::default(), stop };
-        block_on(pipeline::run(run, Box::new(self.topic.source())))
+        block_on(pipeline::run_lanes(run, self.sources()))
+    }
+
+    /// A source for each lane.
+    fn sources(&self) -> Vec<Box<dyn Source>> {
+        (0..self.lanes).map(|_| Box::new(self.topic.source()) as Box<dyn Source>).collect()
     }
 
     /// Starts a loader that runs until it is stopped.
@@ -133,10 +142,10 @@ impl<'a> Loading<'a> {
         let config = self.config();
         let metrics: Arc<Metrics> = Arc::default();
         let (stopper, stop) = stop::channel();
-        let (source, shared) = (self.topic.source(), metrics.clone());
+        let (sources, shared) = (self.sources(), metrics.clone());
         let thread = thread::spawn(move || {
             let run = Run { config: &config, until_end: false, metrics: shared, stop };
-            block_on(pipeline::run(run, Box::new(source)))
+            block_on(pipeline::run_lanes(run, sources))
         });
         Running { thread, stopper, metrics }
     }

@@ -3,6 +3,7 @@
 //! - `oracle`: binary COPY stores what text COPY stores
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
 //! - `faults`: the faults of other loaders, and what a person has to repair
+//! - `lanes`: several connections of one process
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
@@ -14,6 +15,7 @@
 mod certificates;
 mod faults;
 mod fence;
+mod lanes;
 mod loading;
 mod oracle;
 mod pipeline;
