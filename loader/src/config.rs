@@ -120,6 +120,11 @@ impl Config {
         Ok(())
     }
 
+    /// One batch is kept as messages and as rows, and the next one is already on its way.
+    pub fn memory_of_a_connection(&self) -> usize {
+        4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0
+    }
+
     fn check(&self) -> Result<()> {
         if self.pipeline.is_empty() || self.pipeline.len() > 40 {
             return Err(Error::unfit("pipeline must have 1 to 40 bytes"));
@@ -149,8 +154,7 @@ impl Config {
         if !(0.0..=1.0).contains(&self.policy.dead_letters.stop_above_ratio) {
             return Err(Error::unfit("policy.dead_letters.stop_above_ratio must be between 0 and 1"));
         }
-        // One batch is kept as messages and as rows, and the next one is already on its way.
-        let needed = (4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0) * connections.unwrap_or(1);
+        let needed = self.memory_of_a_connection() * connections.unwrap_or(1);
         if self.memory.0 < needed {
             return Err(Error::unfit_hint(
                 format!("memory is too small for batches of {} bytes", self.policy.batch.bytes.0),

@@ -43,7 +43,7 @@ pub async fn number(config: &Config) -> Result<usize> {
         return Ok(number);
     }
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let number = (processors / 2).clamp(1, AUTOMATIC);
+    let number = (processors / 2).min(config.memory.0 / config.memory_of_a_connection()).clamp(1, AUTOMATIC);
     if number == 1 {
         return Ok(1);
     }
