@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Loads a Kafka topic into a PostgreSQL table by binary COPY, exactly once.
+use crate::config::FileFormat;
+
+/// Loads Kafka topics and flat files into a PostgreSQL table by binary COPY, exactly once.
 #[derive(Debug, Parser)]
 #[command(name = "tally-loader", version, about)]
 pub struct Arguments {
@@ -36,6 +38,8 @@ pub enum Command {
     Run(RunArguments),
     /// Try dead letters again with today's mapping; each becomes a row or stays.
     ReplayDeadLetters(ReplayArguments),
+    /// Load flat files: NDJSON, CSV, Parquet.
+    Files(FilesArguments),
     /// Produce a seeded clickstream.
     Generate(Box<GenerateArguments>),
 }
@@ -87,6 +91,22 @@ pub struct ReplayArguments {
     /// Afterwards delete letters noted longer ago than this, such as "30 days", replayed or not.
     #[arg(long, value_name = "SPAN", value_parser = span, conflicts_with = "dry_run")]
     pub purge_older_than: Option<Duration>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct FilesArguments {
+    /// The files, loaded one after the other; .gz and .zst are read, too.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Format of the files; without it their extension tells.
+    #[arg(long, value_enum)]
+    pub format: Option<FileFormat>,
+    /// Decode the files from their start, say what would become of them, and write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `generate`: a seeded clickstream to a topic, a file or standard output, or an embedded broker.

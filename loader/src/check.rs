@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::arguments::CheckArguments;
 use crate::catalog::{Leaves, RangeLeaves};
-use crate::config::Config;
+use crate::config::{Config, Kafka};
 use crate::copy::{self, POSTGRES_EPOCH_SECONDS};
 use crate::program::Program;
 use crate::source::Source;
@@ -16,13 +16,14 @@ use crate::{Error, Result, offsets, pipeline, postgres, run};
 /// Prints the column program, leaves, parts and missing rights.
 pub fn run(arguments: CheckArguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
-    let mut source = run::open_source(&config, config.memory.0)?;
     run::runtime()?.block_on(async {
         let client =
             postgres::connect_within(&config.postgres, &config.pipeline, config.policy.timeouts.start.0).await?;
         let (text, missing) = target(&client, &config).await?;
         print!("{text}");
-        print!("{}", topic(&client, &config, source.as_mut()).await?);
+        // A configuration for files alone ends here, behind what concerns them, too.
+        let (kafka, mut source) = (config.source.topic()?, run::open_source(&config, config.memory.0)?);
+        print!("{}", topic(&client, &config, kafka, source.as_mut()).await?);
         if missing.is_empty() {
             println!("everything fits");
             return Ok(());
@@ -120,9 +121,9 @@ async fn missing_rights(client: &Client, program: &Program) -> Result<Vec<String
 }
 
 /// What is to be said of the topic: its parts, what they hold, where the loader stands.
-async fn topic(client: &Client, config: &Config, source: &mut dyn Source) -> Result<String> {
-    let name = &config.source.kafka.topic;
-    let cluster = match &config.source.kafka.cluster {
+async fn topic(client: &Client, config: &Config, kafka: &Kafka, source: &mut dyn Source) -> Result<String> {
+    let name = &kafka.topic;
+    let cluster = match &kafka.cluster {
         Some(cluster) => cluster.clone(),
         None => source.cluster().map_err(pipeline::source_error)?,
     };

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::decode::{Decoder, Outcome, Reason, Rejection};
+use crate::decode::{CsvProgram, Decoder, Outcome, Reason, Rejection};
 use crate::message::Arena;
 use crate::offsets::Anchor;
 use crate::program::Program;
@@ -84,9 +84,13 @@ impl Chunk {
         let mut starts = Vec::with_capacity(arena.len());
         let mut dead = Vec::new();
         let mut parts: Vec<(PartMove, usize)> = Vec::new();
+        let mut csv = arena.csv().map(|csv| CsvProgram::new(csv, &program));
         for (index, message) in arena.iter().enumerate() {
             let start = rows.len() as u32;
-            let outcome = decoder.decode(&program, topic, message, &mut rows);
+            let outcome = match &mut csv {
+                Some(csv) => decoder.decode_csv(&program, csv, topic, message, &mut rows),
+                None => decoder.decode(&program, topic, message, &mut rows),
+            };
             let skipped = i64::from(outcome == Outcome::Skip);
             match outcome {
                 Outcome::Row => starts.push((index as u32, start)),
@@ -108,6 +112,9 @@ impl Chunk {
         let parts = parts
             .into_iter()
             .map(|(part, last)| {
+                if let Some(end) = arena.end().filter(|end| end.part == part.part) {
+                    return PartMove { next: end.next, anchor: end.anchor, ..part };
+                }
                 let message = arena.get(last);
                 PartMove { anchor: Anchor { offset: message.offset, time: message.time, hash: message.hash() }, ..part }
             })

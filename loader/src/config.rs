@@ -1,6 +1,7 @@
 //! The configuration file: TOML, every key known, every secret somewhere else. [`Config::load`] returns settings that are
 //! checked as far as that is possible without asking PostgreSQL or Kafka.
 
+mod file;
 mod policy;
 mod sasl;
 mod secret;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use file::{Compression, FileFormat, FileSettings};
 use policy::OnRecreated;
 pub use policy::{Batch, DeadLetters, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
 use sasl::readable;
@@ -37,6 +39,7 @@ pub struct Config {
     /// Upper limit of what the loader holds in memory: fetched messages, their copies and their encoded rows.
     #[serde(default = "default_memory")]
     pub memory: Size,
+    #[serde(default)]
     pub source: Source,
     pub target: Target,
     #[serde(default)]
@@ -112,7 +115,8 @@ impl Config {
             return Err(Error::unfit("postgres.sslcert and postgres.sslkey go together only"));
         }
         if let Some(sasl) = &mut self.source.sasl {
-            sasl.complete(self.source.kafka.profile)?;
+            let profile = self.source.kafka.as_ref().map(|kafka| kafka.profile).unwrap_or_default();
+            sasl.complete(profile)?;
         }
         if let Some(tls) = &mut self.source.tls {
             tls.complete()?;
@@ -129,10 +133,12 @@ impl Config {
         if self.pipeline.is_empty() || self.pipeline.len() > 40 {
             return Err(Error::unfit("pipeline must have 1 to 40 bytes"));
         }
-        if self.source.kafka.brokers.is_empty() {
+        if self.source.kafka.as_ref().is_some_and(|kafka| kafka.brokers.is_empty()) {
             return Err(Error::unfit("source.kafka.brokers is empty"));
         }
-        if self.source.kafka.profile == Profile::EventHubs && self.source.sasl.is_none() {
+        self.source.file.check()?;
+        let profile = self.source.kafka.as_ref().map(|kafka| kafka.profile);
+        if profile == Some(Profile::EventHubs) && self.source.sasl.is_none() {
             return Err(Error::unfit_hint(
                 "source.kafka.profile = \"event-hubs\" needs source.sasl",
                 "With a connection string: sasl = { mechanism = \"PLAIN\", password_env = \"NAME\" }.",

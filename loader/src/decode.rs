@@ -2,8 +2,11 @@
 //! encoded the moment the parser meets it (`decode::value`), and the row is put together in the order of the columns.
 
 mod array;
+mod csv;
+mod literal;
 mod members;
 mod scalar;
+mod text;
 mod value;
 
 use serde::de::{DeserializeSeed, IgnoredAny};
@@ -13,14 +16,16 @@ use crate::config::OnTombstone;
 use crate::copy;
 use crate::kind::Kind;
 use crate::message::Message;
-use crate::program::{Absent, Format, From, Program, Pseudo, Taken, Unknown};
-use members::{Part, Row};
+use crate::program::{Absent, Format, From, Program, Pseudo, Unknown};
+pub use csv::CsvProgram;
+use members::Row;
 
 /// Why a message is no row. The names are those in `tally.dead_letters.reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     NotJson,
     NotObject,
+    NotCsv,
     MissingRequired,
     WrongType,
     OutOfRange,
@@ -34,9 +39,10 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NotJson,
         Self::NotObject,
+        Self::NotCsv,
         Self::MissingRequired,
         Self::WrongType,
         Self::OutOfRange,
@@ -53,6 +59,7 @@ impl Reason {
         match self {
             Self::NotJson => "not_json",
             Self::NotObject => "not_object",
+            Self::NotCsv => "not_csv",
             Self::MissingRequired => "missing_required",
             Self::WrongType => "wrong_type",
             Self::OutOfRange => "out_of_range",
@@ -136,26 +143,6 @@ impl Decoder {
         self.finish(program, topic, message, out)
     }
 
-    /// The same for a record whose fields are texts with names, as those of a CSV file; `None` is NULL. Numbers, times and
-    /// booleans are read from their text; JSON, arrays and what a path leads into are JSON text. `message` tells where the
-    /// record is; its value is not looked at.
-    pub fn decode_texts<'t>(
-        &mut self,
-        program: &Program,
-        topic: &str,
-        message: Message<'_>,
-        fields: impl Iterator<Item = (&'t str, Option<&'t str>)>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        self.clear(program);
-        for (name, text) in fields {
-            if let Err(rejection) = self.take_text(program, name, text) {
-                return Outcome::Dead(rejection);
-            }
-        }
-        self.finish(program, topic, message, out)
-    }
-
     fn clear(&mut self, program: &Program) {
         self.slots.clear();
         self.slots.resize(program.columns.len(), Slot::Absent);
@@ -193,42 +180,6 @@ impl Decoder {
             Ok(()) => Outcome::Row,
             Err(rejection) => Outcome::Dead(rejection),
         }
-    }
-
-    /// One field of a record of texts.
-    fn take_text(&mut self, program: &Program, name: &str, text: Option<&str>) -> Result<(), Rejection> {
-        let Some(taken) = program.fields.find(name, &mut self.hint) else {
-            return match program.unknown {
-                Unknown::Ignore => Ok(()),
-                Unknown::Reject => Err(members::unknown_field(name)),
-                Unknown::Keep(column) => {
-                    members::keep_name(&mut self.unknown, name);
-                    let value = serde_json::Value::from(text).to_string();
-                    self.unknown.extend_from_slice(value.as_bytes());
-                    scalar::check_jsonb(&value)
-                        .map_err(|(reason, error)| Rejection::new(reason, Some(&program.columns[column].name), error))
-                }
-            };
-        };
-        let (columns, parts) = match taken {
-            Taken::Whole(column) => (std::slice::from_ref(column), None),
-            Taken::Parts(parts) => (&parts.columns[..], Some(parts).filter(|parts| parts.is_looked_into())),
-        };
-        for &index in columns {
-            let column = &program.columns[index];
-            let start = self.scratch.len();
-            let value = text.map_or(Ok(false), |text| scalar::from_text(&mut self.scratch, text, &column.kind));
-            let value = value.map_err(|(reason, error)| Rejection::new(reason, Some(&column.name), error))?;
-            self.slots[index] = if value { Slot::At(start as u32, self.scratch.len() as u32) } else { Slot::Null };
-        }
-        let (Some(parts), Some(text)) = (parts, text) else { return Ok(()) };
-        let mut rejection = None;
-        let mut json = serde_json::Deserializer::from_str(text);
-        let part = Part { program, decoder: self, rejection: &mut rejection, taken: parts };
-        part.deserialize(&mut json).and_then(|()| json.end()).map_err(|_| {
-            let column = parts.inner_column().map(|index| program.columns[index].name.as_str());
-            rejection.unwrap_or_else(|| Rejection::new(Reason::WrongType, column, "expected JSON"))
-        })
     }
 
     fn parse(&mut self, program: &Program, value: &[u8]) -> Result<(), Rejection> {

@@ -32,6 +32,9 @@ const QUEUE: usize = 6;
 /// How long a poll waits when nothing comes; a command waits as long.
 const WAIT: Duration = Duration::from_millis(20);
 
+/// At the anchor's offset there is another record than the one that was applied.
+const ANOTHER_RECORD: &str = "another record is where the last loaded one was: the topic was created again or cut off";
+
 /// When queues or memory are full for so long, PostgreSQL does not get on. Without polls a source would collect what it has to say.
 const STALL: Duration = Duration::from_secs(2);
 /// How long a source may take to close.
@@ -61,10 +64,11 @@ pub enum Event {
         assignment: u64,
         part: i32,
     },
-    /// At the anchor's offset there is another record than the one that was applied.
-    AnotherRecord {
+    /// The part is to be left alone, for a reason that concerns its data.
+    Stop {
         assignment: u64,
         part: i32,
+        reason: String,
     },
 }
 
@@ -74,7 +78,7 @@ impl Event {
             Self::Chunk(chunk) => chunk.assignment,
             Self::EndOfPart { assignment, .. }
             | Self::OutOfRange { assignment, .. }
-            | Self::AnotherRecord { assignment, .. } => *assignment,
+            | Self::Stop { assignment, .. } => *assignment,
         }
     }
 }
@@ -444,7 +448,8 @@ impl DecoderThread {
             self.expected.remove(&part);
             // What the arena still holds of the part comes from another topic than the rows before.
             arena.retain(|message| message.part != part);
-            if self.events.blocking_send(Event::AnotherRecord { assignment, part }).is_err() {
+            let reason = ANOTHER_RECORD.to_owned();
+            if self.events.blocking_send(Event::Stop { assignment, part, reason }).is_err() {
                 return false;
             }
         }
@@ -465,6 +470,7 @@ impl DecoderThread {
                 Event::EndOfPart { assignment, part, position: expected.next }
             }
             Polled::OutOfRange { part } => Event::OutOfRange { assignment, part },
+            Polled::Broken { part, reason } => Event::Stop { assignment, part, reason },
             Polled::Idle | Polled::Messages => return true,
         };
         self.events.blocking_send(event).is_ok()

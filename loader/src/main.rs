@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tally_loader::arguments::{Arguments, Command};
-use tally_loader::{check, generate, init, logging, replay, run};
+use tally_loader::{check, files, generate, init, logging, replay, run};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse(); // a wrong command line leaves with 2
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Init(arguments) => init::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Run(arguments) => run::run(arguments),
+        Command::Files(arguments) => files::run(arguments),
         Command::ReplayDeadLetters(arguments) => replay::run(arguments),
         Command::Generate(arguments) => generate::run(*arguments),
     };

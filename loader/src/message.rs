@@ -1,8 +1,12 @@
 //! Messages as they come from a source: one arena for many of them, so that a row costs no allocation.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::csv::Csv;
+use crate::offsets::Anchor;
 
 /// Many messages and their bytes. It is kept until the batch is committed, because a row that PostgreSQL refuses becomes a dead
 /// letter with its original bytes.
@@ -10,6 +14,16 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct Arena {
     bytes: Vec<u8>,
     messages: Vec<Entry>,
+    end: Option<End>,
+    csv: Option<Arc<Csv>>,
+}
+
+/// Where a part stands behind the last message, when that is not the next offset, and what it is recognised by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub part: i32,
+    pub next: i64,
+    pub anchor: Anchor,
 }
 
 #[derive(Debug)]
@@ -38,7 +52,7 @@ pub struct Message<'a> {
 
 impl Arena {
     pub fn with_capacity(bytes: usize, messages: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), messages: Vec::with_capacity(messages) }
+        Self { bytes: Vec::with_capacity(bytes), messages: Vec::with_capacity(messages), end: None, csv: None }
     }
 
     /// Copies a message.
@@ -54,6 +68,23 @@ impl Arena {
             value,
             headers,
         });
+    }
+
+    pub fn set_end(&mut self, end: End) {
+        self.end = Some(end);
+    }
+
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// The values are records of CSV, not JSON.
+    pub fn set_csv(&mut self, csv: Arc<Csv>) {
+        self.csv = Some(csv);
+    }
+
+    pub fn csv(&self) -> Option<&Csv> {
+        self.csv.as_deref()
     }
 
     fn store(&mut self, bytes: &[u8]) -> Range<u32> {

@@ -8,6 +8,7 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use crate::control::Ownership;
+use crate::source::Kind;
 use crate::{Error, Result};
 
 /// The format of the state tables that this loader knows.
@@ -53,18 +54,19 @@ pub async fn check_format(client: &Client) -> Result<()> {
     }
 }
 
-/// Finds the source.
+/// Finds the source of a kind and name in a cluster.
 pub async fn find_source(
     client: &Client,
     pipeline: &str,
+    kind: Kind,
     cluster: &str,
-    topic: &str,
+    name: &str,
 ) -> Result<Option<i32>, tokio_postgres::Error> {
     let row = client
         .query_opt(
             "SELECT source_id FROM tally.loader_sources \
-             WHERE pipeline = $1 AND kind = 'kafka' AND cluster = $2 AND name = $3 ORDER BY incarnation DESC LIMIT 1",
-            &[&pipeline, &cluster, &topic],
+             WHERE pipeline = $1 AND kind = $2 AND cluster = $3 AND name = $4 ORDER BY incarnation DESC LIMIT 1",
+            &[&pipeline, &kind.as_str(), &cluster, &name],
         )
         .await?;
     Ok(row.map(|row| row.get(0)))
@@ -81,21 +83,22 @@ pub async fn known_parts(client: &Client, source: i32) -> Result<Vec<i32>, tokio
 pub async fn create_source(
     client: &mut Client,
     pipeline: &str,
+    kind: Kind,
     cluster: &str,
-    topic: &str,
+    name: &str,
     starts: &[(i32, i64)],
 ) -> Result<i32, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     let inserted = transaction
         .query_opt(
-            "INSERT INTO tally.loader_sources (pipeline, kind, cluster, name) VALUES ($1, 'kafka', $2, $3) \
+            "INSERT INTO tally.loader_sources (pipeline, kind, cluster, name) VALUES ($1, $2, $3, $4) \
              ON CONFLICT DO NOTHING RETURNING source_id",
-            &[&pipeline, &cluster, &topic],
+            &[&pipeline, &kind.as_str(), &cluster, &name],
         )
         .await?;
     let Some(row) = inserted else {
         transaction.rollback().await?;
-        let source = find_source(client, pipeline, cluster, topic).await?;
+        let source = find_source(client, pipeline, kind, cluster, name).await?;
         return Ok(source.expect("a source that conflicts is visible"));
     };
     let source: i32 = row.get(0);

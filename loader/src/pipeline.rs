@@ -28,9 +28,9 @@ use crate::offsets::{self, Claim};
 use crate::postgres::{self, Verdict};
 use crate::program::Program;
 use crate::sink::{Checks, Failure, Sink};
-use crate::source::{Bounds, Rebalance, Source, SourceError};
+use crate::source::{Bounds, Kind, Origin, Rebalance, Resume, Source, SourceError};
 use crate::stop::Stop;
-use crate::{Error, Result, catalog};
+use crate::{Error, Result, catalog, csv};
 
 /// Pauses between attempts after an outage.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -45,9 +45,10 @@ const CAREFUL_BATCHES: u32 = 20;
 const LEAVES_SHARE: u32 = 20;
 
 /// Everything a run needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Run<'a> {
     pub config: &'a Config,
+    pub origin: Origin,
     /// Stop at the end that each part had at the start.
     pub until_end: bool,
     pub metrics: Arc<Metrics>,
@@ -65,6 +66,11 @@ pub async fn compile(client: &Client, config: &Config) -> Result<(Table, Program
 pub fn compile_table(table: &Table, config: &Config) -> Result<Program> {
     let policy = &config.policy;
     Program::compile(table, &config.target, policy.on.tombstone, policy.dead_letters.max_value.0)
+}
+
+/// Whether each column finds its field, where all messages have the same fields.
+pub(crate) fn check_fields(program: &Program, fields: Option<&[String]>) -> Result<()> {
+    fields.map_or(Ok(()), |names| csv::check_names(program, names))
 }
 
 /// Says which columns make the whole COPY text, unless the former program had the same.
@@ -134,11 +140,11 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
     let (_, program) = compile(&client, config).await?;
     tell_text_columns(&program, &run.metrics, None);
     let program = Arc::new(program);
-    let topic = &config.source.kafka.topic;
-    run.metrics.set_source(topic);
+    let name = &run.origin.name;
+    run.metrics.set_source(name);
     // What the client library holds, and the chunks on their way, are part of the limit too.
     let memory = config.memory.0 / 2;
-    let mut feed = Feed::start(source, topic, program.clone(), memory, place.budget.clone(), run.metrics.clone());
+    let mut feed = Feed::start(source, name, program.clone(), memory, place.budget.clone(), run.metrics.clone());
     let result = load_from(&mut feed, run, client, program, place).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
     // because a consumer group would wait for a member that leaves without a word.
@@ -155,18 +161,22 @@ async fn load_from(
 ) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
-    let topic = &config.source.kafka.topic;
+    let Origin { kind, name, .. } = &run.origin;
     let at_start = |error: tokio_postgres::Error| postgres::at_start("prepare the start", &error);
-    let cluster = match &config.source.kafka.cluster {
+    let fields = within(timeout, feed, |source| Ok(source.fields())).await?;
+    check_fields(&program, fields.as_deref())?;
+    let cluster = match &run.origin.cluster {
         Some(cluster) => cluster.clone(),
         None => within(timeout, feed, |source| source.cluster()).await?,
     };
     let parts = within(timeout, feed, |source| source.parts()).await?;
-    let source_id = match offsets::find_source(&client, &config.pipeline, &cluster, topic).await.map_err(at_start)? {
+    let found = offsets::find_source(&client, &config.pipeline, *kind, &cluster, name).await.map_err(at_start)?;
+    let source_id = match found {
         Some(source) => source,
         None => {
-            let starts = first_positions(feed, &parts, config.source.start, timeout).await?;
-            let source = offsets::create_source(&mut client, &config.pipeline, &cluster, topic, &starts).await;
+            let rule = if *kind == Kind::File { StartRule::Earliest } else { config.source.start };
+            let starts = first_positions(feed, &parts, rule, timeout).await?;
+            let source = offsets::create_source(&mut client, &config.pipeline, *kind, &cluster, name, &starts).await;
             source.map_err(at_start)?
         }
     };
@@ -195,6 +205,8 @@ async fn load_from(
     let mut changes = feed.join().await.map_err(source_error)?;
     let mut lane = Lane {
         config,
+        origin: run.origin,
+        fields,
         group: changes.is_some().then(Group::default),
         until_end: run.until_end,
         metrics: run.metrics.clone(),
@@ -314,6 +326,9 @@ struct Lane<'a> {
     config: &'a Config,
     /// With a consumer group, which then shares the parts.
     group: Option<Group>,
+    origin: Origin,
+    /// Names of the fields, when all messages have the same.
+    fields: Option<Vec<String>>,
     until_end: bool,
     metrics: Arc<Metrics>,
     stop: Stop,
@@ -441,11 +456,18 @@ impl Lane<'_> {
             })?;
         let read_at = Instant::now();
         match catalog::table(&client, &self.config.target.table).await {
-            Ok(table) => self.set_program(feed, compile_table(&table, self.config)?, read_at),
+            Ok(table) => self.set_table(feed, &table, read_at)?,
             Err(CatalogError::Postgres(error)) => return Err(Failure::from(error).into()),
             Err(error) => return Err(Lost::Leave(unfit(error))),
         }
         Ok(new_sink(client, self.config, source).await.map_err(Failure::from)?)
+    }
+
+    fn set_table(&mut self, feed: &Feed, table: &Table, read_at: Instant) -> Result<()> {
+        let program = compile_table(table, self.config)?;
+        check_fields(&program, self.fields.as_deref())?;
+        self.set_program(feed, program, read_at);
+        Ok(())
     }
 
     /// `read_at`: when its table or leaves began to be read.
@@ -473,10 +495,14 @@ impl Lane<'_> {
         self.acquire(feed, sink, wanted.into_iter().collect()).await?;
         if !self.started {
             self.started = true;
-            let (topic, table) = (&self.config.source.kafka.topic, &self.program.table);
+            let (parts, name, table) = (self.owned.len(), &self.origin.name, &self.program.table);
+            let is_file = self.origin.kind == Kind::File;
             match &self.group {
-                None => tracing::info!("loading {} part(s) of \"{topic}\" into {table}", self.owned.len()),
-                Some(_) => tracing::info!("loading what the consumer group gives of \"{topic}\" into {table}"),
+                Some(_) => tracing::info!("loading what the consumer group gives of \"{name}\" into {table}"),
+                None if is_file && parts == 0 && self.stopped.is_empty() => {
+                    tracing::info!("another loader has \"{name}\"; waiting until it is done");
+                }
+                None => tracing::info!("loading {parts} part(s) of \"{name}\" into {table}"),
             }
         }
         loop {
@@ -528,7 +554,7 @@ impl Lane<'_> {
                 let chunk = if Arc::ptr_eq(&chunk.program, &self.program) {
                     chunk
                 } else {
-                    chunk.decode_again(self.program.clone(), &self.config.source.kafka.topic)
+                    chunk.decode_again(self.program.clone(), &self.origin.name)
                 };
                 let chunk = self.with_fresh_leaves(feed, sink, chunk).await?;
                 self.batch.push(chunk, Instant::now());
@@ -540,8 +566,10 @@ impl Lane<'_> {
                 }
             }
             Event::EndOfPart { part, position, .. } => {
-                // A broker that throttles may say "nothing more" too early; it has said where the end is at the start.
-                if self.ends.get(&part).is_none_or(|end| position >= *end) {
+                // A broker that throttles may say "nothing more" too early; it has said where the end is at the start. Of a file
+                // nobody knows before.
+                let is_file = self.origin.kind == Kind::File;
+                if is_file || self.ends.get(&part).is_none_or(|end| position >= *end) {
                     self.reached.insert(part);
                 }
                 self.batch.end_of_part(part, position, &self.owned, Instant::now());
@@ -550,12 +578,11 @@ impl Lane<'_> {
                 self.close(feed, sink).await?;
                 return Err(Lost::Rejoin(format!("part {part} has no record at its position")));
             }
-            Event::AnotherRecord { part, .. } => {
+            Event::Stop { part, reason, .. } => {
                 self.close(feed, sink).await?;
                 let owned = self.owned[&part];
                 let claim = Claim { part, next: owned.next, epoch: owned.epoch, anchor: None };
-                let reason = "another record is where the last loaded one was: the topic was created again or cut off";
-                self.stop_part(sink, &claim, reason.into()).await?;
+                self.stop_part(sink, &claim, reason).await?;
             }
         }
         Ok(())
@@ -573,7 +600,7 @@ impl Lane<'_> {
             return Ok(chunk);
         }
         if self.refresh_leaves(feed, sink).await? {
-            return Ok(chunk.decode_again(self.program.clone(), &self.config.source.kafka.topic));
+            return Ok(chunk.decode_again(self.program.clone(), &self.origin.name));
         }
         Ok(chunk)
     }
@@ -636,7 +663,6 @@ impl Lane<'_> {
         }
         sink.rollback().await.map_err(Failure::from)?;
         self.metrics.replays.fetch_add(1, Relaxed);
-        let topic = &self.config.source.kafka.topic;
         match failure {
             Failure::NoLeaf => {
                 checks.leaves_are_fresh = true;
@@ -655,13 +681,13 @@ impl Lane<'_> {
                 tracing::info!("{} was changed, reading its columns again", self.program.table);
                 let read_at = Instant::now();
                 match sink.table(&self.config.target.table).await {
-                    Ok(table) => self.set_program(feed, compile_table(&table, self.config)?, read_at),
+                    Ok(table) => self.set_table(feed, &table, read_at)?,
                     Err(CatalogError::Postgres(error)) => return Err(Failure::from(error).into()),
                     Err(error) => return Err(unfit(error).into()),
                 }
             }
         }
-        let program = self.program.clone();
+        let (program, topic) = (self.program.clone(), &self.origin.name);
         self.batch.start_over(|chunk| {
             (!Arc::ptr_eq(&chunk.program, &program)).then(|| chunk.decode_again(program.clone(), topic))
         });
@@ -774,6 +800,19 @@ impl Lane<'_> {
             tracing::debug!("claimed {} part(s)", claims.len());
         }
         for claim in claims {
+            let Claim { part, next, anchor, .. } = claim;
+            match feed.ask(move |source| source.resume(part, next, anchor)).await.map_err(Lost::Source)? {
+                Resume::CompareAnchor => {}
+                Resume::Proven => {
+                    self.owned.insert(part, Owned { next, epoch: claim.epoch });
+                    starts.push(Start { part, next, anchor: None });
+                    continue;
+                }
+                Resume::Refused(reason) => {
+                    self.stop_part(sink, &claim, reason).await?;
+                    continue;
+                }
+            }
             let bounds = self.bounds_of(feed, &claim).await?;
             let (next, anchor) = if claim.next < bounds.start {
                 let lost =
@@ -832,11 +871,19 @@ impl Lane<'_> {
     }
 
     async fn stop_part(&mut self, sink: &Sink, claim: &Claim, reason: String) -> Result<(), Lost> {
-        tracing::error!("part {} is stopped to protect data: {reason}", claim.part);
+        tracing::error!("{} is stopped to protect data: {reason}", self.label(claim.part));
         sink.note_stop(claim, &reason).await.map_err(Failure::from)?;
         self.owned.remove(&claim.part);
         self.stopped.insert(claim.part, reason);
         Ok(())
+    }
+
+    /// What a part is called in messages: a file has one only.
+    fn label(&self, part: i32) -> String {
+        match self.origin.kind {
+            Kind::Kafka => format!("part {part}"),
+            Kind::File => format!("\"{}\"", self.origin.name),
+        }
     }
 
     /// Each part has reached the end it had at the start, here or with another loader.
@@ -853,14 +900,21 @@ impl Lane<'_> {
         if self.stopped.is_empty() || !(self.owned.is_empty() || at_end) {
             return Ok(());
         }
-        let parts: Vec<String> = self.stopped.iter().map(|(part, reason)| format!("part {part}: {reason}")).collect();
-        Err(Error::Protected {
-            message: format!("stopped to protect data: {}", parts.join("; ")),
-            hint: Some(
+        let parts: Vec<String> =
+            self.stopped.iter().map(|(part, reason)| format!("{}: {reason}", self.label(*part))).collect();
+        let hint = match self.origin.kind {
+            Kind::Kafka => {
                 "Look at tally.loader_status. Deleted offsets: policy.on.gap = \"record\" goes on behind them. A topic that was \
                  created again: load it under another pipeline name."
-                    .into(),
-            ),
+            }
+            Kind::File => {
+                "What is before the position is loaded and stays loaded. Repair the file behind it and run again; a file with \
+                 other content is another file: give it a name of its own, or load it under another pipeline name."
+            }
+        };
+        Err(Error::Protected {
+            message: format!("stopped to protect data: {}", parts.join("; ")),
+            hint: Some(hint.into()),
         })
     }
 }

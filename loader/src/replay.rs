@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use crate::arguments::ReplayArguments;
 use crate::chunk::{Budget, Chunk};
 use crate::config::Config;
+use crate::csv::Csv;
 use crate::decode::{Decoder, Rejection};
 use crate::message::{Arena, Message};
+use crate::offsets::Anchor;
 use crate::postgres::{self, Verdict};
 use crate::program::Program;
 use crate::sink::dead_letters::{Key, Letter};
 use crate::sink::{Checks, Failure, Sink};
+use crate::source::{Kind, file};
 use crate::stop::{self, Stop};
 use crate::{Error, Result, offsets, pipeline, run};
 
@@ -58,7 +61,9 @@ pub async fn replay(config: &Config, arguments: &ReplayArguments, stop: Stop) ->
     let program = Arc::new(pipeline::compile(&client, config).await?.1);
     let since = arguments.since.map(|time| time.to_string());
     let mut summary = Summary::default();
-    let sources = sources(&client, &config.pipeline, since.as_deref()).await.map_err(failed)?;
+    let sources = sources(&client, config, since.as_deref()).await?;
+    // A wrong name is better told before the first letter is touched.
+    sources.iter().try_for_each(|source| source.check_fields(&program))?;
     let bar = ProgressBar::new(sources.iter().map(|source| source.pending as u64).sum());
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} letters, {per_sec}, {eta} left")
     {
@@ -82,18 +87,48 @@ struct Source {
     id: i32,
     name: String,
     pending: i64,
+    /// How its records are to be read; as JSON without it.
+    csv: Option<Arc<Csv>>,
 }
 
-async fn sources(client: &Client, pipeline: &str, since: Option<&str>) -> Result<Vec<Source>, tokio_postgres::Error> {
+impl Source {
+    /// Whether each column finds its field.
+    fn check_fields(&self, program: &Program) -> Result<()> {
+        let names = self.csv.as_ref().map(|csv| &csv.names[..]);
+        pipeline::check_fields(program, names).map_err(|error| match error {
+            Error::Unfit { message, hint } => Error::Unfit { message: format!("\"{}\": {message}", self.name), hint },
+            other => other,
+        })
+    }
+}
+
+async fn sources(client: &Client, config: &Config, since: Option<&str>) -> Result<Vec<Source>> {
     let rows = client
         .query(
-            "SELECT s.source_id, s.name, pg_catalog.count(*) FROM tally.loader_sources s JOIN tally.dead_letters d USING (source_id)
-              WHERE s.pipeline = $1 AND d.replayed_at IS NULL AND ($2::text IS NULL OR d.noted_at >= $2::text::timestamptz)
-              GROUP BY 1, 2 ORDER BY 1",
-            &[&pipeline, &since],
+            "SELECT s.source_id, s.name, d.pending, s.kind, o.next_offset, o.anchor_offset, o.anchor_time, o.anchor_hash
+               FROM tally.loader_sources s
+               JOIN (SELECT source_id, pg_catalog.count(*) AS pending FROM tally.dead_letters
+                      WHERE replayed_at IS NULL AND ($2::text IS NULL OR noted_at >= $2::text::timestamptz)
+                      GROUP BY source_id) AS d USING (source_id)
+               LEFT JOIN tally.loader_offsets o ON s.kind = 'file' AND o.source_id = s.source_id
+              WHERE s.pipeline = $1 ORDER BY 1",
+            &[&config.pipeline, &since],
         )
-        .await?;
-    Ok(rows.iter().map(|row| Source { id: row.get(0), name: row.get(1), pending: row.get(2) }).collect())
+        .await
+        .map_err(failed)?;
+    let source = |row: &Row| {
+        let name: String = row.get(1);
+        let csv = if row.get::<_, &str>(3) == Kind::File.as_str() {
+            let anchor = row.get::<_, Option<i64>>(5).zip(row.get::<_, Option<i64>>(7));
+            let anchor = anchor.map(|(offset, hash)| Anchor { offset, time: row.get(6), hash });
+            let position = (row.get::<_, Option<i64>>(4).unwrap_or(0), anchor);
+            file::kept_records(&name, &config.source.file, config.memory.0, position)?
+        } else {
+            None
+        };
+        Ok(Source { id: row.get(0), name, pending: row.get(2), csv })
+    };
+    rows.iter().map(source).collect()
 }
 
 async fn purge(client: &Client, pipeline: &str, age: Duration) -> Result<u64> {
@@ -171,6 +206,7 @@ impl Replay<'_> {
             }
             let table = sink.table(&self.config.target.table).await.map_err(|error| Error::unfit(error.to_string()))?;
             self.program = Arc::new(pipeline::compile_table(&table, self.config)?);
+            source.check_fields(&self.program)?;
         }
     }
 
@@ -184,6 +220,9 @@ impl Replay<'_> {
         let (letters, cut): (Vec<Letter>, Vec<Letter>) =
             sink.take_letters(keys, checks).await?.into_iter().partition(|letter| !letter.is_cut);
         let mut arena = Arena::default();
+        if let Some(csv) = &source.csv {
+            arena.set_csv(csv.clone());
+        }
         for letter in &letters {
             arena.push(Message {
                 part: letter.key.0,

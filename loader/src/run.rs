@@ -8,13 +8,14 @@ use crate::arguments::RunArguments;
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{self, Run};
-use crate::progress::Progress;
-use crate::source::Source;
+use crate::progress::{Measure, Progress};
+use crate::source::{Kind, Origin, Source};
 use crate::{Error, Result, stop};
 
 /// Loads the topic until stopped, or until its end.
 pub fn run(arguments: RunArguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
+    let origin = topic(&config)?;
     runtime()?.block_on(async {
         let lanes = pipeline::lanes::number(&config).await?;
         let memory = config.memory.0 / lanes;
@@ -25,8 +26,8 @@ pub fn run(arguments: RunArguments) -> Result<()> {
             metrics::serve(address, metrics.clone()).await?;
         }
         let start = Instant::now();
-        let progress = Progress::start(metrics.clone());
-        let run = Run { config: &config, until_end: arguments.until_end, metrics: metrics.clone(), stop };
+        let progress = Progress::start(metrics.clone(), Measure::Messages);
+        let run = Run { config: &config, origin, until_end: arguments.until_end, metrics: metrics.clone(), stop };
         let result = pipeline::run_lanes(run, sources).await;
         drop(progress);
         let (rows, seconds) = (metrics.rows.load(Relaxed), start.elapsed().as_secs_f64());
@@ -47,12 +48,18 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::Bug(format!("cannot start the runtime: {error}")))
 }
 
+/// What the topic is in the state tables.
+pub fn topic(config: &Config) -> Result<Origin> {
+    let kafka = config.source.topic()?;
+    Ok(Origin { kind: Kind::Kafka, name: kafka.topic.clone(), cluster: kafka.cluster.clone() })
+}
+
 /// The source that the configuration names; `memory` is what this one and its rows may take.
 #[cfg(feature = "kafka")]
 pub(crate) fn open_source(config: &Config, memory: usize) -> Result<Box<dyn Source>> {
     use crate::source::SourceError;
     use crate::source::kafka::KafkaSource;
-    let source = KafkaSource::new(&config.source, &config.pipeline, memory);
+    let source = KafkaSource::new(&config.source, config.source.topic()?, &config.pipeline, memory);
     Ok(Box::new(source.map_err(|error| match error {
         SourceError::Refused(message) => Error::unfit(message),
         error => pipeline::source_error(error),
@@ -63,4 +70,20 @@ pub(crate) fn open_source(config: &Config, memory: usize) -> Result<Box<dyn Sour
 #[cfg(not(feature = "kafka"))]
 pub(crate) fn open_source(_: &Config, _: usize) -> Result<Box<dyn Source>> {
     Err(Error::unfit("this tally-loader was built without its feature \"kafka\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_for_files_has_no_topic_to_run() {
+        let text =
+            "pipeline = \"p\"\npostgres = { host = \"/tmp\", dbname = \"d\", user = \"u\" }\n[target]\ntable = \"t\"";
+        let config = Config::parse(text).unwrap();
+        for error in [topic(&config).unwrap_err(), open_source(&config, config.memory.0).err().unwrap()] {
+            assert_eq!(error.code(), 3);
+            assert!(error.to_string().contains("source.kafka is missing"), "{error}");
+        }
+    }
 }

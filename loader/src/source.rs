@@ -1,6 +1,7 @@
 //! Where messages come from. A source is blocking and lives on a thread of its own; Kafka and an in-memory fake implement it.
 
 pub mod fake;
+pub mod file;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::message::Arena;
+use crate::offsets::Anchor;
 
 /// The offsets that a part holds: the first, and the one behind the last that may be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +20,45 @@ pub struct Bounds {
     pub end: i64,
 }
 
-/// What a poll brought. Messages that are in the arena come before this.
+/// What a source is, in the state tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub kind: Kind,
+    /// The topic, or the path of the file.
+    pub name: String,
+    /// Instead of what the source itself says.
+    pub cluster: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Kafka,
+    File,
+}
+
+impl Kind {
+    /// The name in `tally.loader_sources.kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::File => "file",
+        }
+    }
+}
+
+/// Whether a source still holds what was loaded from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The record at the anchor tells: it is read once more and compared.
+    CompareAnchor,
+    /// It does.
+    Proven,
+    /// It does not, for this reason.
+    Refused(String),
+}
+
+/// What a poll brought. Messages that are in the arena come before this.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Polled {
     /// The arena is full enough; more may be waiting.
     Messages,
@@ -29,6 +68,8 @@ pub enum Polled {
     EndOfPart { part: i32, position: i64 },
     /// The broker does not have the position of a part any more, or not yet.
     OutOfRange { part: i32 },
+    /// What follows in a part cannot be read, now or ever.
+    Broken { part: i32, reason: String },
 }
 
 /// A change that a consumer group asks for. The next assignment answers it.
@@ -87,6 +128,14 @@ pub trait Source: Send {
     fn bounds(&mut self, part: i32) -> Result<Bounds, SourceError>;
     /// The first offset at or after a time in milliseconds since 1970; the end when there is none.
     fn offset_at(&mut self, part: i32, time: i64) -> Result<i64, SourceError>;
+    /// Names of the fields, when all messages have the same.
+    fn fields(&mut self) -> Option<Vec<String>> {
+        None
+    }
+    /// Looks whether all before a position is what was loaded, as far as the source can tell.
+    fn resume(&mut self, _part: i32, _next: i64, _anchor: Option<Anchor>) -> Result<Resume, SourceError> {
+        Ok(Resume::CompareAnchor)
+    }
     /// Joins the consumer group that shares the parts, if there is one; its changes come from now on, while the source is polled.
     /// Without a group whoever assigns parts chooses them.
     fn join(&mut self) -> Result<Option<mpsc::UnboundedReceiver<Rebalance>>, SourceError> {

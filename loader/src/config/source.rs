@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::{Sasl, Tls};
+use super::{FileSettings, Sasl, Tls};
+use crate::{Error, Result};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    pub kafka: Kafka,
+    /// Needed to load a topic, not to load files.
+    pub kafka: Option<Kafka>,
+    #[serde(default)]
+    pub file: FileSettings,
     /// Where the very first start begins; later starts go on from the stored position.
     #[serde(default)]
     pub start: Start,
@@ -21,6 +25,21 @@ pub struct Source {
     /// Settings handed to librdkafka as they are.
     #[serde(default)]
     pub librdkafka: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// The topic to load.
+    ///
+    /// # Errors
+    /// The configuration is for files alone.
+    pub fn topic(&self) -> Result<&Kafka> {
+        self.kafka.as_ref().ok_or_else(|| {
+            Error::unfit_hint(
+                "source.kafka is missing: it names the brokers and the topic",
+                "Add source.kafka = { brokers = [\"host:9092\"], topic = \"name\" }, or load files: tally-loader files PATH, with --dry-run to check.",
+            )
+        })
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -55,7 +55,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Puts the header before the elements.
-    fn finish(self) -> Result<(), Failure> {
+    pub fn finish(self) -> Result<(), Failure> {
         let lengths: Vec<u32> = match self.dimensions {
             Some(_) => self.lengths.iter().copied().flatten().collect(),
             None => Vec::new(),
@@ -71,12 +71,22 @@ impl<'a> Builder<'a> {
     }
 
     /// Notes an element at a depth.
-    fn note_element(&mut self, depth: usize) -> Result<(), Failure> {
+    pub fn note_element(&mut self, depth: usize) -> Result<(), Failure> {
         if *self.dimensions.get_or_insert(depth) == depth { Ok(()) } else { Err(RAGGED) }
     }
 
+    /// Appends an element; `encode` gets the kind of all elements.
+    pub fn push(&mut self, encode: impl FnOnce(&mut Vec<u8>, &Kind) -> Result<(), Failure>) -> Result<(), Failure> {
+        encode(self.out, self.element)
+    }
+
+    pub fn push_null(&mut self) {
+        self.has_null = true;
+        self.out.extend_from_slice(copy::NULL);
+    }
+
     /// Notes an array that begins at a depth.
-    fn open(&mut self, depth: usize) -> Result<(), Failure> {
+    pub fn open(&mut self, depth: usize) -> Result<(), Failure> {
         if self.dimensions.is_some_and(|dimensions| depth >= dimensions) {
             return Err(RAGGED);
         }
@@ -90,7 +100,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Notes the end of an array at a depth.
-    fn close(&mut self, depth: usize, length: u32) -> Result<(), Failure> {
+    pub fn close(&mut self, depth: usize, length: u32) -> Result<(), Failure> {
         if length == 0 && depth > 0 {
             return Err(EMPTY_PARTS);
         }
@@ -164,8 +174,7 @@ impl<'de> DeserializeSeed<'de> for Element<'_, '_> {
         let (kind, digits_in_string) = (builder.element, builder.digits_in_string);
         let seed = ValueSeed::<false> { kind, digits_in_string, out: builder.out, failure };
         if !seed.deserialize(&mut json).map_err(D::Error::custom)? {
-            builder.has_null = true;
-            builder.out.extend_from_slice(copy::NULL);
+            builder.push_null();
         }
         Ok(())
     }

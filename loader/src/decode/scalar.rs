@@ -1,10 +1,8 @@
 //! One value, not an array, into the bytes of one column.
 
 use base64::Engine;
-use serde::de::DeserializeSeed;
 
 use super::Reason;
-use super::value::ValueSeed;
 use crate::config::{BytesFormat, TimeFormat};
 use crate::copy::{self, ParseError};
 use crate::kind::Kind;
@@ -179,46 +177,15 @@ pub(super) fn raw(out: &mut Vec<u8>, raw: &str, kind: &Kind, digits_in_string: b
     Ok(true)
 }
 
-fn number_field(out: &mut Vec<u8>, text: &str, kind: &Kind, digits_in_string: bool) -> Result<(), Failure> {
+pub(super) fn number_field(out: &mut Vec<u8>, text: &str, kind: &Kind, digits_in_string: bool) -> Result<(), Failure> {
     number(out, text, kind).map_err(|error| match error {
         ParseError::Syntax => wrong_type(kind, digits_in_string),
         ParseError::Range => (Reason::OutOfRange, "a number that the column cannot hold"),
     })
 }
 
-/// Appends the value that a text stands for where nothing else tells its type, as in a CSV file; `false` is NULL.
-pub(super) fn from_text(out: &mut Vec<u8>, text: &str, kind: &Kind) -> Result<bool, Failure> {
-    match kind {
-        Kind::Bool => {
-            let value = match text {
-                "true" | "t" => 1,
-                "false" | "f" => 0,
-                _ => return Err(wrong_type(kind, false)),
-            };
-            copy::field(out, &[value]);
-            Ok(true)
-        }
-        Kind::Float4 | Kind::Float8 | Kind::Numeric(_) => {
-            number_field(out, text, kind, true)?;
-            Ok(true)
-        }
-        Kind::Timestamp(_) => match digits(text) {
-            Some(value) => integer(out, value, kind).map(|()| true),
-            None => string(out, text, kind, true).map(|()| true),
-        },
-        Kind::Json | Kind::Jsonb | Kind::Array(..) => {
-            let mut failure = None;
-            let mut json = serde_json::Deserializer::from_str(text);
-            let seed = ValueSeed::<false> { kind, digits_in_string: true, out, failure: &mut failure };
-            let value = seed.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
-            value.map_err(|_| failure.unwrap_or_else(|| wrong_type(kind, true)))
-        }
-        kind => string(out, text, kind, true).map(|()| true),
-    }
-}
-
 /// A string of digits with at most a minus before it; values beyond any column's range stay beyond it.
-fn digits(text: &str) -> Option<i128> {
+pub(super) fn digits(text: &str) -> Option<i128> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text),

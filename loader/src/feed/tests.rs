@@ -74,5 +74,5 @@ async fn the_anchor_tells_a_topic_that_was_created_again() {
     (0..9).for_each(|n| _ = other.produce(0, None, Some(b"{\"a\": 77}"), Some(n)));
     let mut changed = feed(&other);
     changed.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
-    assert!(matches!(changed.next().await, Some(Event::AnotherRecord { part: 0, .. })));
+    assert!(matches!(changed.next().await, Some(Event::Stop { part: 0, .. })));
 }

@@ -64,7 +64,7 @@ pub(super) async fn load_all(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Res
         .zip(sources)
         .map(|(number, source)| {
             let place = Place { number, budget: budget.clone(), gauge: gauge.clone() };
-            load(Run { metrics: run.metrics.clone(), stop: stop.clone(), ..run }, source, place)
+            load(Run { stop: stop.clone(), ..run.clone() }, source, place)
         })
         .collect();
     let mut failure: Option<Error> = None;

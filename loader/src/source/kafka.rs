@@ -54,11 +54,16 @@ impl std::fmt::Debug for KafkaSource {
 
 impl KafkaSource {
     /// Makes a client; nothing is sent yet. `memory` is the limit of the whole loader.
-    pub fn new(source: &config::Source, pipeline: &str, memory: usize) -> Result<Self, SourceError> {
-        let consumer = settings(source, pipeline, memory)
+    pub fn new(
+        source: &config::Source,
+        kafka: &config::Kafka,
+        pipeline: &str,
+        memory: usize,
+    ) -> Result<Self, SourceError> {
+        let consumer = settings(source, kafka, pipeline, memory)
             .create_with_context(Context::new(source.sasl.as_ref()))
             .map_err(|error| SourceError::Refused(format!("the settings of Kafka are not accepted: {error}")))?;
-        let (topic, brokers) = (source.kafka.topic.clone(), source.kafka.brokers.join(","));
+        let (topic, brokers) = (kafka.topic.clone(), kafka.brokers.join(","));
         let in_group = source.ownership == Ownership::ConsumerGroup;
         let queue = (!in_group).then(|| Queue::new(&consumer));
         Ok(Self {
@@ -392,7 +397,7 @@ mod tests {
             "kafka = { brokers = [\"127.0.0.1:1\"], topic = \"t\" }\nlibrdkafka = { \"no.such.setting\" = \"1\" }",
         )
         .unwrap();
-        let error = KafkaSource::new(&config, "p", 128 << 20).unwrap_err().to_string();
+        let error = KafkaSource::new(&config, config.topic().unwrap(), "p", 128 << 20).unwrap_err().to_string();
         assert!(error.contains("no.such.setting"), "{error}");
     }
 }

@@ -11,6 +11,7 @@ use tally_loader::config::Config;
 use tally_loader::init;
 use tally_loader::metrics::Metrics;
 use tally_loader::pipeline::{self, Run};
+use tally_loader::run::topic;
 use tally_loader::source::Source;
 use tally_loader::source::fake::FakeTopic;
 use tally_loader::stop::{self, Stopper};
@@ -34,6 +35,8 @@ pub const PLAIN: &[(&str, &str)] = &[("shared_preload_libraries", "")];
 pub struct Loading<'a> {
     pub database: Database<'a>,
     pub topic: FakeTopic,
+    /// Lines of the section `source`.
+    pub source: String,
     /// Lines of the section `target`.
     pub target: String,
     /// Lines of the section `policy`.
@@ -66,6 +69,7 @@ impl<'a> Loading<'a> {
         Self {
             database: server.empty_database(),
             topic: FakeTopic::new(parts),
+            source: String::new(),
             target: String::new(),
             policy: String::new(),
             user: "postgres".into(),
@@ -98,22 +102,26 @@ impl<'a> Loading<'a> {
     }
 
     pub fn try_config(&self) -> Result<Config, Error> {
+        Config::parse(&self.config_text())
+    }
+
+    pub fn config_text(&self) -> String {
         let conninfo = self.database.conninfo();
         let words: BTreeMap<&str, &str> = conninfo.split(' ').filter_map(|word| word.split_once('=')).collect();
         let socket = || {
             let (host, port, dbname) = (words["host"], words["port"], words["dbname"]);
             format!("host = \"{host}\", port = {port}, dbname = \"{dbname}\", user = \"{}\"", self.user)
         };
-        let text = format!(
+        format!(
             "pipeline = \"test\"\n\
              postgres = {{ {} }}\n\
-             [source]\nkafka = {{ brokers = [\"none\"], topic = \"topic\" }}\n\
+             [source]\nkafka = {{ brokers = [\"none\"], topic = \"topic\" }}\n{}\n\
              [target]\ntable = \"public.t\"\n{}\n[policy]\n{}\n",
             self.postgres.clone().unwrap_or_else(socket),
+            self.source,
             self.target,
             self.policy
-        );
-        Config::parse(&text)
+        )
     }
 
     pub fn init(&self) -> Result<init::State, Error> {
@@ -128,7 +136,7 @@ impl<'a> Loading<'a> {
     pub fn load(&self) -> Result<(), Error> {
         let config = self.config();
         let (_stopper, stop) = stop::channel();
-        let run = Run { config: &config, until_end: true, metrics: Arc::default(), stop };
+        let run = Run { config: &config, origin: topic(&config)?, until_end: true, metrics: Arc::default(), stop };
         block_on(pipeline::run_lanes(run, self.sources()))
     }
 
@@ -144,7 +152,7 @@ impl<'a> Loading<'a> {
         let (stopper, stop) = stop::channel();
         let (sources, shared) = (self.sources(), metrics.clone());
         let thread = thread::spawn(move || {
-            let run = Run { config: &config, until_end: false, metrics: shared, stop };
+            let run = Run { config: &config, origin: topic(&config)?, until_end: false, metrics: shared, stop };
             block_on(pipeline::run_lanes(run, sources))
         });
         Running { thread, stopper, metrics }

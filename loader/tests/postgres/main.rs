@@ -4,6 +4,8 @@
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
 //! - `faults`: the faults of other loaders, and what a person has to repair
 //! - `lanes`: several connections of one process
+//! - `files`: files by position and content, through kills, growth and damage
+//! - `formats`: what is in a file arrives as it is there
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
@@ -15,6 +17,8 @@
 mod certificates;
 mod faults;
 mod fence;
+mod files;
+mod formats;
 mod lanes;
 mod loading;
 mod oracle;

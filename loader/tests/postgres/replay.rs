@@ -7,6 +7,7 @@ use tally_loader::arguments::ReplayArguments;
 use tally_loader::replay::{Summary, replay};
 use tally_loader::{Error, stop};
 
+use crate::files::Files;
 use crate::loading::{Loading, block_on, wait_until};
 
 const TABLE: &str = "CREATE TABLE public.t (a int UNIQUE CHECK (a < 100), b text);";
@@ -199,4 +200,45 @@ fn old_letters_are_purged_by_who_may() {
     loading.user = owner;
     assert_eq!(replayed(&loading, &purge).unwrap().purged, 2);
     assert_eq!(letters(&loading).len(), 2);
+}
+
+#[test]
+fn letters_of_files_are_read_as_their_files_are() {
+    let mut files = Files::new("CREATE TABLE public.t (a int, b text);");
+    files.loading.source = "file = { delimiter = \";\" }".into();
+    files.load(&files.write("a.csv", "b;a\nx;1\n\"y;\"\"\";seven\nz;eight;\n;nine\n")).unwrap();
+    files.load(&files.write("b.ndjson", "{\"a\": \"ten\", \"b\": \"w\"}\n")).unwrap();
+    files.loading.produce(0, r#"{"a": "eleven"}"#);
+    files.loading.load().unwrap();
+    let expected = ["0 wrong_type 1", "0 wrong_type 1", "8 wrong_type 1", "21 not_csv 1", "30 wrong_type 1"];
+    assert_eq!(letters(&files.loading), expected);
+    files.loading.session().batch_execute("ALTER TABLE public.t ALTER COLUMN a TYPE text").unwrap();
+    let some = replayed(&files.loading, &arguments()).unwrap();
+    assert_eq!(some, Summary { replayed: 4, failed: 1, ..Summary::default() });
+    assert_eq!(rows(&files.loading), ["1 x", "eleven", "nine", "seven y;\"", "ten w"]);
+}
+
+#[test]
+fn the_names_of_a_csv_letter_come_from_the_header_or_the_settings() {
+    let mut files = Files::new("CREATE TABLE public.t (a int, b text);");
+    let path = files.write("a.csv", "b,a\nx,seven\n");
+    files.load(&path).unwrap();
+    files.loading.session().batch_execute("ALTER TABLE public.t ALTER COLUMN a TYPE text").unwrap();
+    let refused = |files: &Files| {
+        let error = replayed(&files.loading, &arguments()).unwrap_err();
+        assert_eq!((error.code(), files.rows()), (3, 0), "{error}");
+        assert!(error.hint().unwrap().contains("source.file.columns"), "{error:?}");
+        error.to_string()
+    };
+    // The header above other records may be one of another order.
+    std::fs::write(&path, "a,b\nx,seven\n").unwrap();
+    assert!(refused(&files).contains("not those that were loaded"), "{}", refused(&files));
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused(&files).contains("cannot read the header"), "{}", refused(&files));
+    files.loading.source = "file = { columns = [\"c\", \"a\"] }".into();
+    let error = replayed(&files.loading, &arguments()).unwrap_err();
+    assert!(error.code() == 3 && error.to_string().contains("a.csv\": column \"b\""), "{error}");
+    files.loading.source = "file = { columns = [\"b\", \"a\"] }".into();
+    assert_eq!(replayed(&files.loading, &arguments()).unwrap(), Summary { replayed: 1, ..Summary::default() });
+    assert_eq!(rows(&files.loading), ["seven x"]);
 }

@@ -1,4 +1,4 @@
-//! Values inside of values, several columns from one field, and records of texts.
+//! Values inside of values, and several columns from one field.
 
 use super::*;
 
@@ -84,74 +84,4 @@ fn a_field_that_is_looked_into_is_known() {
     let program = compile(&table(vec![column("a", "int4")]), rules).unwrap();
     assert_eq!(run(&program, br#"{"x": {"y": 1, "z": 2}}"#).unwrap(), [number(1)]);
     assert_eq!(run(&program, br#"{"y": 1}"#), Err((Reason::UnknownField, Some("y".into()))));
-}
-
-fn texts(program: &Program, fields: &[(&str, Option<&str>)]) -> Result<Fields, (Reason, Option<String>)> {
-    let mut out = b"before".to_vec();
-    match Decoder::default().decode_texts(program, "file", message(b""), fields.iter().copied(), &mut out) {
-        Outcome::Row => Ok(super::fields(&out[6..])),
-        Outcome::Dead(rejection) => {
-            assert_eq!(out, b"before", "a dead letter must leave no bytes");
-            Err((rejection.reason, rejection.column))
-        }
-        Outcome::Skip => panic!("not a tombstone"),
-    }
-}
-
-#[test]
-fn records_of_texts_become_rows() {
-    let bases = ["int4", "bool", "float8", "timestamptz", "text", "jsonb", "date", "uuid"];
-    let program = compile(&table(bases.into_iter().map(|base| column(base, base)).collect()), "").unwrap();
-    let fields = [
-        ("int4", Some("-7")),
-        ("bool", Some("t")),
-        ("float8", Some("1.5")),
-        ("timestamptz", Some("946684800001")),
-        ("text", Some("7")),
-        ("jsonb", Some("[1, \"x\"]")),
-        ("date", Some("2000-01-02")),
-        ("uuid", None),
-    ];
-    let expected = [
-        number(-7),
-        Some(vec![1]),
-        Some(1.5f64.to_be_bytes().to_vec()),
-        Some(1_000i64.to_be_bytes().to_vec()),
-        Some(b"7".to_vec()),
-        Some(b"\x01[1, \"x\"]".to_vec()),
-        number(1),
-        None,
-    ];
-    assert_eq!(texts(&program, &fields).unwrap(), expected);
-    for (name, text, reason) in [
-        ("int4", "", Reason::WrongType),
-        ("int4", "7x", Reason::WrongType),
-        ("int4", "2147483648", Reason::OutOfRange),
-        ("bool", "yes", Reason::WrongType),
-        ("float8", "inf", Reason::WrongType),
-        ("float8", "1e999", Reason::OutOfRange),
-        ("timestamptz", "yesterday", Reason::WrongType),
-        ("text", "a\0", Reason::BadText),
-        ("jsonb", "{", Reason::WrongType),
-        ("jsonb", "1 2", Reason::WrongType),
-        ("date", "1/2/2000", Reason::WrongType),
-    ] {
-        assert_eq!(texts(&program, &[(name, Some(text))]), Err((reason, Some(name.into()))), "{name} {text}");
-    }
-}
-
-#[test]
-fn texts_follow_paths_and_policies_too() {
-    let rules = "columns.a = { from = \"x.y\" }\nunknown_fields = { column = \"extra\" }";
-    let arrays = TableColumn { element: Some(23), ..column("l", "int4") };
-    let program = compile(&table(vec![column("a", "int4"), column("extra", "jsonb"), arrays]), rules).unwrap();
-    let row =
-        texts(&program, &[("x", Some("{\"y\": 5}")), ("z\"", Some("q\"")), ("w", None), ("l", Some("[1]"))]).unwrap();
-    assert_eq!(row[..2], [number(5), Some(b"\x01{\"z\\\"\":\"q\\\"\",\"w\":null}".to_vec())]);
-    assert_eq!(row[2].as_ref().unwrap()[..12], copy::array_header(23, &[1], false)[..12]);
-    assert_eq!(texts(&program, &[("x", Some("{\"y\": 5"))]), Err((Reason::WrongType, Some("a".into()))));
-    assert_eq!(texts(&program, &[("l", Some("[[1], 2]"))]), Err((Reason::WrongType, Some("l".into()))));
-    assert_eq!(texts(&program, &[("z", Some("\0"))]), Err((Reason::BadText, Some("extra".into()))));
-    let strict = compile(&table(vec![column("a", "int4")]), "unknown_fields = \"reject\"").unwrap();
-    assert_eq!(texts(&strict, &[("b", Some("1"))]), Err((Reason::UnknownField, Some("b".into()))));
 }

@@ -41,17 +41,17 @@ const OWN: &[(&str, &str)] = &[
 ];
 
 /// All settings that differ from the defaults of librdkafka. `memory` is the limit of the whole loader, in bytes.
-pub fn settings(source: &config::Source, pipeline: &str, memory: usize) -> ClientConfig {
+pub fn settings(source: &config::Source, kafka: &config::Kafka, pipeline: &str, memory: usize) -> ClientConfig {
     let mut settings = ClientConfig::new();
     set(&mut settings, DEFAULTS);
-    settings.set("bootstrap.servers", source.kafka.brokers.join(","));
+    settings.set("bootstrap.servers", kafka.brokers.join(","));
     // Required by the client library; with leases nothing is ever sent about a group.
     settings.set("group.id", format!("tally-loader-{pipeline}"));
     settings.set("queued.max.messages.kbytes", (memory / 4 / 1024).clamp(1024, 32_768).to_string());
     if source.ownership == Ownership::ConsumerGroup {
         set(&mut settings, GROUP);
     }
-    if source.kafka.profile == Profile::EventHubs {
+    if kafka.profile == Profile::EventHubs {
         set(&mut settings, EVENT_HUBS);
     }
     if let Some(tls) = &source.tls {
@@ -105,7 +105,8 @@ mod tests {
              [target]\ntable = \"t\"\n"
         ))
         .unwrap();
-        let native = settings(&config.source, "p", 128 << 20).create_native_config().unwrap();
+        let native =
+            settings(&config.source, config.source.topic().unwrap(), "p", 128 << 20).create_native_config().unwrap();
         keys.iter().map(|key| native.get(key).unwrap()).collect()
     }
 
