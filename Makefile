@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash differential fuzz miri kafka newer bench accuracy lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -51,6 +51,10 @@ miri: ## vector kernels (with AVX2) and damaged sketches under Miri, which sees 
 
 kafka: install-debug ## the loader against a real Apache Kafka and a throw-away server
 	TALLY_KAFKA_TESTS=required cargo test --no-fail-fast --package tally-loader --test '*'
+
+chaos: install-debug ## kill loaders, sessions, servers and the broker while messages are loaded (KILLS=50, SEED=a random one)
+	TALLY_KAFKA_TESTS=required TALLY_CHAOS_KILLS=$(KILLS) TALLY_TEST_SEED=$(SEED) cargo test --package tally-loader --test kafka -- \
+	    --nocapture chaos::killed_again_and_again
 
 newer: ## the server tests with PostgreSQL 17, and pg_upgrade from 15 to it, in a tree of Debian 13 (needs root)
 	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config scripts/install --debug

@@ -171,6 +171,7 @@ impl Broker {
         let (folder, port, controller) = (self.folder.path().display(), self.port, free_port());
         let (login, mutual) = (self.login_port, self.mutual_port);
         let modules = "org.apache.kafka.common.security";
+        // The controller lets a broker that was killed in again when its session is over, which is 9 seconds otherwise.
         let settings = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
@@ -196,6 +197,8 @@ impl Broker {
              log.dirs={folder}/logs\n\
              auto.create.topics.enable=false\n\
              group.initial.rebalance.delay.ms=0\n\
+             broker.heartbeat.interval.ms=500\n\
+             broker.session.timeout.ms=2000\n\
              offsets.topic.num.partitions=1\n\
              offsets.topic.replication.factor=1\n\
              transaction.state.log.num.partitions=1\n\

@@ -9,12 +9,16 @@ mod broker;
 /// Certificates for the servers of a test.
 #[path = "../shared/certificates.rs"]
 mod certificates;
+/// Everything is killed again and again, at any moment.
+mod chaos;
 /// Azure Event Hubs, as far as a stand-in tells.
 mod event_hubs;
 /// `generate` writes to a topic what it writes to standard output.
 mod generated;
 /// A consumer group shares the parts, instead of leases.
 mod groups;
+/// Claims and advances, recorded and checked.
+mod history;
 /// What a loader leaves behind when it is killed, frozen or asked to stop.
 mod kills;
 /// TLS, and login with each mechanism; what is refused, and that no secret is printed.

@@ -1,6 +1,7 @@
 //! Kafka or PostgreSQL go away and come back. The loader goes on by itself.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use tally_server_tests::cluster::Cluster;
 
@@ -22,6 +23,8 @@ fn loader_survives_a_kill_and_restart_of_the_broker() {
         pipeline.produce(1_000, 2 + round as u64);
         pipeline.wait_for_progress(3_000 + 1_000 * round as i64);
     }
+    // One line for each outage, however often the client library tells of it.
+    assert_eq!(loader.said("the source does not answer"), 2);
     assert_eq!(loader.terminate(), Some(0));
     pipeline.assert_exact(0);
 }
@@ -74,6 +77,42 @@ fn a_stalled_loader_still_hears_the_client_library() {
     stand_in.behaviour.idle_limit.store(0, Relaxed);
     holder.batch_execute("ROLLBACK").expect("the lock is given up");
     pipeline.wait_for_progress(60_000);
+    assert_eq!(loader.terminate(), Some(0));
+    pipeline.assert_exact(0);
+}
+
+/// kafka-connect-jdbc #170: what cannot be written must not be read for ever.
+#[test]
+fn loader_keeps_to_its_memory_while_the_server_is_stalled() {
+    const LIMIT: u64 = 32 << 20;
+    /// What the client libraries and the allocator need besides, in a debug build.
+    const MARGIN: u64 = 16 << 20;
+    let Some(broker) = broker::shared() else { return };
+    let mut pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
+    pipeline.memory = "32 MiB";
+    pipeline.policy = "batch = { bytes = \"2 MiB\" }\n".into();
+    pipeline.produce(1_000, 1);
+    let loader = pipeline.start(&[]);
+    pipeline.wait_for_progress(1_000);
+    let (before, _) = loader.memory();
+    let mut holder = pipeline.session();
+    holder.batch_execute("BEGIN; LOCK TABLE public.events IN SHARE MODE").expect("the lock");
+    pipeline.produce(250_000, 2);
+    wait_until("the loader waits for the table", || pipeline.loader_waits_for("Lock"));
+    // It has taken what it takes when it has not grown for 3 seconds. Statistics of the client library come every second.
+    let (mut most, mut since) = (0, Instant::now());
+    wait_until("the loader reads no more", || {
+        let (_, memory) = loader.memory();
+        if memory > most {
+            (most, since) = (memory, Instant::now());
+        }
+        since.elapsed() > Duration::from_secs(3)
+    });
+    println!("{before} bytes before, {most} at most");
+    assert!(most > before + (8 << 20), "the topic has more than fits: {before}, {most}");
+    assert!(most < before + LIMIT + MARGIN, "{before} bytes before, {most} at most");
+    holder.batch_execute("ROLLBACK").expect("the lock is given up");
+    pipeline.wait_for_progress(251_000);
     assert_eq!(loader.terminate(), Some(0));
     pipeline.assert_exact(0);
 }

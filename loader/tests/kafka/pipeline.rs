@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tally_server_tests::cluster::{Cluster, Database};
 
 use crate::broker::Broker;
+use crate::history;
 
 /// What has not happened by then never will, even on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -78,7 +79,8 @@ impl<'a> Pipeline<'a> {
         session
             .batch_execute(
                 "CREATE TABLE public.events (event_id bigserial, event_time timestamptz NOT NULL, customer_id bigint NOT NULL,
-                   event_type text, country text, browser text, device_id bigint, session_id bigint)
+                   event_type text, country text, browser text, device_id bigint, session_id bigint,
+                   part int, message_offset bigint, written_by xid8 DEFAULT pg_current_xact_id())
                    PARTITION BY RANGE (event_time);
                  CREATE TABLE expected (LIKE public.events);
                  ALTER TABLE expected DROP COLUMN event_id;
@@ -109,6 +111,7 @@ impl<'a> Pipeline<'a> {
         // As a superuser, who alone may create a schema here; everything else the loader does as a plain role.
         let status = self.command("init", "postgres", &["--grant", "loader"]).status().expect("init runs");
         assert!(status.success(), "init: {status}");
+        history::record(&mut session);
     }
 
     /// A new session as superuser.
@@ -135,17 +138,22 @@ impl<'a> Pipeline<'a> {
 
         let output = generate(&[]).output().expect("generate runs");
         assert!(output.status.success());
+        assert_eq!(self.expect(&output.stdout), rows);
+    }
+
+    /// Adds events, a line of JSON each, to the table `expected`; how many.
+    pub fn expect(&self, lines: &[u8]) -> u64 {
         let mut session = self.session();
         session.batch_execute("CREATE TEMPORARY TABLE lines (line jsonb)").expect("a table");
         let mut copy = session.copy_in("COPY lines FROM STDIN").expect("COPY");
-        copy.write_all(&output.stdout).expect("COPY takes the lines");
+        copy.write_all(lines).expect("COPY takes the lines");
         copy.finish().expect("the lines are JSON");
         let insert = format!(
             "INSERT INTO expected ({FIELDS})
                SELECT e.* FROM lines, jsonb_to_record(line) AS e(event_time timestamptz, customer_id bigint, event_type text,
                                                                  country text, browser text, device_id bigint, session_id bigint)"
         );
-        assert_eq!(session.execute(&insert, &[]).expect("the lines are events"), rows);
+        session.execute(&insert, &[]).expect("the lines are events")
     }
 
     /// Writes these messages into part 0.
@@ -181,6 +189,9 @@ impl<'a> Pipeline<'a> {
              columns.event_time = {{ default = \"broker-timestamp\" }}\n\
              columns.device_id = {{ digits_in_string = true }}\n\
              columns.session_id = {{ digits_in_string = true }}\n\
+             columns.part = {{ from = \"_partition\" }}\n\
+             columns.message_offset = {{ from = \"_offset\" }}\n\
+             columns.written_by = {{ skip = true }}\n\
              [policy]\n{}",
             self.memory, self.servers, self.topic, self.kafka, self.source, self.policy
         )
@@ -227,6 +238,15 @@ impl<'a> Pipeline<'a> {
         wait_until(&format!("{messages} messages are loaded"), || self.progress() >= messages);
     }
 
+    /// Whether a session of the loader waits for this.
+    pub fn loader_waits_for(&self, event: &str) -> bool {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE usename = 'loader' AND datname = current_database() AND '{event}' IN (wait_event, wait_event_type)"
+        );
+        self.number(&sql) > 0
+    }
+
     /// The rows of the table are exactly those in `expected`, and everything that counts them agrees.
     pub fn assert_exact(&self, dead_letters: i64) {
         let rows = self.number("SELECT count(*) FROM expected");
@@ -238,6 +258,7 @@ impl<'a> Pipeline<'a> {
         assert_eq!(self.number(&difference), 0, "rows that differ");
         assert_eq!(self.number("SELECT count(*) FROM tally.dead_letters"), dead_letters, "dead letters");
         assert_eq!(self.progress(), rows + dead_letters, "messages that the positions account for");
+        history::assert_sound(&mut self.session());
         let ends: i64 = self.broker.ends(&self.topic, PARTITIONS).iter().map(|(_, end)| end).sum();
         assert_eq!(self.number("SELECT sum(next_offset)::bigint FROM tally.loader_offsets"), ends, "positions");
         if self.world == World::Extension {
@@ -343,8 +364,37 @@ impl Loader {
         self.wait_status().code()
     }
 
+    /// The memory that it has, and the most that it has had, in bytes: `VmRSS` and `VmHWM` of proc(5).
+    pub fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the loader runs");
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of /proc/PID/status");
+            let kilobytes: u64 = line.trim_end_matches("kB").trim().parse().expect("a number of kB");
+            kilobytes * 1024
+        };
+        (of("VmRSS:"), of("VmHWM:"))
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// How many of its lines contain this.
+    pub fn said(&self, words: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(words)).count()
+    }
+
+    /// Whether its first claim has succeeded; before, it may not know SIGTERM yet.
+    pub fn loads(&self) -> bool {
+        self.said("INFO loading ") > 0
+    }
+
+    /// Whether it has given up at its start, as it may while server or broker are away; afterwards it must not.
+    pub fn could_not_start(&mut self) -> bool {
+        let Some(status) = self.child.try_wait().expect("a child can be waited for") else { return false };
+        assert!(!self.loads(), "a loader leaves that had loaded: {status}");
+        assert_eq!(status.code(), Some(4), "unreachable");
+        true
     }
 
     fn wait_status(&mut self) -> ExitStatus {
