@@ -141,7 +141,12 @@ impl Chaos<'_> {
                 hold
             }
             Moment::Copy => self.catch_at_lock("LOCK TABLE public.events_28 IN SHARE MODE"),
-            Moment::DeadLetters => self.catch_at_lock("LOCK TABLE tally.dead_letters IN SHARE MODE"),
+            Moment::DeadLetters => {
+                let hold = self.lock("LOCK TABLE tally.dead_letters IN SHARE MODE");
+                self.messages.send_malformed(&mut self.random);
+                self.wait_for_lock();
+                hold
+            }
             Moment::Advance => self.catch_at_lock("SELECT FROM tally.loader_offsets FOR UPDATE"),
             Moment::Commit => {
                 // A claim is made durable, too.
@@ -200,16 +205,17 @@ impl Chaos<'_> {
         self.random.random_range(0..self.loaders.len())
     }
 
+    /// Takes one loader from the others, or all of them.
+    fn some_loaders(&mut self) -> Vec<Loader> {
+        let one = self.any_loader();
+        if self.random.random() { self.loaders.drain(..).collect() } else { vec![self.loaders.swap_remove(one)] }
+    }
+
     /// Strikes, and gives the loader up that is held. Everything runs again at the end, but perhaps no loader.
     fn strike(&mut self, strike: Strike, hold: Hold) {
         match strike {
             Strike::KillLoader => {
-                // One, or all of them.
-                let all = self.random.random();
-                let one = self.any_loader();
-                let killed: Vec<Loader> =
-                    if all { self.loaders.drain(..).collect() } else { vec![self.loaders.swap_remove(one)] };
-                killed.into_iter().for_each(Loader::kill);
+                self.some_loaders().into_iter().for_each(Loader::kill);
                 self.release(hold);
             }
             Strike::FreezeLoader => self.freeze(hold),
@@ -259,19 +265,18 @@ impl Chaos<'_> {
         found.expect("a loader has a session").get(0)
     }
 
-    /// One is frozen until it is taken for dead and another has gone on with its parts; then it wakes up.
+    /// One or all are frozen until they are taken for dead and another has gone on with their parts; then they wake up.
     fn freeze(&mut self, hold: Hold) {
-        let one = self.any_loader();
-        let frozen = self.loaders.swap_remove(one);
-        frozen.signal(Signal::STOP);
+        let mut frozen = self.some_loaders();
+        frozen.iter().for_each(|loader| loader.signal(Signal::STOP));
         self.release(hold);
         // As if 10 seconds had passed; those that are awake renew themselves.
         let expire = "UPDATE tally.loader_members SET expires_at = clock_timestamp()";
         self.pipeline.session().execute(expire, &[]).expect("the memberships");
         self.messages.send(&mut self.random);
         self.wait_for_progress(self.messages.visible());
-        frozen.signal(Signal::CONT);
-        self.loaders.push(frozen);
+        frozen.iter().for_each(|loader| loader.signal(Signal::CONT));
+        self.loaders.append(&mut frozen);
     }
 
     /// Loaders that are still there go on by themselves. A strike may have hit one at its start, and then it is started again.
@@ -289,7 +294,9 @@ impl Chaos<'_> {
             if self.loaders.is_empty() {
                 self.start_loader();
             }
-            self.pipeline.progress() >= goal
+            let progress = self.pipeline.progress();
+            assert!(progress <= self.messages.visible(), "{progress} messages are loaded, more than there are");
+            progress >= goal
         });
     }
 
