@@ -1,6 +1,10 @@
 //! Every claim and every advance of a test's database, recorded by a trigger, and what they must look like at the end.
 
 use postgres::Client;
+use tally_server_tests::cluster::Cluster;
+
+use crate::broker;
+use crate::pipeline::{Pipeline, World};
 
 /// A row for each change of a position or an epoch, in the transaction that made it. The lock on the row makes the numbers of one part
 /// rise in the order of the commits.
@@ -66,12 +70,42 @@ pub fn record(session: &mut Client) {
 /// Ranges adjoin without overlap, epochs rise, and each row was written by the transaction that moved the position past it.
 pub fn assert_sound(session: &mut Client) {
     for (fault, query) in FAULTS {
-        let found = session.query(*query, &[]).expect(fault);
-        let found: Vec<_> = found
-            .iter()
-            .take(5)
-            .map(|row| (row.get::<_, i32>(0), (1..6).map(|column| row.get(column)).collect::<Vec<Option<i64>>>()))
-            .collect();
+        let found = found(session, query);
         assert!(found.is_empty(), "{fault}: {found:?}");
+    }
+}
+
+/// The part, and what the query tells of it.
+type Finding = (i32, Vec<Option<i64>>);
+
+fn found(session: &mut Client, query: &str) -> Vec<Finding> {
+    let rows = session.query(query, &[]).expect(query);
+    rows.iter().take(5).map(|row| (row.get(0), (1..6).map(|column| row.get(column)).collect())).collect()
+}
+
+#[test]
+fn every_fault_of_a_history_is_found() {
+    let Some(broker) = broker::shared() else { return };
+    let pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
+    pipeline.produce(1_000, 1);
+    pipeline.send(&[b"malformed"]);
+    pipeline.load_to_end();
+    pipeline.produce(1_000, 2);
+    pipeline.load_to_end();
+    pipeline.assert_exact(1);
+    let mut session = pipeline.session();
+    let tampering = [
+        "DELETE FROM public.history WHERE seq = (SELECT min(seq) FROM public.history)",
+        "UPDATE public.history SET is_at = is_at + 1 WHERE epoch <> was_epoch",
+        "UPDATE public.history SET is_at = was_at WHERE epoch = was_epoch",
+        "UPDATE public.events SET written_by = '3'",
+        "INSERT INTO public.events SELECT * FROM public.events",
+        "DELETE FROM tally.dead_letters",
+    ];
+    for ((fault, query), tampering) in FAULTS.iter().zip(tampering) {
+        session.batch_execute("BEGIN").expect("a transaction");
+        assert!(session.execute(tampering, &[]).expect(tampering) > 0, "{tampering}");
+        assert!(!found(&mut session, query).is_empty(), "{fault} after {tampering}");
+        session.batch_execute("ROLLBACK").expect("the end of the transaction");
     }
 }
