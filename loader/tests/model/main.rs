@@ -6,6 +6,8 @@
 mod properties;
 /// Server, loaders, and the steps that they take.
 mod protocol;
+/// What server and loaders hold and know.
+mod state;
 
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 

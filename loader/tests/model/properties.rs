@@ -2,7 +2,8 @@
 
 use stateright::Property;
 
-use crate::protocol::{Protocol, Record, Row, State};
+use crate::protocol::{Protocol, Record};
+use crate::state::{Row, State};
 
 pub const EXACTLY_ONCE: &str = "rows and dead letters are a prefix of the log, each record once";
 pub const RANGES: &str = "committed ranges adjoin, each under the epoch of the last claim";
