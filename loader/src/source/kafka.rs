@@ -39,6 +39,7 @@ pub struct KafkaSource {
     silent: BTreeSet<i32>,
     topic: String,
     brokers: String,
+    /// Where each part was assigned; in a queue of our own, where it is read next.
     starts: BTreeMap<i32, i64>,
     /// The parts are those that a consumer group gives.
     in_group: bool,
@@ -254,16 +255,34 @@ impl KafkaSource {
             // One is waited for. Then as many as still fit if they are as long as those before.
             let average = into.size() / into.len().max(1);
             let room = if into.is_empty() { 1 } else { (limit - into.size()) / average.max(1) };
-            let (failures, silent) = (&mut self.failures, &mut self.silent);
+            let (failures, silent, starts) = (&mut self.failures, &mut self.silent, &mut self.starts);
+            let mut last = None;
             let count = queue.poll(room, wait, |next| {
-                if !silent.is_empty() {
-                    silent.remove(&next.as_ref().map_or_else(|failure| failure.part, |message| message.part));
-                }
-                match next {
-                    Ok(message) => into.push(message),
-                    Err(failure) => failures.push_back(failure),
+                let (part, offset) = match next {
+                    Ok(message) => {
+                        into.push(message);
+                        (message.part, message.offset + 1)
+                    }
+                    Err(failure) => {
+                        let Failure { part, offset, code } = failure;
+                        failures.push_back(failure);
+                        silent.remove(&part);
+                        if code != RDKafkaErrorCode::PartitionEOF {
+                            return;
+                        }
+                        (part, offset)
+                    }
+                };
+                // Most messages are of the part that the one before is of.
+                match &mut last {
+                    Some((same, next)) if *same == part => *next = offset,
+                    _ => {
+                        last.replace((part, offset)).map(|(part, next)| starts.insert(part, next));
+                        silent.remove(&part);
+                    }
                 }
             });
+            last.map(|(part, next)| starts.insert(part, next));
             if count == 0 {
                 return self.idle();
             }
@@ -340,10 +359,18 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, paused: bool) -> bool {
-        let paused = self.consumer.assignment().and_then(|assignment| {
-            if paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) }
-        });
-        paused.is_ok()
+        let done = if self.queue.is_none() {
+            self.consumer.assignment().and_then(|assignment| {
+                if paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) }
+            })
+        } else if paused {
+            // The client library would go on behind what it takes for read, and it takes the end of a part for a message.
+            self.consumer.unassign()
+        } else {
+            let positions: Vec<(i32, i64)> = self.starts.iter().map(|(part, next)| (*part, *next)).collect();
+            return self.assign(&positions).is_ok();
+        };
+        done.is_ok()
     }
 
     fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {

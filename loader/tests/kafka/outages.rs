@@ -113,6 +113,8 @@ fn loader_keeps_to_its_memory_while_the_server_is_stalled() {
     assert!(most < before + LIMIT + MARGIN, "{before} bytes before, {most} at most");
     holder.batch_execute("ROLLBACK").expect("the lock is given up");
     pipeline.wait_for_progress(251_000);
+    let (_, most) = loader.memory();
+    assert!(most < before + LIMIT + MARGIN, "{before} bytes before, {most} at most while it caught up");
     assert_eq!(loader.terminate(), Some(0));
     pipeline.assert_exact(0);
 }

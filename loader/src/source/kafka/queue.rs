@@ -36,7 +36,7 @@ pub(super) struct Queue {
 unsafe impl Send for Queue {}
 
 /// What stands in the queue in place of a message.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Failure {
     pub part: i32,
     /// Where the part is read next.

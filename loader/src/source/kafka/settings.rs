@@ -47,7 +47,10 @@ pub fn settings(source: &config::Source, kafka: &config::Kafka, pipeline: &str, 
     settings.set("bootstrap.servers", kafka.brokers.join(","));
     // Required by the client library; with leases nothing is ever sent about a group.
     settings.set("group.id", format!("tally-loader-{pipeline}"));
-    settings.set("queued.max.messages.kbytes", (memory / 4 / 1024).clamp(1024, 32_768).to_string());
+    // It counts keys and values only; with what it keeps of each message, small ones take some four times as much.
+    settings.set("queued.max.messages.kbytes", (memory / 16 / 1024).clamp(1024, 32_768).to_string());
+    // One answer holds up to this much, of all parts together; the client library wants 1 MB at least.
+    settings.set("fetch.max.bytes", (memory / 16).clamp(1 << 20, 50 << 20).to_string());
     if source.ownership == Ownership::ConsumerGroup {
         set(&mut settings, GROUP);
     }
