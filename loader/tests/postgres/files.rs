@@ -114,7 +114,7 @@ fn random() -> ChaCha8Rng {
 #[test]
 fn kill_9_at_any_moment_loads_each_line_once() {
     let mut files = Files::new(TABLE);
-    files.loading.policy = "batch = { rows = 500 }".into();
+    files.loading.policy = "batch = { rows = 100 }".into();
     let mut random = random();
     let mut expected_dead = Vec::new();
     let (mut text, mut rows) = (String::new(), 0);
@@ -133,7 +133,7 @@ fn kill_9_at_any_moment_loads_each_line_once() {
         let before = files.rows();
         let mut loader = files.start(&[], &path);
         wait_until("it loads", || files.rows() > before || loader.try_wait().unwrap().is_some());
-        thread::sleep(Duration::from_millis(random.random_range(0..60)));
+        thread::sleep(Duration::from_millis(random.random_range(0..30)));
         loader.kill().unwrap();
         loader.wait().unwrap();
         killed_within += u32::from(files.rows() < rows);
