@@ -1,5 +1,7 @@
 //! The command line.
 
+mod realistic;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::FileFormat;
+
+pub use realistic::RealisticArguments;
 
 /// Loads Kafka topics and flat files into a PostgreSQL table by binary COPY, exactly once.
 #[derive(Debug, Parser)]
@@ -124,11 +128,12 @@ pub struct GenerateArguments {
     /// Events per second; without it as fast as possible.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub rate: Option<u64>,
-    /// Give events a time, spread over a span such as "3 hours"; some are late. Without it they carry none.
+    /// Give events a time, spread over a span such as "3 hours"; some are late. Without it they carry none, and realistic events
+    /// are spread over an hour.
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub span: Option<Duration>,
     /// The end of the span, RFC 3339; now by default.
-    #[arg(long, value_name = "TIME", requires = "span")]
+    #[arg(long, value_name = "TIME")]
     pub end_time: Option<jiff::Timestamp>,
     /// Where the events go.
     #[arg(long, value_enum, default_value_t = GenerateTo::Stdout)]
@@ -136,7 +141,7 @@ pub struct GenerateArguments {
     /// Topic to write to (`--to topic`; created if it is not there), or of the embedded broker (`--serve`).
     #[arg(long, default_value = "clickstream")]
     pub topic: String,
-    /// Partitions of a topic that is created.
+    /// Partitions of a topic that is created; realistic events have so many producers, each with a partition of its own.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub partitions: u16,
     /// Kafka bootstrap servers, comma-separated (`--to topic`).
@@ -160,6 +165,8 @@ pub struct GenerateArguments {
     /// Send the lines of this file instead of generated events (`--serve`, `--to topic`).
     #[arg(long, value_name = "FILE.ndjson", conflicts_with_all = ["rows", "seed", "mode", "span"])]
     pub from: Option<PathBuf>,
+    #[command(flatten)]
+    pub realistic: RealisticArguments,
 }
 
 /// A span of time such as "3 hours" or "P2D"; a day has 24 hours.
@@ -173,7 +180,7 @@ fn span(text: &str) -> Result<Duration, String> {
 pub enum GenerateMode {
     /// Independent, uniform fields: the worst case for rollups, and what existing producers send.
     Reference,
-    /// Tenants and devices of very different size, coherent sessions, late and malformed events. Not built yet.
+    /// Tenants and devices of very different size, coherent sessions, late, repeated and malformed events.
     Realistic,
 }
 

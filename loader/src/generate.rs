@@ -3,6 +3,7 @@
 
 mod lines;
 mod pace;
+mod realistic;
 mod records;
 mod reference;
 mod serve;
@@ -14,7 +15,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -23,23 +24,21 @@ use crate::arguments::{GenerateArguments, GenerateMode, GenerateTo};
 use crate::{Error, Result};
 use lines::Lines;
 use pace::Pace;
+use realistic::{Places, Realistic};
 use records::Records;
 use reference::{Clock, Reference};
 use truth::Counter;
 
+/// The span of realistic events, which always have a time, when the command line names none.
+const REALISTIC_SPAN: Duration = Duration::from_secs(3_600);
+
 /// Runs the subcommand to its end.
 pub fn run(arguments: GenerateArguments) -> Result<()> {
-    if arguments.mode == GenerateMode::Realistic {
-        return Err(Error::unfit_hint(
-            "the realistic mode of \"tally-loader generate\" is not built yet",
-            "Use --mode reference; with --span its events have times, and some are late.",
-        ));
-    }
     let now = Timestamp::now().as_millisecond();
     let records = records(&arguments, now)?;
     let pace = Pace::new(arguments.rate);
     if let Some(path) = &arguments.truth {
-        write_truth(&records, arguments.seed, path)?;
+        write_truth(&records, &arguments, path)?;
     }
     if arguments.serve {
         return serve(&arguments, records, pace, now);
@@ -71,27 +70,52 @@ pub fn run(arguments: GenerateArguments) -> Result<()> {
 /// The messages that the arguments ask for.
 fn records(arguments: &GenerateArguments, now: i64) -> Result<Records> {
     if let Some(path) = &arguments.from {
-        if !arguments.serve && arguments.to != GenerateTo::Topic {
+        if !writes_to_a_topic(arguments) {
             return Err(Error::CommandLine("--from needs --serve or --to topic".to_owned()));
         }
         return Ok(Records::Lines(Lines::open(path)?));
     }
-    let clock = arguments.span.map(|span| {
+    let clock = |span: Duration| {
         let end = arguments.end_time.map_or(now, |end| end.as_millisecond());
         Clock::ending_at(end, u64::try_from(span.as_millis()).unwrap_or(u64::MAX), arguments.rows)
-    });
-    Ok(Records::Generated { events: Reference::new(arguments.seed, clock), len: arguments.rows })
+    };
+    let (seed, len) = (arguments.seed, arguments.rows);
+    match arguments.mode {
+        GenerateMode::Reference if arguments.end_time.is_some() && arguments.span.is_none() => {
+            Err(Error::CommandLine("--end-time needs --span, because these events have no time".to_owned()))
+        }
+        GenerateMode::Reference => {
+            Ok(Records::Generated { events: Reference::new(seed, arguments.span.map(clock)), len })
+        }
+        GenerateMode::Realistic => {
+            let clock = clock(arguments.span.unwrap_or(REALISTIC_SPAN));
+            let has_tombstones = writes_to_a_topic(arguments);
+            let events = Realistic::new(seed, clock, arguments.partitions, has_tombstones, &arguments.realistic)
+                .map_err(Error::CommandLine)?;
+            Ok(Records::Realistic { events: Box::new(events), len })
+        }
+    }
 }
 
-fn write_truth(records: &Records, seed: u64, path: &Path) -> Result<()> {
-    let Records::Generated { events, len } = records else {
-        return Err(Error::CommandLine("--truth is for generated events".to_owned()));
-    };
-    let mut counter = Counter::default();
-    for (event, _) in events.events(0, 1).zip(0..*len) {
-        counter.add(&event);
+fn writes_to_a_topic(arguments: &GenerateArguments) -> bool {
+    arguments.serve || arguments.to == GenerateTo::Topic
+}
+
+fn write_truth(records: &Records, arguments: &GenerateArguments, path: &Path) -> Result<()> {
+    match records {
+        Records::Lines(_) => Err(Error::CommandLine("--truth is for generated events".to_owned())),
+        Records::Generated { events, len } => {
+            let mut counter = Counter::default();
+            for (event, _) in events.events(0, 1).zip(0..*len) {
+                counter.add(&event);
+            }
+            truth::write(&counter.finish(arguments.seed), path)
+        }
+        Records::Realistic { events, len } => {
+            let places = if writes_to_a_topic(arguments) { Places::Topic } else { Places::Lines };
+            truth::write(&realistic::Truth::count(events, *len, places), path)
+        }
     }
-    counter.finish(seed).write(path)
 }
 
 /// Serves the messages until the process is asked to stop.
@@ -133,7 +157,8 @@ fn write_lines(records: &Records, pace: Pace, progress: &ProgressBar, to: impl W
             pace.pause(started, index);
         }
         outcome = std::mem::replace(&mut outcome, Ok(()))
-            .and_then(|()| to.write_all(message))
+            // Only topics have messages without a value; see `records`.
+            .and_then(|()| to.write_all(message.unwrap_or_default()))
             .and_then(|()| to.write_all(b"\n"));
         index += 1;
         if index.is_multiple_of(4_096) {
@@ -178,8 +203,8 @@ mod tests {
         let lines: Vec<_> = String::from_utf8(out).unwrap().lines().map(String::from).collect();
         assert_eq!(lines.len(), 1_000);
         let mut messages = Vec::new();
-        let mut visit = |message: &[u8]| {
-            messages.push(String::from_utf8(message.to_vec()).unwrap());
+        let mut visit = |message: Option<&[u8]>| {
+            messages.push(String::from_utf8(message.unwrap().to_vec()).unwrap());
             ControlFlow::Continue(())
         };
         generated(1_000).visit(0, 1, &mut visit).unwrap();

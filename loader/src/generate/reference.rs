@@ -82,7 +82,8 @@ impl Clock {
         Self { start: end.saturating_sub_unsigned(span), span, events }
     }
 
-    fn arrival(&self, index: u64) -> i64 {
+    /// When event `index` reaches the broker, in milliseconds since 1970.
+    pub fn arrival(&self, index: u64) -> i64 {
         let passed = u128::from(self.span) * u128::from(index) / u128::from(self.events.max(1));
         self.start.saturating_add(i64::try_from(passed).unwrap_or(i64::MAX))
     }
@@ -148,7 +149,7 @@ impl Event {
 }
 
 /// Maps a uniform 64-bit number to `0..limit`. The bias is below limit / 2^64: not one event in the life of a test.
-fn below(uniform: u64, limit: u64) -> u64 {
+pub fn below(uniform: u64, limit: u64) -> u64 {
     ((u128::from(uniform) * u128::from(limit)) >> 64) as u64
 }
 

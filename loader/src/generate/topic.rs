@@ -43,6 +43,12 @@ pub fn produce(
     let producer: BaseProducer<Deliveries> =
         config.create_with_context(deliveries.clone()).map_err(|error| Error::unfit(error.to_string()))?;
     let parts = parts(&producer, &config, topic, partitions)?;
+    if let Some(producers) = records.producers().filter(|producers| *producers != parts) {
+        return Err(Error::unfit_hint(
+            format!("topic \"{topic}\" has {parts} partitions, and the events are made for {producers}"),
+            format!("Each partition is one producer: --partitions {parts}, or another topic."),
+        ));
+    }
 
     let started = Instant::now();
     let (mut index, mut outcome) = (0_u64, Ok(()));
@@ -73,8 +79,9 @@ pub fn produce(
 }
 
 /// Queues one message; waits while the queue is full.
-fn send(producer: &BaseProducer<Deliveries>, topic: &str, part: i32, message: &[u8]) -> Result<()> {
-    let mut record = BaseRecord::<(), [u8]>::to(topic).partition(part).payload(message);
+fn send(producer: &BaseProducer<Deliveries>, topic: &str, part: i32, message: Option<&[u8]>) -> Result<()> {
+    let mut record = BaseRecord::<(), [u8]>::to(topic).partition(part);
+    record.payload = message;
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),

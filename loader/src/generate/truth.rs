@@ -149,14 +149,11 @@ impl Counter {
     }
 }
 
-impl Truth {
-    /// Writes the facts as JSON, replacing the file.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::Bug(error.to_string()))?;
-        json.push(b'\n');
-        std::fs::write(path, json)
-            .map_err(|error| Error::unfit(format!("cannot write \"{}\": {error}", path.display())))
-    }
+/// Writes facts as JSON, replacing the file.
+pub fn write(truth: &impl Serialize, path: &Path) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(truth).map_err(|error| Error::Bug(error.to_string()))?;
+    json.push(b'\n');
+    std::fs::write(path, json).map_err(|error| Error::unfit(format!("cannot write \"{}\": {error}", path.display())))
 }
 
 fn text(milliseconds: i64) -> String {

@@ -153,19 +153,22 @@ impl<'a> Batch<'a> {
     }
 
     /// An upper bound of what [`Self::push`] will add for this value.
-    pub fn record_size(value: &[u8]) -> usize {
-        value.len() + 32
+    pub fn record_size(value: Option<&[u8]>) -> usize {
+        value.map_or(0, <[u8]>::len) + 32
     }
 
     /// Appends a record; `time` in milliseconds since 1970.
-    pub fn push(&mut self, time: i64, value: &[u8]) {
+    pub fn push(&mut self, time: i64, value: Option<&[u8]>) {
+        // The length of what is not there is -1.
+        let value_length = value.map_or(-1, |value| value.len() as i64);
+        let value = value.unwrap_or_default();
         let time_delta = time - self.base_time;
         let offset_delta = i64::from(self.records);
         let length = 1
             + varint_size(time_delta)
             + varint_size(offset_delta)
             + varint_size(-1)
-            + varint_size(value.len() as i64)
+            + varint_size(value_length)
             + value.len()
             + varint_size(0);
         put_varint(self.out, length as i64);
@@ -173,7 +176,7 @@ impl<'a> Batch<'a> {
         put_varint(self.out, time_delta);
         put_varint(self.out, offset_delta);
         put_varint(self.out, -1); // no key
-        put_varint(self.out, value.len() as i64);
+        put_varint(self.out, value_length);
         self.out.extend_from_slice(value);
         put_varint(self.out, 0); // no headers
         self.records += 1;
