@@ -9,6 +9,7 @@
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
 //! - `state`: state tables with and without rights, `init`, `check`
+//! - `generated`: a realistic topic becomes what its `truth.json` says
 //! - `tls`: encryption, whom the loader trusts, how it logs in
 //! - `text_format`: the same for tables with types that only PostgreSQL can read
 //! - `pipeline`: outages, gaps, changed tables, several loaders: every message once
@@ -19,6 +20,8 @@ mod faults;
 mod fence;
 mod files;
 mod formats;
+#[cfg(feature = "kafka")]
+mod generated;
 mod lanes;
 mod loading;
 mod oracle;
