@@ -46,6 +46,25 @@ pub enum Command {
     Files(FilesArguments),
     /// Produce a seeded clickstream.
     Generate(Box<GenerateArguments>),
+    /// Print the completions of a shell, to be put where that shell looks for them.
+    Completions(CompletionsArguments),
+    /// Write the manual pages, for packagers.
+    #[command(hide = true)]
+    Manual(ManualArguments),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CompletionsArguments {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ManualArguments {
+    /// The folder for the pages; it has to be there.
+    #[arg(long, value_name = "FOLDER")]
+    pub to: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -23,6 +23,7 @@ pub mod generate;
 pub mod init;
 pub mod kind;
 pub mod logging;
+pub mod manual;
 pub mod membership;
 pub mod message;
 pub mod metrics;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tally_loader::arguments::{Arguments, Command};
-use tally_loader::{check, files, generate, init, logging, replay, run};
+use tally_loader::{check, files, generate, init, logging, manual, replay, run};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse(); // a wrong command line leaves with 2
@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Command::Files(arguments) => files::run(arguments),
         Command::ReplayDeadLetters(arguments) => replay::run(arguments),
         Command::Generate(arguments) => generate::run(*arguments),
+        Command::Completions(arguments) => manual::completions(arguments),
+        Command::Manual(arguments) => manual::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
