@@ -30,31 +30,32 @@ fn in_range(time: i64) -> Option<i64> {
 /// By hand, because libraries that know time zones end a day before the year 10000, and 9999-12-31 is a favourite of people who
 /// mean "never". A leap second is the first second of the next minute, as in PostgreSQL.
 pub fn rfc3339(text: &str) -> Option<i64> {
-    let bytes = text.as_bytes();
-    let number = |from, to| digits(bytes, from, to);
-    let is = |at: usize, wanted: &[u8]| bytes.get(at).is_some_and(|byte| wanted.contains(byte));
-    if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
+    let (head, bytes) = text.as_bytes().split_first_chunk::<19>()?;
+    let [.., b'-', _, _, b'-', _, _, b'T' | b't' | b' ', _, _, b':', _, _, b':', _, _] = head else { return None };
+    let mut highest = 0;
+    let mut pair = |at: usize| {
+        let (ten, one) = (head[at].wrapping_sub(b'0'), head[at + 1].wrapping_sub(b'0'));
+        highest = highest.max(ten).max(one);
+        i64::from(ten) * 10 + i64::from(one)
+    };
+    let (year, month, day) = (pair(0) * 100 + pair(2), pair(5), pair(8));
+    let (hour, minute, second) = (pair(11), pair(14), pair(17));
+    if highest > 9 || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
     let days = days_since_2000(year, month, day)?;
-    if hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let mut at = 19;
-    let mut fraction = 0;
-    if is(at, b".") {
-        (fraction, at) = microseconds(bytes, at + 1)?;
-    }
-    let offset = match (bytes.get(at)?, bytes.len() - at) {
-        (b'Z' | b'z', 1) => 0,
-        (sign @ (b'+' | b'-'), 6) if is(at + 3, b":") => {
-            let (hours, minutes) = (number(at + 1, at + 3)?, number(at + 4, at + 6)?);
+    let (fraction, at) = match bytes.first() {
+        Some(b'.') => microseconds(bytes, 1)?,
+        _ => (0, 0),
+    };
+    let offset = match *bytes.get(at..)? {
+        [b'Z' | b'z'] => 0,
+        [sign @ (b'+' | b'-'), ref hours @ .., b':', _, _] if hours.len() == 2 => {
+            let (hours, minutes) = (digits(hours, 0, 2)?, digits(bytes, at + 4, at + 6)?);
             if hours > 23 || minutes > 59 {
                 return None;
             }
-            (hours * 3_600 + minutes * 60) * if *sign == b'-' { -1 } else { 1 }
+            (hours * 3_600 + minutes * 60) * if sign == b'-' { -1 } else { 1 }
         }
         _ => return None,
     };

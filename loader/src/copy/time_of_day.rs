@@ -60,12 +60,17 @@ fn leading_time(text: &str) -> Option<(i64, &str)> {
 /// The digits of a fraction from `from` on, as microseconds rounded to the nearest, and where they end.
 #[inline(always)]
 pub(super) fn microseconds(bytes: &[u8], from: usize) -> Option<(i64, usize)> {
-    let count = bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (mut nanoseconds, mut unit, mut count) = (0, 100_000_000, 0);
+    while let Some(byte) = bytes.get(from + count)
+        && byte.is_ascii_digit()
+    {
+        nanoseconds += i64::from(byte - b'0') * unit;
+        unit /= 10;
+        count += 1;
+    }
     if count == 0 {
         return None;
     }
-    let known = count.min(9);
-    let nanoseconds = digits(bytes, from, from + known)? * 10i64.pow(9 - known as u32);
     Some(((nanoseconds + 500) / 1_000, from + count))
 }
 
