@@ -259,6 +259,10 @@ fn number(out: &mut Vec<u8>, number: &str, kind: &Kind) -> Result<(), ParseError
 /// What is valid JSON and yet no jsonb: NUL characters, and nesting that is too deep.
 pub(super) fn check_jsonb(text: &str) -> Result<(), Failure> {
     let bytes = text.as_bytes();
+    // The common case: too short to be deep, and nothing is escaped.
+    if bytes.len() <= MAXIMUM_DEPTH && !bytes.contains(&b'\\') {
+        return Ok(());
+    }
     let (mut depth, mut in_string, mut at) = (0usize, false, 0usize);
     while at < bytes.len() {
         match bytes[at] {
