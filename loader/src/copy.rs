@@ -51,6 +51,15 @@ pub fn field(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Appends a field of at most 16 bytes whose number is fixed, at once.
+#[inline(always)]
+pub fn fixed<const BYTES: usize>(out: &mut Vec<u8>, bytes: [u8; BYTES]) {
+    let mut field = [0; 20];
+    field[..4].copy_from_slice(&(BYTES as u32).to_be_bytes());
+    field[4..4 + BYTES].copy_from_slice(&bytes);
+    out.extend_from_slice(&field[..4 + BYTES]);
+}
+
 /// Appends a field, or NULL.
 pub fn nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {

@@ -3,8 +3,10 @@
 
 mod array;
 mod csv;
+mod flat;
 mod literal;
 mod members;
+mod reader;
 mod scalar;
 mod text;
 mod value;
@@ -18,6 +20,7 @@ use crate::kind::Kind;
 use crate::message::Message;
 use crate::program::{Absent, Format, From, Program, Pseudo, Unknown};
 pub use csv::CsvProgram;
+use flat::Flat;
 use members::Row;
 
 /// Why a message is no row. The names are those in `tally.dead_letters.reason`.
@@ -118,6 +121,8 @@ pub struct Decoder {
     /// The row in binary form, before it is printed as text.
     row: Vec<u8>,
     hint: usize,
+    /// For flat messages: which field came last time where this one is due in the order of the columns.
+    instead: Vec<usize>,
 }
 
 impl Decoder {
@@ -135,6 +140,17 @@ impl Decoder {
                 return Outcome::Dead(Rejection::new(Reason::TooLarge, None, error));
             }
             (Some(value), _) => {
+                if program.is_flat {
+                    let start = out.len();
+                    match self.decode_flat(program, value, out) {
+                        Some(Flat::Row) => return Outcome::Row,
+                        Some(Flat::Slots) => return self.finish(program, topic, message, out),
+                        None => {
+                            out.truncate(start);
+                            self.clear(program);
+                        }
+                    }
+                }
                 if let Err(rejection) = self.parse(program, value) {
                     return Outcome::Dead(rejection);
                 }

@@ -21,6 +21,8 @@ pub struct Program {
     pub columns: Vec<Column>,
     /// Which columns take which fields.
     pub fields: Fields,
+    /// Whether rows can be made field by field as they come (`decode::flat`).
+    pub is_flat: bool,
     pub format: Format,
     pub unknown: Unknown,
     pub tombstone: OnTombstone,
@@ -186,6 +188,7 @@ impl Program {
             format,
             headers: columns.iter().any(|column| column.from == From::Pseudo(Pseudo::Headers)),
             columns,
+            is_flat: format == Format::Binary && fields.are_whole(),
             fields,
             tombstone,
             leaves: table.leaves.clone(),

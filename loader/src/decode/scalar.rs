@@ -55,17 +55,17 @@ pub(super) fn wrong_type(kind: &Kind, digits_in_string: bool) -> Failure {
 #[inline(always)]
 pub(super) fn integer(out: &mut Vec<u8>, value: i128, kind: &Kind) -> Result<(), Failure> {
     match kind {
-        Kind::Int2 => copy::field(out, &i16::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
-        Kind::Int4 => copy::field(out, &i32::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
-        Kind::Int8 => copy::field(out, &i64::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
-        Kind::Oid => copy::field(out, &u32::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
+        Kind::Int2 => copy::fixed(out, i16::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
+        Kind::Int4 => copy::fixed(out, i32::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
+        Kind::Int8 => copy::fixed(out, i64::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
+        Kind::Oid => copy::fixed(out, u32::try_from(value).map_err(|_| TOO_LARGE)?.to_be_bytes()),
         Kind::Timestamp(TimeFormat::Rfc3339OrEpochMs | TimeFormat::EpochMs) => {
             let time = i64::try_from(value).ok().and_then(copy::from_unix_milliseconds).ok_or(NO_TIME)?;
-            copy::field(out, &time.to_be_bytes());
+            copy::fixed(out, time.to_be_bytes());
         }
         Kind::Timestamp(TimeFormat::EpochS) => {
             let time = i64::try_from(value).ok().and_then(copy::from_unix_seconds).ok_or(NO_TIME)?;
-            copy::field(out, &time.to_be_bytes());
+            copy::fixed(out, time.to_be_bytes());
         }
         kind => return Err(wrong_type(kind, false)),
     }
@@ -101,7 +101,7 @@ pub(super) fn verbatim(out: &mut Vec<u8>, value: &str, kind: &Kind, digits_in_st
         Kind::Text { limit, blanks_are_cut } => text(out, value, *limit, *blanks_are_cut),
         Kind::Timestamp(TimeFormat::Rfc3339 | TimeFormat::Rfc3339OrEpochMs) => {
             let time = copy::rfc3339(value).ok_or_else(|| wrong_type(kind, digits_in_string))?;
-            copy::field(out, &time.to_be_bytes());
+            copy::fixed(out, time.to_be_bytes());
             Ok(())
         }
         Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Oid if digits_in_string => {
@@ -235,6 +235,19 @@ fn number(out: &mut Vec<u8>, number: &str, kind: &Kind) -> Result<(), ParseError
     if !plain {
         return Err(ParseError::Syntax);
     }
+    plain_number(out, number, kind)
+}
+
+/// Appends a number as JSON writes it.
+pub(super) fn json_number(out: &mut Vec<u8>, text: &str, kind: &Kind) -> Result<(), ParseError> {
+    match kind {
+        Kind::Numeric(_) => number(out, text, kind),
+        kind => plain_number(out, text, kind),
+    }
+}
+
+/// Appends a floating-point number that is written as JSON has it.
+fn plain_number(out: &mut Vec<u8>, number: &str, kind: &Kind) -> Result<(), ParseError> {
     // As text input does: neither infinity for what is too large nor zero for what is too small.
     let is_zero = || {
         let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
@@ -245,13 +258,13 @@ fn number(out: &mut Vec<u8>, number: &str, kind: &Kind) -> Result<(), ParseError
         if value.is_infinite() || (value == 0.0 && !is_zero()) {
             return Err(ParseError::Range);
         }
-        copy::field(out, &value.to_be_bytes());
+        copy::fixed(out, value.to_be_bytes());
     } else {
         let value: f64 = number.parse().map_err(|_| ParseError::Syntax)?;
         if value.is_infinite() || (value == 0.0 && !is_zero()) {
             return Err(ParseError::Range);
         }
-        copy::field(out, &value.to_be_bytes());
+        copy::fixed(out, value.to_be_bytes());
     }
     Ok(())
 }

@@ -5,7 +5,18 @@ use super::path::Step;
 
 /// What is taken out of the members of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields(Vec<(Box<str>, Taken)>);
+pub struct Fields(Vec<Member>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    name: Box<str>,
+    /// The name as most messages have it: in quotes, without escapes and with the colon. `None` if JSON has to escape it.
+    written: Option<Box<[u8]>>,
+    /// The first 16 bytes of that, and which bits of them count: comparing them takes no call.
+    head: u128,
+    mask: u128,
+    taken: Taken,
+}
 
 /// What becomes of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +39,9 @@ impl Fields {
     /// Adds a column that takes what is behind these steps. The first one is a member.
     pub fn add(&mut self, steps: &[Step], column: usize) {
         if let Some((Step::Member(name), rest)) = steps.split_first() {
-            match self.0.iter_mut().find(|(other, _)| other == name) {
-                Some((_, taken)) => taken.add(rest, column),
-                None => self.0.push((name.clone(), Taken::new(rest, column))),
+            match self.0.iter_mut().find(|member| member.name == *name) {
+                Some(member) => member.taken.add(rest, column),
+                None => self.0.push(Member::new(name.clone(), Taken::new(rest, column))),
             }
         }
     }
@@ -38,23 +49,57 @@ impl Fields {
     /// What is taken of a member. Producers write their fields in one order, so the search starts where the last one ended;
     /// `hint` is that place and moves on.
     pub fn find(&self, name: &str, hint: &mut usize) -> Option<&Taken> {
-        let count = self.0.len();
-        for step in 0..count {
-            let mut at = *hint + step;
-            if at >= count {
-                at -= count;
-            }
-            let (other, taken) = &self.0[at];
-            if **other == *name {
-                *hint = if at + 1 == count { 0 } else { at + 1 };
-                return Some(taken);
-            }
-        }
-        None
+        let (at, taken) = self.find_from(name, *hint)?;
+        *hint = if at + 1 == self.0.len() { 0 } else { at + 1 };
+        Some(taken)
+    }
+
+    /// What is taken of a member, and which of the members it is. The search starts at one of them.
+    pub fn find_from(&self, name: &str, start: usize) -> Option<(usize, &Taken)> {
+        let start = start.min(self.0.len());
+        let (before, after) = self.0.split_at(start);
+        let mut all = (start..).zip(after).chain((0..).zip(before));
+        let (at, member) = all.find(|(_, member)| *member.name == *name)?;
+        Some((at, &member.taken))
+    }
+
+    /// What is taken of the member at a place, if the JSON begins with its name and colon; also what follows.
+    #[inline(always)]
+    pub fn strip<'m>(&self, json: &'m [u8], at: usize) -> Option<(&Taken, &'m [u8])> {
+        let member = self.0.get(at)?;
+        let written = member.written.as_deref()?;
+        let rest = match json.first_chunk::<16>() {
+            Some(head) if (u128::from_le_bytes(*head) ^ member.head) & member.mask != 0 => return None,
+            Some(_) if written.len() <= 16 => json.get(written.len()..)?,
+            _ => json.strip_prefix(written)?,
+        };
+        Some((&member.taken, rest))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no member is looked into or taken by several columns.
+    pub fn are_whole(&self) -> bool {
+        self.0.iter().all(|member| matches!(member.taken, Taken::Whole(_)))
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl Member {
+    fn new(name: Box<str>, taken: Taken) -> Self {
+        let is_escaped = name.bytes().any(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+        let written = format!("\"{name}\":").into_bytes();
+        let (mut head, mut mask) = ([0; 16], [0; 16]);
+        for ((byte, head), mask) in written.iter().zip(&mut head).zip(&mut mask) {
+            (*head, *mask) = (*byte, 0xff);
+        }
+        let (head, mask) = (u128::from_le_bytes(head), u128::from_le_bytes(mask));
+        Self { name, written: (!is_escaped).then(|| written.into()), head, mask, taken }
     }
 }
 
@@ -102,14 +147,15 @@ impl Parts {
 
     fn each_column(&self, call: &mut impl FnMut(usize)) {
         self.columns.iter().for_each(|column| call(*column));
-        self.members.0.iter().for_each(|(_, taken)| taken.each_column(call));
+        self.members.0.iter().for_each(|member| member.taken.each_column(call));
         self.elements.iter().for_each(|(_, taken)| taken.each_column(call));
     }
 
     /// One of the columns that take something inside of the value, to name it in an error.
     pub fn inner_column(&self) -> Option<usize> {
         let mut first = None;
-        let inner = self.members.0.iter().map(|(_, taken)| taken).chain(self.elements.iter().map(|(_, taken)| taken));
+        let members = self.members.0.iter().map(|member| &member.taken);
+        let inner = members.chain(self.elements.iter().map(|(_, taken)| taken));
         inner.for_each(|taken| taken.each_column(&mut |column| first = first.or(Some(column))));
         first
     }
