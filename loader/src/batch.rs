@@ -170,6 +170,11 @@ impl Batch {
         (self.chunks.iter().map(|chunk| chunk.dead.len()).sum::<usize>() + self.refused.len()) as u64
     }
 
+    /// Messages skipped because the producer has sent them before.
+    pub fn duplicates(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.duplicates).sum()
+    }
+
     /// How the positions move. Every message is a row, a dead letter or a skip.
     pub fn moves(&self, owned: &BTreeMap<i32, Owned>) -> Vec<Move> {
         let mut moves: BTreeMap<i32, Move> = BTreeMap::new();

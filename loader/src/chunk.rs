@@ -51,6 +51,8 @@ pub struct Chunk {
     /// For each row its message and where it starts.
     pub starts: Vec<(u32, u32)>,
     pub dead: Vec<(u32, Rejection)>,
+    /// Messages that are skipped because they were sent before.
+    pub duplicates: u64,
     pub parts: Vec<PartMove>,
     /// The program that made the rows.
     pub program: Arc<Program>,
@@ -82,12 +84,15 @@ impl Chunk {
     ) -> Self {
         let mut rows = Vec::with_capacity(arena.size());
         let mut starts = Vec::with_capacity(arena.len());
-        let mut dead = Vec::new();
+        let (mut dead, mut duplicates) = (Vec::new(), 0);
         let mut parts: Vec<(PartMove, usize)> = Vec::new();
         let mut csv = arena.csv().map(|csv| CsvProgram::new(csv, &program));
         for (index, message) in arena.iter().enumerate() {
             let start = rows.len() as u32;
+            let is_duplicate = arena.is_duplicate(index);
+            duplicates += u64::from(is_duplicate);
             let outcome = match &mut csv {
+                _ if is_duplicate => Outcome::Skip,
                 Some(csv) => decoder.decode_csv(&program, csv, topic, message, &mut rows),
                 None => decoder.decode(&program, topic, message, &mut rows),
             };
@@ -120,7 +125,7 @@ impl Chunk {
             })
             .collect();
         let held = budget.hold(arena.size() + rows.capacity() + starts.capacity() * 8);
-        Self { assignment, polled_at, arena, rows: rows.into(), starts, dead, parts, program, _held: held }
+        Self { assignment, polled_at, arena, rows: rows.into(), starts, dead, duplicates, parts, program, _held: held }
     }
 
     /// The same messages under another program.

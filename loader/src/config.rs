@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use file::{Compression, FileFormat, FileSettings};
 use policy::OnRecreated;
-pub use policy::{Batch, DeadLetters, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
+pub use policy::{Batch, DeadLetters, Dedupe, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
 use sasl::readable;
 pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
@@ -126,7 +126,12 @@ impl Config {
 
     /// One batch is kept as messages and as rows, and the next one is already on its way.
     pub fn memory_of_a_connection(&self) -> usize {
-        4 * self.policy.batch.bytes.0 + Size::mebibytes(16).0
+        self.policy.batch.bytes.0.saturating_mul(4).saturating_add(Size::mebibytes(16).0)
+    }
+
+    /// What is left for messages and rows beside the windows of duplicates, in bytes.
+    pub fn memory_of_rows(&self) -> usize {
+        self.memory.0.saturating_sub(self.policy.dedupe.as_ref().map_or(0, |dedupe| dedupe.memory.0))
     }
 
     fn check(&self) -> Result<()> {
@@ -157,13 +162,28 @@ impl Config {
         if !(1..=1_000_000).contains(&self.policy.batch.rows) {
             return Err(Error::unfit("policy.batch.rows must be between 1 and 1,000,000"));
         }
+        if let Some(dedupe) = &self.policy.dedupe {
+            if dedupe.field.is_empty() {
+                return Err(Error::unfit("policy.dedupe.field is empty"));
+            }
+            if dedupe.memory < Size::mebibytes(1) {
+                return Err(Error::unfit("policy.dedupe.memory must be at least \"1 MiB\""));
+            }
+        }
         if !(0.0..=1.0).contains(&self.policy.dead_letters.stop_above_ratio) {
             return Err(Error::unfit("policy.dead_letters.stop_above_ratio must be between 0 and 1"));
         }
-        let needed = self.memory_of_a_connection() * connections.unwrap_or(1);
+        let connections_memory = self.memory_of_a_connection().saturating_mul(connections.unwrap_or(1));
+        let needed = connections_memory.saturating_add(self.policy.dedupe.as_ref().map_or(0, |dedupe| dedupe.memory.0));
         if self.memory.0 < needed {
             return Err(Error::unfit_hint(
-                format!("memory is too small for batches of {} bytes", self.policy.batch.bytes.0),
+                match &self.policy.dedupe {
+                    None => format!("memory is too small for batches of {} bytes", self.policy.batch.bytes.0),
+                    Some(dedupe) => format!(
+                        "memory is too small for batches of {} bytes and policy.dedupe.memory of {} bytes",
+                        self.policy.batch.bytes.0, dedupe.memory.0
+                    ),
+                },
                 format!("Set memory to at least \"{} MiB\", or policy.batch.bytes lower.", needed.div_ceil(1 << 20)),
             ));
         }
@@ -341,6 +361,19 @@ mod tests {
     #[test]
     fn memory_must_hold_the_batches() {
         assert!(message(with("[policy]\nbatch = { bytes = \"64 MiB\" }")).contains("memory is too small"));
+    }
+
+    #[test]
+    fn dedupe_is_off_by_default_and_its_settings_are_checked() {
+        assert!(with("").unwrap().policy.dedupe.is_none());
+        let dedupe = |rest: &str| with(&format!("[policy]\ndedupe = {{ window = \"10 min\", {rest} }}"));
+        let config = dedupe("field = \"event_id\"").unwrap();
+        assert_eq!(config.memory_of_rows(), (128 - 32) << 20);
+        assert!(message(dedupe("field = \"\"")).contains("policy.dedupe.field is empty"));
+        assert!(message(dedupe("field = \"x\", memory = \"1 KiB\"")).contains("at least \"1 MiB\""));
+        assert!(message(dedupe("field = \"x\", memory = \"100 MiB\"")).contains("policy.dedupe.memory of"));
+        assert!(message(dedupe("field = \"x\", memory = \"16000000000 GiB\"")).contains("memory is too small"));
+        assert!(message(with("[policy]\ndedupe = { field = \"x\" }")).contains("window"));
     }
 
     #[test]

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use crate::chunk::{Budget, Chunk};
+use crate::config;
 use crate::decode::Decoder;
+use crate::dedupe::{Deduplicator, Refill};
 use crate::message::{Arena, Message};
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::Anchor;
@@ -95,12 +97,13 @@ pub struct Feed {
     events: async_mpsc::Receiver<Event>,
     program: Arc<RwLock<Arc<Program>>>,
     assignment: u64,
+    refill: Option<Refill>,
     /// Answers when the source is closed.
     closed: oneshot::Receiver<()>,
 }
 
 impl Feed {
-    /// Starts the threads. `memory` is the limit for messages and rows.
+    /// Starts the threads. `memory` is the limit for messages and rows; what `dedupe` takes comes on top.
     pub fn start(
         source: Box<dyn Source>,
         topic: &str,
@@ -108,6 +111,7 @@ impl Feed {
         memory: usize,
         budget: Budget,
         metrics: Arc<Metrics>,
+        dedupe: Option<&config::Dedupe>,
     ) -> Self {
         let (commands, command_receiver) = mpsc::channel();
         let (items, item_receiver) = mpsc::sync_channel(QUEUE);
@@ -141,10 +145,12 @@ impl Feed {
             budget,
             metrics,
             expected: BTreeMap::new(),
+            dedupe: dedupe.map(Deduplicator::new),
+            has_forgotten: false,
             assignment: 0,
         };
         spawn("decoder", move || decoder.run());
-        Self { commands, events, program, assignment: 0, closed }
+        Self { commands, events, program, assignment: 0, refill: dedupe.map(Refill::new), closed }
     }
 
     /// Lets the source do something and waits for the answer.
@@ -179,13 +185,24 @@ impl Feed {
     /// Reads these parts and nothing else. Events of before are recognised by their assignment.
     pub async fn assign(&mut self, starts: Vec<Start>) -> Result<(), SourceError> {
         self.assignment += 1;
-        let assignment = self.assignment;
+        let (assignment, refill) = (self.assignment, self.refill);
         let (reply, answer) = oneshot::channel();
         let gone = || SourceError::Refused("the thread of the source has ended".into());
         self.commands
             .send(Box::new(move |source, reader| {
-                // The anchor's record is read once more and then dropped.
-                let positions: Vec<_> = starts.iter().map(|start| (start.part, start.read_from())).collect();
+                let positions: Result<Vec<_>, _> = starts
+                    .iter()
+                    .map(|start| {
+                        // The anchor's record is read once more and then dropped; so is what fills a window again.
+                        let from = start.read_from();
+                        let refilled = refill.map(|refill| start.refill_from(source, refill, starts.len()));
+                        Ok((start.part, from.min(refilled.transpose()?.unwrap_or(from))))
+                    })
+                    .collect();
+                let positions = match positions {
+                    Ok(positions) => positions,
+                    Err(error) => return drop(reply.send(Err(error))),
+                };
                 if std::mem::take(&mut reader.is_paused) {
                     source.pause(false);
                 }
@@ -236,6 +253,16 @@ impl Feed {
 impl Start {
     fn read_from(&self) -> i64 {
         self.anchor.map_or(self.next, |anchor| anchor.offset)
+    }
+
+    /// Where to begin so that the window of the part is full when the position is reached; one of `parts` parts.
+    fn refill_from(&self, source: &mut dyn Source, refill: Refill, parts: usize) -> Result<i64, SourceError> {
+        let since = match self.anchor.and_then(|anchor| anchor.time) {
+            Some(time) => source.offset_at(self.part, refill.since(time))?,
+            // Unknown: the window tells by the times of the messages.
+            None => source.bounds(self.part)?.start,
+        };
+        Ok(since.max(refill.floor(self.next, parts)))
     }
 }
 
@@ -373,6 +400,9 @@ struct DecoderThread {
     budget: Budget,
     metrics: Arc<Metrics>,
     expected: BTreeMap<i32, Expected>,
+    dedupe: Option<Deduplicator>,
+    /// It is logged that windows are too small.
+    has_forgotten: bool,
     assignment: u64,
 }
 
@@ -394,7 +424,8 @@ enum Look {
 
 impl Expected {
     fn look(&mut self, message: Message<'_>) -> Look {
-        if let Some(anchor) = self.anchor.take()
+        // Messages before it only fill a window.
+        if let Some(anchor) = self.anchor.take_if(|anchor| message.offset >= anchor.offset)
             && message.offset == anchor.offset
             && (message.hash() != anchor.hash || message.time != anchor.time)
         {
@@ -416,6 +447,9 @@ impl DecoderThread {
             let sent = match item {
                 Item::Assigned(assignment, starts) => {
                     self.assignment = assignment;
+                    if let Some(dedupe) = &mut self.dedupe {
+                        dedupe.assign(starts.iter().map(|start| start.part));
+                    }
                     self.expected = starts
                         .iter()
                         .map(|start| (start.part, Expected { next: start.next, anchor: start.anchor }))
@@ -434,6 +468,7 @@ impl DecoderThread {
 
     fn decode(&mut self, decoder: &mut Decoder, mut arena: Arena, polled_at: Instant, then: Polled) -> bool {
         let assignment = self.assignment;
+        self.mark_duplicates(&mut arena);
         let mut others = Vec::new();
         let expected = &mut self.expected;
         arena.retain(|message| match expected.get_mut(&message.part).map(|part| part.look(message)) {
@@ -474,6 +509,24 @@ impl DecoderThread {
             Polled::Idle | Polled::Messages => return true,
         };
         self.events.blocking_send(event).is_ok()
+    }
+
+    /// Shows all messages to the windows, and marks those that were sent before.
+    fn mark_duplicates(&mut self, arena: &mut Arena) {
+        let Some(dedupe) = &mut self.dedupe else { return };
+        for index in 0..arena.len() {
+            let message = arena.get(index);
+            let Some(expected) = self.expected.get(&message.part) else { continue };
+            let is_new = message.offset >= expected.next;
+            if dedupe.see(message.part, message.value, message.time) && is_new {
+                arena.mark_duplicate(index);
+            }
+        }
+        let forgotten = dedupe.take_forgotten();
+        self.metrics.forgotten.fetch_add(forgotten, std::sync::atomic::Ordering::Relaxed);
+        if forgotten > 0 && !std::mem::replace(&mut self.has_forgotten, true) {
+            tracing::warn!("more messages than policy.dedupe.memory has room for: the window of duplicates is shorter");
+        }
     }
 }
 

@@ -77,6 +77,7 @@ pub async fn dry_run(config: &Config, source: FileSource) -> Result<String> {
         config.memory.0 / 2,
         Default::default(),
         Arc::default(),
+        None,
     );
     let fields = feed.ask(|source| Ok(source.fields())).await.map_err(pipeline::source_error)?;
     pipeline::check_fields(&program, fields.as_deref())?;

@@ -15,6 +15,7 @@ pub mod control;
 pub mod copy;
 pub mod csv;
 pub mod decode;
+pub mod dedupe;
 pub mod error;
 pub mod feed;
 pub mod files;

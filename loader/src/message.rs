@@ -34,6 +34,7 @@ struct Entry {
     key: Option<Range<u32>>,
     value: Option<Range<u32>>,
     headers: Option<Range<u32>>,
+    is_duplicate: bool,
 }
 
 /// One message, borrowed.
@@ -67,6 +68,7 @@ impl Arena {
             key,
             value,
             headers,
+            is_duplicate: false,
         });
     }
 
@@ -106,6 +108,15 @@ impl Arena {
             value: slice(&entry.value),
             headers: slice(&entry.headers),
         }
+    }
+
+    /// The producer has sent this message before: it is to be left out.
+    pub fn mark_duplicate(&mut self, index: usize) {
+        self.messages[index].is_duplicate = true;
+    }
+
+    pub fn is_duplicate(&self, index: usize) -> bool {
+        self.messages[index].is_duplicate
     }
 
     /// Keeps the messages that the predicate wants; the bytes of the others stay until the arena goes.

@@ -40,6 +40,10 @@ pub struct Metrics {
     pub batches: AtomicU64,
     pub fenced: AtomicU64,
     pub gaps: AtomicU64,
+    /// Messages left out because the producer had sent them before.
+    pub duplicates: AtomicU64,
+    /// Messages forgotten by the window of duplicates before their time.
+    pub forgotten: AtomicU64,
     pub replays: AtomicU64,
     pub memory: AtomicU64,
     /// Milliseconds for which the brokers have held back answers.
@@ -133,6 +137,13 @@ impl Metrics {
             plain(&self.fenced),
         );
         family("gaps_total", "counter", "Offsets found deleted before they were loaded.", plain(&self.gaps));
+        family("duplicates_total", "counter", "Messages left out as sent before.", plain(&self.duplicates));
+        family(
+            "dedupe_forgotten_total",
+            "counter",
+            "Messages that left the window of duplicates early, for want of memory.",
+            plain(&self.forgotten),
+        );
         family("replays_total", "counter", "Batches written again after an error.", plain(&self.replays));
         family(
             "throttle_seconds_total",

@@ -143,8 +143,12 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
     let name = &run.origin.name;
     run.metrics.set_source(name);
     // What the client library holds, and the chunks on their way, are part of the limit too.
-    let memory = config.memory.0 / 2;
-    let mut feed = Feed::start(source, name, program.clone(), memory, place.budget.clone(), run.metrics.clone());
+    let memory = config.memory_of_rows() / 2;
+    // The records of a file have no broker time, and nobody sends them twice.
+    let dedupe = config.policy.dedupe.as_ref().filter(|_| run.origin.kind == Kind::Kafka);
+    let dedupe = dedupe.map(|dedupe| dedupe.of_one_in(place.lanes));
+    let (budget, metrics) = (place.budget.clone(), run.metrics.clone());
+    let mut feed = Feed::start(source, name, program.clone(), memory, budget, metrics, dedupe.as_ref());
     let result = load_from(&mut feed, run, client, program, place).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
     // because a consumer group would wait for a member that leaves without a word.
@@ -714,6 +718,7 @@ impl Lane<'_> {
         let rows: i64 = moves.iter().map(|moved| moved.rows).sum();
         self.metrics.rows.fetch_add(rows as u64, Relaxed);
         self.metrics.batches.fetch_add(1, Relaxed);
+        self.metrics.duplicates.fetch_add(self.batch.duplicates(), Relaxed);
         for (_, _, rejection) in self.batch.dead() {
             self.metrics.add_dead(rejection.reason, 1);
         }

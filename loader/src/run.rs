@@ -18,7 +18,7 @@ pub fn run(arguments: RunArguments) -> Result<()> {
     let origin = topic(&config)?;
     runtime()?.block_on(async {
         let lanes = pipeline::lanes::number(&config).await?;
-        let memory = config.memory.0 / lanes;
+        let memory = config.memory_of_rows() / lanes;
         let sources = (0..lanes).map(|_| open_source(&config, memory)).collect::<Result<_>>()?;
         let stop = stop::on_signals().map_err(|error| Error::Bug(format!("cannot listen for signals: {error}")))?;
         let metrics = Arc::new(Metrics::default());

@@ -11,6 +11,8 @@ pub struct Policy {
     pub dead_letters: DeadLetters,
     pub on: On,
     pub timeouts: Timeouts,
+    /// Off without it.
+    pub dedupe: Option<Dedupe>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -78,6 +80,30 @@ pub struct DeadLetters {
     pub stop_above_per_minute: u64,
     /// Larger values become dead letters, and no dead letter keeps more of its value than this.
     pub max_value: Size,
+}
+
+/// Leave out messages that a producer has sent before.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dedupe {
+    /// Of the outermost object; its JSON text is compared as it is written.
+    pub field: String,
+    /// Of broker time.
+    pub window: Span,
+    /// For what the window remembers; a part of the memory of the whole.
+    #[serde(default = "dedupe_memory")]
+    pub memory: Size,
+}
+
+impl Dedupe {
+    /// The settings of one among several that share the memory.
+    pub fn of_one_in(&self, number: usize) -> Self {
+        Self { memory: Size(self.memory.0 / number.max(1)), ..self.clone() }
+    }
+}
+
+fn dedupe_memory() -> Size {
+    Size::mebibytes(32)
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -5,8 +5,12 @@ use crate::program::tests::{column, compile, table};
 use crate::source::fake::FakeTopic;
 
 fn feed(topic: &FakeTopic) -> Feed {
+    feed_with(topic, None)
+}
+
+fn feed_with(topic: &FakeTopic, dedupe: Option<&config::Dedupe>) -> Feed {
     let program = Arc::new(compile(&table(vec![column("a", "int4")]), "").unwrap());
-    Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Default::default(), Arc::default())
+    Feed::start(Box::new(topic.source()), "t", program, 64 << 20, Default::default(), Arc::default(), dedupe)
 }
 
 /// Offsets of the messages up to the end of the part.
@@ -75,4 +79,34 @@ async fn the_anchor_tells_a_topic_that_was_created_again() {
     let mut changed = feed(&other);
     changed.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
     assert!(matches!(changed.next().await, Some(Event::Stop { part: 0, .. })));
+}
+
+#[tokio::test]
+async fn a_window_is_filled_from_before_the_position_and_the_anchor_is_still_compared() {
+    let dedupe =
+        config::Dedupe { field: "a".into(), window: config::Span::milliseconds(5), memory: config::Size::mebibytes(1) };
+    // Times are 0 to 9; then two that were sent before, after 6 and 5 milliseconds.
+    let topic = topic(10);
+    topic.produce(0, None, Some(b"{\"a\": 4}"), Some(10));
+    topic.produce(0, None, Some(b"{\"a\": 5}"), Some(10));
+    let mut feed = feed_with(&topic, Some(&dedupe));
+    let mut arena = Arena::default();
+    let mut source = topic.source();
+    source.assign(&[(0, 9)]).unwrap();
+    source.poll(&mut arena, 1 << 20, WAIT).unwrap();
+    let hash = arena.get(0).hash();
+    for (hash, is_same) in [(hash, true), (hash ^ 1, false)] {
+        let anchor = Some(Anchor { offset: 9, time: Some(9), hash });
+        feed.assign(vec![Start { part: 0, next: 10, anchor }]).await.unwrap();
+        match feed.next().await.unwrap() {
+            Event::Chunk(chunk) if is_same => {
+                assert_eq!((chunk.arena.len(), chunk.starts.len(), chunk.duplicates), (2, 1, 1));
+                assert_eq!((chunk.parts[0].next, chunk.parts[0].skipped), (12, 1));
+                assert!(chunk.arena.is_duplicate(1) && !chunk.arena.is_duplicate(0));
+                assert_eq!(chunk.decode_again(chunk.program.clone(), "t").duplicates, 1);
+            }
+            Event::Stop { part: 0, .. } if !is_same => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -24,6 +24,8 @@ const SCALES_FROM: u32 = 160_000;
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub number: usize,
+    /// How many there are.
+    pub lanes: usize,
     pub budget: Budget,
     gauge: Arc<Mutex<Gauge>>,
 }
@@ -43,7 +45,7 @@ pub async fn number(config: &Config) -> Result<usize> {
         return Ok(number);
     }
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let number = (processors / 2).min(config.memory.0 / config.memory_of_a_connection()).clamp(1, AUTOMATIC);
+    let number = (processors / 2).min(config.memory_of_rows() / config.memory_of_a_connection()).clamp(1, AUTOMATIC);
     if number == 1 {
         return Ok(1);
     }
@@ -59,11 +61,11 @@ pub(super) async fn load_all(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Res
     let (stopper, stop) = stop::channel();
     let mut outer = run.stop.clone();
     let gauge = Arc::new(Mutex::new(Gauge::new(&run.config.policy.dead_letters)));
-    let budget = Budget::default();
+    let (budget, number_of_lanes) = (Budget::default(), sources.len());
     let mut lanes: FuturesUnordered<_> = (0..)
         .zip(sources)
         .map(|(number, source)| {
-            let place = Place { number, budget: budget.clone(), gauge: gauge.clone() };
+            let place = Place { number, lanes: number_of_lanes, budget: budget.clone(), gauge: gauge.clone() };
             load(Run { stop: stop.clone(), ..run.clone() }, source, place)
         })
         .collect();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::loading::Loading;
+use crate::loading::{Loading, wait_until};
 
 /// Takes whole events and refuses every planted kind.
 const TABLE: &str = "CREATE TABLE public.t (event_id uuid, customer_id bigint NOT NULL, event_type text, country text,
@@ -44,7 +44,7 @@ fn loader() -> Command {
 }
 
 /// A configuration of the test's database for the broker.
-fn configure(loading: &Loading<'_>, broker: &Broker, path: &Path) {
+fn configure(loading: &Loading<'_>, broker: &Broker, policy: &str, path: &Path) {
     let conninfo = loading.database.conninfo();
     let words: BTreeMap<&str, &str> = conninfo.split(' ').filter_map(|word| word.split_once('=')).collect();
     let (host, port, dbname) = (words["host"], words["port"], words["dbname"]);
@@ -54,7 +54,7 @@ fn configure(loading: &Loading<'_>, broker: &Broker, path: &Path) {
          [source]\nkafka = {{ brokers = [\"{}\"], topic = \"clickstream\" }}\n\
          [target]\ntable = \"public.t\"\nunknown_fields = \"reject\"\n\
          columns.part = {{ from = \"_partition\" }}\ncolumns.message_offset = {{ from = \"_offset\" }}\n\
-         [policy]\ndead_letters = {{ max_value = \"16 KiB\" }}\non = {{ tombstone = \"dead-letter\" }}\n",
+         [policy]\ndead_letters = {{ max_value = \"16 KiB\" }}\non = {{ tombstone = \"dead-letter\" }}\n{policy}\n",
         broker.address
     );
     std::fs::write(path, text).unwrap();
@@ -83,7 +83,7 @@ fn a_realistic_topic_becomes_what_its_truth_says() {
         "--truth",
         truth.to_str().unwrap(),
     ]);
-    configure(&loading, &broker, &config);
+    configure(&loading, &broker, "", &config);
     let output = loader().args(["run", "--until-end", "--config"]).arg(&config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
@@ -133,4 +133,35 @@ fn a_realistic_topic_becomes_what_its_truth_says() {
          FROM (SELECT part, message_offset, row_number() OVER (PARTITION BY event_id ORDER BY message_offset) AS n
                FROM public.t) AS counted WHERE n > 1";
     assert_eq!(sorted(duplicates), planted(true));
+}
+
+#[test]
+fn duplicates_are_left_out_although_the_loader_is_killed_again_and_again() {
+    let loading = Loading::new(1, TABLE);
+    let folder = tempfile::tempdir().unwrap();
+    let (truth, config) = (folder.path().join("truth.json"), folder.path().join("loader.toml"));
+    let arguments =
+        "--mode realistic --rows 30000 --seed 23 --partitions 3 --malformed 0 --duplicates 0.2 --rate 15000";
+    let arguments: Vec<_> = arguments.split(' ').chain(["--truth", truth.to_str().unwrap()]).collect();
+    let broker = Broker::start(&arguments);
+    configure(&loading, &broker, "dedupe = { field = \"event_id\", window = \"10 min\" }", &config);
+    for rows in [1_000, 5_000, 9_000, 13_000, 17_000] {
+        let mut process = loader().args(["run", "--config"]).arg(&config).spawn().unwrap();
+        wait_until("rows are there", || loading.number("SELECT count(*) FROM public.t") >= rows);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    // --until-end would leave at the end that the topic has by now.
+    let mut process = loader().args(["run", "--config"]).arg(&config).spawn().unwrap();
+    let position = || loading.number("SELECT sum(next_offset)::bigint FROM tally.loader_offsets");
+    wait_until("all is loaded", || position() == 30_000);
+    process.kill().unwrap();
+    process.wait().unwrap();
+
+    let truth: Value = serde_json::from_slice(&std::fs::read(&truth).unwrap()).unwrap();
+    let events = truth["distinct"]["events"].as_i64().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), events);
+    assert_eq!(loading.number("SELECT count(DISTINCT event_id) FROM public.t"), events);
+    let skipped = loading.number("SELECT sum(skipped_total)::bigint FROM tally.loader_offsets");
+    assert_eq!(skipped, truth["defects_by_kind"]["duplicate"].as_i64().unwrap());
 }

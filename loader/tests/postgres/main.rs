@@ -1,6 +1,7 @@
 //! The loader against a real PostgreSQL, with a topic in memory. Each module is one promise:
 //!
 //! - `oracle`: binary COPY stores what text COPY stores
+//! - `dedupe`: what a producer has sent twice is one row
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
 //! - `faults`: the faults of other loaders, and what a person has to repair
 //! - `lanes`: several connections of one process
@@ -16,6 +17,7 @@
 
 #[path = "../shared/certificates.rs"]
 mod certificates;
+mod dedupe;
 mod faults;
 mod fence;
 mod files;
