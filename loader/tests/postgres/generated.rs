@@ -144,7 +144,12 @@ fn duplicates_are_left_out_although_the_loader_is_killed_again_and_again() {
         "--mode realistic --rows 30000 --seed 23 --partitions 3 --malformed 0 --duplicates 0.2 --rate 15000";
     let arguments: Vec<_> = arguments.split(' ').chain(["--truth", truth.to_str().unwrap()]).collect();
     let broker = Broker::start(&arguments);
-    configure(&loading, &broker, "dedupe = { field = \"event_id\", window = \"10 min\" }", &config);
+    configure(
+        &loading,
+        &broker,
+        "dedupe = { field = \"event_id\", window = \"10 min\" }\nbatch = { connections = 2 }",
+        &config,
+    );
     for rows in [1_000, 5_000, 9_000, 13_000, 17_000] {
         let mut process = loader().args(["run", "--config"]).arg(&config).spawn().unwrap();
         wait_until("rows are there", || loading.number("SELECT count(*) FROM public.t") >= rows);
