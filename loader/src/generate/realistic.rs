@@ -205,6 +205,7 @@ impl Realistic {
         })
     }
 
+    #[cfg(feature = "kafka")]
     pub fn producers(&self) -> u32 {
         self.producers
     }

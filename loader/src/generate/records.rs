@@ -27,6 +27,7 @@ impl Records {
     }
 
     /// How many parts the messages are made for, if that is a part of what they are.
+    #[cfg(feature = "kafka")]
     pub fn producers(&self) -> Option<u32> {
         match self {
             Self::Realistic { events, .. } => Some(events.producers()),
