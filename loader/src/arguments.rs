@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::FileFormat;
 
-pub use realistic::RealisticArguments;
+pub use realistic::{MALFORMED_KINDS, RealisticArguments};
 
 /// Loads Kafka topics and flat files into a PostgreSQL table by binary COPY, exactly once.
 #[derive(Debug, Parser)]

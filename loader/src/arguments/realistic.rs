@@ -6,6 +6,22 @@ use clap::Args;
 
 use crate::decode::Reason;
 
+/// What can be planted in a message: every reason of dead letters but that of a CSV file.
+pub const MALFORMED_KINDS: [Reason; 12] = [
+    Reason::NotJson,
+    Reason::NotObject,
+    Reason::MissingRequired,
+    Reason::WrongType,
+    Reason::OutOfRange,
+    Reason::TooLong,
+    Reason::BadText,
+    Reason::NoPartition,
+    Reason::TooLarge,
+    Reason::Tombstone,
+    Reason::UnknownField,
+    Reason::Constraint,
+];
+
 /// What the events are like (`--mode realistic`). Shares are between 0 and 1.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Realistic mode")]
@@ -63,7 +79,7 @@ fn exponent(text: &str) -> Result<f64, String> {
 }
 
 fn reason(text: &str) -> Result<Reason, UnknownReason> {
-    Reason::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(UnknownReason)
+    MALFORMED_KINDS.into_iter().find(|reason| reason.as_str() == text).ok_or(UnknownReason)
 }
 
 #[derive(Debug)]
@@ -73,7 +89,7 @@ impl std::error::Error for UnknownReason {}
 
 impl fmt::Display for UnknownReason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("not a reason of dead letters; there are")?;
-        Reason::ALL.iter().try_for_each(|reason| write!(formatter, " {}", reason.as_str()))
+        formatter.write_str("not a kind of malformed message; there are")?;
+        MALFORMED_KINDS.iter().try_for_each(|reason| write!(formatter, " {}", reason.as_str()))
     }
 }

@@ -16,7 +16,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::reference::{BROWSERS, COUNTRIES, Clock, below};
-use crate::arguments::RealisticArguments;
+use crate::arguments::{MALFORMED_KINDS, RealisticArguments};
 use crate::decode::Reason;
 pub use truth::{Places, Truth};
 use zipf::Zipf;
@@ -39,11 +39,6 @@ pub const NULLABLE: [&str; 3] = ["country", "browser", "device_id"];
 const TOO_LONG: usize = 300;
 
 /// The distribution of the events: everything that decides their bytes, besides their number.
-/// What can be wrong with a message of JSON.
-fn all_kinds() -> impl Iterator<Item = Reason> {
-    Reason::ALL.into_iter().filter(|kind| *kind != Reason::NotCsv)
-}
-
 #[derive(Clone, Debug)]
 pub struct Realistic {
     seed: u64,
@@ -184,7 +179,7 @@ impl Realistic {
         }
         let mut kinds = arguments.malformed_kinds.clone();
         if kinds.is_empty() {
-            kinds = all_kinds().filter(|kind| tombstones || *kind != Reason::Tombstone).collect();
+            kinds = MALFORMED_KINDS.into_iter().filter(|kind| tombstones || *kind != Reason::Tombstone).collect();
         } else if !tombstones && kinds.contains(&Reason::Tombstone) {
             return Err("a line cannot be a tombstone: --malformed-kinds without it, or --to topic".into());
         }
