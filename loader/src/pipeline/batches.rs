@@ -1,0 +1,175 @@
+//! What a lane does with its batch: copies it, begins again when the table turns out to be another one, commits.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::{CAREFUL_BATCHES, FIRST_PAUSE, LEAVES_SHARE, Lane, Lost, unfit};
+use crate::Error;
+use crate::batch::{Batch, Owned};
+use crate::catalog::CatalogError;
+use crate::chunk::Chunk;
+use crate::feed::Feed;
+use crate::metrics::Phase;
+use crate::postgres::{self, Verdict};
+use crate::sink::{Checks, Failure, Sink};
+
+impl Lane<'_> {
+    /// A message found no leaf: perhaps one was made since the leaves were read. They are read again, unless that was after
+    /// the message was polled, or is so dear that it would take more than its share of the time.
+    pub(super) async fn with_fresh_leaves(&mut self, feed: &Feed, sink: &Sink, chunk: Chunk) -> Result<Chunk, Lost> {
+        if !chunk.lacks_leaf() || self.leaves_read_at > chunk.polled_at || Instant::now() < self.leaves_next_at {
+            return Ok(chunk);
+        }
+        if self.refresh_leaves(feed, sink).await? {
+            return Ok(chunk.decode_again(self.program.clone(), &self.origin.name));
+        }
+        Ok(chunk)
+    }
+
+    /// Reads the leaves; whether they have changed.
+    async fn refresh_leaves(&mut self, feed: &Feed, sink: &Sink) -> Result<bool, Lost> {
+        let start = Instant::now();
+        let leaves = sink.leaves(self.program.table_oid).await.map_err(Failure::from)?;
+        self.leaves_read_at = start;
+        self.leaves_next_at = Instant::now() + start.elapsed() * LEAVES_SHARE;
+        if leaves == self.program.leaves {
+            return Ok(false);
+        }
+        let program = self.program.with_leaves(leaves);
+        self.set_program(feed, program, start);
+        Ok(true)
+    }
+
+    /// Copies what waits. When the table or its leaves turn out to be others, the whole batch starts over with them.
+    pub(super) async fn copy(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        let mut checks = Checks::default();
+        loop {
+            match self.try_copy(sink, checks).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => checks = self.start_over(feed, sink, failure, checks).await?,
+            }
+        }
+    }
+
+    async fn try_copy(&mut self, sink: &mut Sink, checks: Checks) -> Result<(), Failure> {
+        let allowance = self.place.gauge().allowance(self.batch.messages(), Instant::now());
+        let (chunks, first) = self.batch.chunks();
+        let start = Instant::now();
+        let refused = sink.copy(&self.program, &self.owned, chunks, first, checks, allowance).await?;
+        self.metrics.add_time(Phase::Copy, start.elapsed());
+        self.batch.note_copied(refused);
+        Ok(())
+    }
+
+    /// Prepares another attempt at the whole batch, or passes the failure on.
+    async fn start_over(
+        &mut self,
+        feed: &Feed,
+        sink: &mut Sink,
+        failure: Failure,
+        mut checks: Checks,
+    ) -> Result<Checks, Lost> {
+        match &failure {
+            Failure::TableChanged => {}
+            Failure::NoLeaf => {}
+            Failure::Deferred(_) if !checks.immediate => {}
+            Failure::Postgres(error) if postgres::verdict(error) == Verdict::Recompile => {}
+            Failure::TooManyRefused(error) => {
+                return Err(Error::TooManyDeadLetters(format!(
+                    "more rows are refused than policy.dead_letters allows; the last error was: {error}"
+                ))
+                .into());
+            }
+            _ => return Err(failure.into()),
+        }
+        sink.rollback().await.map_err(Failure::from)?;
+        self.metrics.replays.fetch_add(1, Relaxed);
+        match failure {
+            Failure::NoLeaf => {
+                checks.leaves_are_fresh = true;
+                self.refresh_leaves(feed, sink).await?;
+            }
+            Failure::Deferred(_) => checks.immediate = true,
+            failure => {
+                self.recompiled += 1;
+                if self.recompiled >= 2 {
+                    return Err(Error::unfit(format!(
+                        "{} keeps changing, or does not fit: {failure}",
+                        self.program.table
+                    ))
+                    .into());
+                }
+                tracing::info!("{} was changed, reading its columns again", self.program.table);
+                let read_at = Instant::now();
+                match sink.table(&self.config.target.table).await {
+                    Ok(table) => self.set_table(feed, &table, read_at)?,
+                    Err(CatalogError::Postgres(error)) => return Err(Failure::from(error).into()),
+                    Err(error) => return Err(unfit(error).into()),
+                }
+            }
+        }
+        let (program, topic) = (self.program.clone(), &self.origin.name);
+        self.batch.start_over(|chunk| {
+            (!Arc::ptr_eq(&chunk.program, &program)).then(|| chunk.decode_again(program.clone(), topic))
+        });
+        Ok(checks)
+    }
+
+    /// Copies what waits and commits the batch.
+    pub(super) async fn close(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let mut checks = Checks::default();
+        let dead = loop {
+            match self.try_close(sink, checks).await {
+                Ok(dead) => break dead,
+                Err(Lost::Failure(failure)) => checks = self.start_over(feed, sink, failure, checks).await?,
+                Err(lost) => return Err(lost),
+            }
+        };
+        let moves = self.batch.moves(&self.owned);
+        for moved in &moves {
+            self.owned.insert(moved.part, Owned { next: moved.next, epoch: moved.epoch });
+        }
+        let rows: i64 = moves.iter().map(|moved| moved.rows).sum();
+        self.metrics.rows.fetch_add(rows as u64, Relaxed);
+        self.metrics.batches.fetch_add(1, Relaxed);
+        self.metrics.duplicates.fetch_add(self.batch.duplicates(), Relaxed);
+        for (_, _, rejection) in self.batch.dead() {
+            self.metrics.add_dead(rejection.reason, 1);
+        }
+        self.metrics.set_positions(self.place.number, self.owned.iter().map(|(part, owned)| (*part, owned.next)));
+        self.metrics.postgres_up.store(true, Relaxed);
+        if dead > 0 {
+            tracing::debug!("{dead} message(s) became dead letters");
+        }
+        self.careful = if self.batch.refused.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL_BATCHES };
+        self.batch = Batch::default();
+        self.recompiled = 0;
+        self.pause = FIRST_PAUSE;
+        if std::mem::take(&mut self.paused) {
+            tracing::info!("loading again");
+        }
+        Ok(())
+    }
+
+    async fn try_close(&mut self, sink: &mut Sink, checks: Checks) -> Result<u64, Lost> {
+        let (chunks, copied) = self.batch.chunks();
+        if copied < chunks.len() {
+            self.try_copy(sink, checks).await?;
+        }
+        let (messages, dead) = (self.batch.messages(), self.batch.dead_count());
+        if let Some(limit) = self.place.gauge().passed_limit(messages, dead, Instant::now()) {
+            return Err(Error::TooManyDeadLetters(limit).into());
+        }
+        let moves = self.batch.moves(&self.owned);
+        let (advance, commit) = sink.commit(&self.program, &self.owned, &moves, self.batch.dead(), checks).await?;
+        self.place.gauge().note(messages, dead, Instant::now());
+        self.metrics.add_time(Phase::Advance, advance);
+        self.metrics.add_time(Phase::Commit, commit);
+        self.last_commit = advance + commit;
+        Ok(dead)
+    }
+}
