@@ -41,10 +41,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONG_WAIT: Duration = Duration::from_secs(30);
 /// How often new parts of the topic are looked for.
 const NEW_PARTS: Duration = Duration::from_secs(60);
-/// Batches in small pieces after a refused row.
-const CAREFUL_BATCHES: u32 = 20;
-/// Reading the leaves may take this share of the time.
-const LEAVES_SHARE: u32 = 20;
 
 /// Everything a run needs.
 #[derive(Clone, Debug)]

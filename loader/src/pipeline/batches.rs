@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::{CAREFUL_BATCHES, FIRST_PAUSE, LEAVES_SHARE, Lane, Lost, unfit};
+use super::{FIRST_PAUSE, Lane, Lost, unfit};
 use crate::Error;
 use crate::batch::{Batch, Owned};
 use crate::catalog::CatalogError;
@@ -13,6 +13,11 @@ use crate::feed::Feed;
 use crate::metrics::Phase;
 use crate::postgres::{self, Verdict};
 use crate::sink::{Checks, Failure, Sink};
+
+/// Batches in small pieces after a refused row.
+const CAREFUL_BATCHES: u32 = 20;
+/// Reading the leaves may take this share of the time.
+const LEAVES_SHARE: u32 = 20;
 
 impl Lane<'_> {
     /// A message found no leaf: perhaps one was made since the leaves were read. They are read again, unless that was after
