@@ -32,7 +32,7 @@ use crate::source::{Polled, Rebalance, Source, SourceError};
 /// A chunk is at most this large: with the rows made of it, it is sent by one COPY.
 const ARENA_BYTES: usize = 512 << 10;
 /// Chunks that may wait in each queue: together as many rows as the COPY that runs meanwhile.
-const QUEUE: usize = 6;
+const QUEUE: usize = 12;
 /// How long a poll waits when nothing comes; a command waits as long.
 const WAIT: Duration = Duration::from_millis(20);
 
