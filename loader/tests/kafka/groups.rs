@@ -73,12 +73,7 @@ fn a_member_that_was_frozen_commits_nothing_that_another_has_loaded() {
     let mut holder = pipeline.session();
     holder.batch_execute("BEGIN; SELECT FROM tally.loader_offsets FOR UPDATE").expect("the lock");
     pipeline.produce(2_000, 2);
-    wait_until("the loader waits to move its position", || {
-        pipeline.number(
-            "SELECT count(*) FROM pg_stat_activity
-              WHERE usename = 'loader' AND datname = current_database() AND wait_event_type = 'Lock'",
-        ) > 0
-    });
+    wait_until("the loader waits to move its position", || pipeline.loader_waits_for("Lock"));
     frozen.signal(Signal::STOP);
     holder.batch_execute("ROLLBACK").expect("the lock is given up");
     let mut second = pipeline.start(&[]);
@@ -107,12 +102,7 @@ fn a_member_whose_server_is_stuck_gives_up_its_parts() {
     let mut holder = pipeline.session();
     holder.batch_execute("BEGIN; LOCK TABLE public.events IN SHARE MODE").expect("the lock");
     pipeline.produce(1_000, 2);
-    wait_until("the loader waits for the table", || {
-        pipeline.number(
-            "SELECT count(*) FROM pg_stat_activity
-              WHERE usename = 'loader' AND datname = current_database() AND wait_event_type = 'Lock'",
-        ) > 0
-    });
+    wait_until("the loader waits for the table", || pipeline.loader_waits_for("Lock"));
     let second = pipeline.start(&[]);
     wait_for_owners(&pipeline, 2);
     assert_eq!(pipeline.progress(), 100);

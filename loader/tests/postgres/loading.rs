@@ -27,6 +27,9 @@ pub fn server() -> &'static Cluster {
     SERVER.get_or_init(|| Cluster::start(PLAIN))
 }
 
+/// Messages of [`load_one_bad_row`].
+pub const ROWS: i64 = 10_000;
+
 /// Settings of a server without the extension.
 pub const PLAIN: &[(&str, &str)] = &[("shared_preload_libraries", "")];
 
@@ -170,6 +173,31 @@ impl<'a> Loading<'a> {
         let counted = self.number("SELECT sum(rows_total)::bigint FROM tally.loader_offsets");
         assert_eq!(counted, messages, "rows counted with the positions");
     }
+}
+
+/// Loads 10,000 messages, one of them refused by PostgreSQL: exactly that one must become a dead letter.
+pub fn load_one_bad_row(
+    ddl: &str,
+    good: impl Fn(i64) -> String,
+    bad: &str,
+    sqlstate: &str,
+    reason: &str,
+) -> Loading<'static> {
+    const BAD: i64 = 7_777;
+    let mut loading = Loading::new(1, ddl);
+    loading.policy = "batch = { linger = \"100 ms\" }".into();
+    for number in 0..ROWS {
+        loading.produce(0, &if number == BAD { bad.to_owned() } else { good(number) });
+    }
+    loading.load().unwrap_or_else(|error| panic!("{ddl}: {error}"));
+    assert_eq!(
+        loading.texts("SELECT concat_ws(' ', message_offset, sqlstate, reason, convert_from(value, 'UTF8')) FROM tally.dead_letters"),
+        [format!("{BAD} {sqlstate} {reason} {bad}")],
+        "{ddl}"
+    );
+    let totals = "SELECT concat_ws(' ', next_offset, rows_total, dead_total) FROM tally.loader_offsets";
+    assert_eq!(loading.texts(totals), [format!("{ROWS} {} 1", ROWS - 1)], "{ddl}");
+    loading
 }
 
 /// Produces messages with the numbers from `first` on, round robin.

@@ -2,28 +2,13 @@
 
 use tally_loader::{check, postgres as connection};
 
-use crate::loading::{Loading, block_on};
+use crate::loading::{Loading, ROWS, block_on, load_one_bad_row};
 
-const ROWS: i64 = 10_000;
-const BAD: i64 = 7_777;
-
-/// Loads 10,000 messages, one of them refused by PostgreSQL: exactly that one must become a dead letter.
+/// One of 10,000 rows is refused; all others are there.
 fn one_bad_row(ddl: &str, bad: &str, sqlstate: &str, reason: &str) {
-    let mut loading = Loading::new(1, ddl);
-    loading.policy = "batch = { linger = \"100 ms\" }".into();
-    for number in 0..ROWS {
-        let value = if number == BAD { bad.to_owned() } else { format!("{{\"a\": {number}, \"b\": 1}}") };
-        loading.produce(0, &value);
-    }
-    loading.load().unwrap_or_else(|error| panic!("{ddl}: {error}"));
+    let good = |number| format!("{{\"a\": {number}, \"b\": 1}}");
+    let loading = load_one_bad_row(ddl, good, bad, sqlstate, reason);
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), ROWS - 1, "{ddl}");
-    assert_eq!(
-        loading.texts("SELECT concat_ws(' ', message_offset, sqlstate, reason, convert_from(value, 'UTF8')) FROM tally.dead_letters"),
-        [format!("{BAD} {sqlstate} {reason} {bad}")],
-        "{ddl}"
-    );
-    let totals = "SELECT concat_ws(' ', next_offset, rows_total, dead_total) FROM tally.loader_offsets";
-    assert_eq!(loading.texts(totals), [format!("{ROWS} {} 1", ROWS - 1)], "{ddl}");
 }
 
 #[test]

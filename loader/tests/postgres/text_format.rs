@@ -4,26 +4,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tally_loader::{check, postgres as connection};
 
-use crate::loading::{Loading, block_on};
+use crate::loading::{Loading, ROWS, block_on, load_one_bad_row};
 
-const ROWS: i64 = 10_000;
-const BAD: i64 = 7_777;
-
-/// Loads 10,000 messages, one of them refused by PostgreSQL: exactly that one must become a dead letter. Every row holds text
-/// with line breaks, which must not count as rows.
+/// One of 10,000 rows is refused. Every row holds text with line breaks, which must not count as rows.
 fn one_bad_row(ddl: &str, bad: &str, sqlstate: &str, reason: &str) {
-    let mut loading = Loading::new(1, ddl);
-    loading.policy = "batch = { linger = \"100 ms\" }".into();
-    for number in 0..ROWS {
-        let good = format!("{{\"a\": {number}, \"p\": \"({number},2)\", \"s\": \"\\n\\r\\nCOPY t, line 3\\\\\"}}");
-        loading.produce(0, if number == BAD { bad } else { &good });
-    }
-    loading.load().unwrap_or_else(|error| panic!("{ddl}: {error}"));
-    assert_eq!(
-        loading.texts("SELECT concat_ws(' ', message_offset, sqlstate, reason, convert_from(value, 'UTF8')) FROM tally.dead_letters"),
-        [format!("{BAD} {sqlstate} {reason} {bad}")],
-        "{ddl}"
-    );
+    let good = |number| format!("{{\"a\": {number}, \"p\": \"({number},2)\", \"s\": \"\\n\\r\\nCOPY t, line 3\\\\\"}}");
+    let loading = load_one_bad_row(ddl, good, bad, sqlstate, reason);
     let stored = "SELECT count(*) FROM public.t WHERE p[0] = a AND s = E'\\n\\r\\nCOPY t, line 3\\\\'";
     assert_eq!(loading.number(stored), ROWS - 1, "{ddl}");
 }
