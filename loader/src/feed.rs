@@ -157,11 +157,19 @@ impl Feed {
         &self,
         action: impl FnOnce(&mut dyn Source) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
+        self.command(move |source, _| action(source)).await
+    }
+
+    /// The same for what concerns its thread, too.
+    async fn command<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut dyn Source, &mut Reader) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
         let (reply, answer) = oneshot::channel();
         let gone = || SourceError::Refused("the thread of the source has ended".into());
         self.commands
-            .send(Box::new(move |source, _| {
-                let _ = reply.send(action(source));
+            .send(Box::new(move |source, reader| {
+                let _ = reply.send(action(source, reader));
             }))
             .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -169,54 +177,40 @@ impl Feed {
 
     /// Joins the consumer group, if the source has one; see [`Source::join`].
     pub async fn join(&self) -> Result<Option<async_mpsc::UnboundedReceiver<Rebalance>>, SourceError> {
-        let (reply, answer) = oneshot::channel();
-        let gone = || SourceError::Refused("the thread of the source has ended".into());
-        self.commands
-            .send(Box::new(move |source, reader| {
-                let joined = source.join();
-                reader.is_member = matches!(joined, Ok(Some(_)));
-                let _ = reply.send(joined);
-            }))
-            .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.command(|source, reader| {
+            let joined = source.join();
+            reader.is_member = matches!(joined, Ok(Some(_)));
+            joined
+        })
+        .await
     }
 
     /// Reads these parts and nothing else. Events of before are recognised by their assignment.
     pub async fn assign(&mut self, starts: Vec<Start>) -> Result<(), SourceError> {
         self.assignment += 1;
         let (assignment, refill) = (self.assignment, self.refill);
-        let (reply, answer) = oneshot::channel();
-        let gone = || SourceError::Refused("the thread of the source has ended".into());
-        self.commands
-            .send(Box::new(move |source, reader| {
-                let positions: Result<Vec<_>, _> = starts
-                    .iter()
-                    .map(|start| {
-                        // The anchor's record is read once more and then dropped; so is what fills a window again.
-                        let from = start.read_from();
-                        let refilled = refill.map(|refill| start.refill_from(source, refill, starts.len()));
-                        Ok((start.part, from.min(refilled.transpose()?.unwrap_or(from))))
-                    })
-                    .collect();
-                let positions = match positions {
-                    Ok(positions) => positions,
-                    Err(error) => return drop(reply.send(Err(error))),
-                };
-                if std::mem::take(&mut reader.is_paused) {
-                    source.pause(false);
-                }
-                let result = source.assign(&positions);
-                if result.is_ok() {
-                    reader.assignment = assignment;
-                    reader.positions = positions.into_iter().collect();
-                    // Whatever still waits belongs to the former assignment.
-                    reader.next_item = Some(Item::Assigned(assignment, starts));
-                    reader.item_after = None;
-                }
-                let _ = reply.send(result);
-            }))
-            .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.command(move |source, reader| {
+            let positions: Vec<_> = starts
+                .iter()
+                .map(|start| {
+                    // The anchor's record is read once more and then dropped; so is what fills a window again.
+                    let from = start.read_from();
+                    let refilled = refill.map(|refill| start.refill_from(source, refill, starts.len()));
+                    Ok((start.part, from.min(refilled.transpose()?.unwrap_or(from))))
+                })
+                .collect::<Result<_, SourceError>>()?;
+            if std::mem::take(&mut reader.is_paused) {
+                source.pause(false);
+            }
+            source.assign(&positions)?;
+            reader.assignment = assignment;
+            reader.positions = positions.into_iter().collect();
+            // Whatever still waits belongs to the former assignment.
+            reader.next_item = Some(Item::Assigned(assignment, starts));
+            reader.item_after = None;
+            Ok(())
+        })
+        .await
     }
 
     /// Ends the threads, and waits until the source is closed: a member of a consumer group has left it then.

@@ -14,7 +14,7 @@ use crate::csv::Csv;
 use crate::decode::{Decoder, Rejection};
 use crate::message::{Arena, Message};
 use crate::offsets::Anchor;
-use crate::postgres::{self, Verdict};
+use crate::postgres;
 use crate::program::Program;
 use crate::sink::dead_letters::{Key, Letter};
 use crate::sink::{Checks, Failure, Sink};
@@ -149,8 +149,7 @@ async fn purge(client: &Client, pipeline: &str, age: Duration) -> Result<u64> {
 }
 
 fn failed(error: tokio_postgres::Error) -> Error {
-    let text = format!("cannot replay dead letters: {}", postgres::describe(&error));
-    if postgres::verdict(&error) == Verdict::Retry { Error::Unreachable(text) } else { Error::unfit(text) }
+    postgres::at_start("replay dead letters", &error)
 }
 
 struct Replay<'a> {
