@@ -482,9 +482,8 @@ impl<'a> State<'a> {
         if HEAD + count == self.0.len() {
             return Err(Room::for_hashes(count + 1));
         }
-        self.merge();
-        self.set_fill(self.fill().0, threshold);
-        self.push(hash, self.fill().0);
+        let buffered = self.merge(threshold);
+        self.push(hash, buffered);
         Ok(())
     }
 
@@ -508,9 +507,9 @@ impl<'a> State<'a> {
         used + kept
     }
 
-    /// Moves hashes of a settled buffer among the ascending ones: as many as have a place there.
-    fn merge(&mut self) {
-        let (params, used, (buffered, limit)) = (self.params(), self.used(), self.fill());
+    /// Moves hashes of a settled buffer among the ascending ones: as many as have a place there. Returns how many stay.
+    fn merge(&mut self, threshold: usize) -> usize {
+        let (params, used, (buffered, _)) = (self.params(), self.used(), self.fill());
         let (buffer, sorted) = self.zones();
         let moved = buffered.min(sorted.len() - used);
         // From above: first those that are larger than the largest new one move up by all that come below them.
@@ -523,7 +522,8 @@ impl<'a> State<'a> {
         }
         buffer[..buffered].rotate_left(moved);
         self.set_head(HASHES, params, used + moved);
-        self.0[1] = u64::from(self.0[1] as u32) | ((buffered - moved) as u64) << 32 | (limit as u64) << 48;
+        self.set_fill(buffered - moved, threshold);
+        buffered - moved
     }
 
     /// `count` is at least the number of different hashes.
