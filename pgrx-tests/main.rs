@@ -23,6 +23,8 @@ mod partition;
 mod reference;
 /// Nobody waits for a refresh, and it reads only new rows.
 mod refresh;
+/// Old partitions leave without anybody waiting, and with no row uncounted.
+mod retention;
 /// What a rollup can be, and what happens when its tables change.
 mod rollup;
 /// The extension installs, and the throw-away servers themselves can be trusted.

@@ -4,7 +4,7 @@
 
 CREATE TABLE tally.jobs (
     job_id      integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) 'refresh' OR kind OPERATOR(pg_catalog.=) 'premake'),
+    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{refresh,premake,retention}'::text[])),
     object      regclass NOT NULL,
     object_name text NOT NULL,
     every       interval NOT NULL CHECK (every OPERATOR(pg_catalog.>=) interval '1 second'),
@@ -13,7 +13,7 @@ CREATE TABLE tally.jobs (
 );
 COMMENT ON TABLE tally.jobs IS 'what background workers or CALL tally.run_due_jobs() do again and again; one row per object and kind';
 COMMENT ON COLUMN tally.jobs.job_id IS 'number of the job, for tally.run_job and its sisters';
-COMMENT ON COLUMN tally.jobs.kind IS 'refresh: bring the rollups of the table up to date; premake: make partitions ahead of the clock';
+COMMENT ON COLUMN tally.jobs.kind IS 'refresh: bring the rollups of the table up to date; premake: make partitions ahead of the clock; retention: remove old partitions';
 COMMENT ON COLUMN tally.jobs.object IS 'the table; its owner is the role that the job runs as';
 COMMENT ON COLUMN tally.jobs.object_name IS 'the name of the table when the job was made, for messages after it is gone';
 COMMENT ON COLUMN tally.jobs.every IS 'how long after one run the next is due';
@@ -74,7 +74,7 @@ COMMENT ON COLUMN tally.runs.position IS 'place in the ring: successes from 0 up
 COMMENT ON COLUMN tally.runs.job_id IS 'number of the job';
 COMMENT ON COLUMN tally.runs.started_at IS 'start of the run';
 COMMENT ON COLUMN tally.runs.duration IS 'how long it took';
-COMMENT ON COLUMN tally.runs.rows_done IS 'refresh: source rows counted; premake: partitions made';
+COMMENT ON COLUMN tally.runs.rows_done IS 'refresh: source rows counted; premake: partitions made; retention: steps taken';
 COMMENT ON COLUMN tally.runs.sqlstate IS 'SQLSTATE if it failed';
 COMMENT ON COLUMN tally.runs.message IS 'error message if it failed, cut at 1 kB';
 REVOKE ALL ON tally.runs FROM PUBLIC;
@@ -175,7 +175,7 @@ BEGIN
                 END IF;
                 total := total OPERATOR(pg_catalog.+) done;
                 -- Partitions are made a few at a time, so that no transaction holds its locks for long.
-                EXIT WHEN job.kind OPERATOR(pg_catalog.<>) 'premake' OR done OPERATOR(pg_catalog.=) 0;
+                EXIT WHEN job.kind OPERATOR(pg_catalog.=) 'refresh' OR done OPERATOR(pg_catalog.=) 0;
                 COMMIT;
             END LOOP;
             PERFORM tally.finish_job(job.job_id, job.scheduled_at, started, total, failed, message, hint);
@@ -197,7 +197,8 @@ COMMENT ON FUNCTION tally.job_activity() IS 'the live state of this database''s 
 
 CREATE FUNCTION tally.worker_mode(
         OUT mode text, OUT library_version text, OUT launcher_pid integer, OUT workers_used integer, OUT workers_max integer,
-        OUT waiting_since timestamptz, OUT enabled boolean, OUT refresh_enabled boolean, OUT premake_enabled boolean)
+        OUT waiting_since timestamptz, OUT enabled boolean, OUT refresh_enabled boolean, OUT premake_enabled boolean,
+        OUT retention_enabled boolean)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'tally_worker_mode_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED ROWS 1;
 COMMENT ON FUNCTION tally.worker_mode() IS 'how jobs get run on this server: preloaded or on demand; the version of the library; its workers and switches';
 
@@ -205,7 +206,7 @@ CREATE VIEW tally.status WITH (security_barrier) AS
 WITH server AS (
     SELECT m.mode, m.library_version, m.launcher_pid, m.workers_used, m.workers_max, m.waiting_since, e.extversion,
            pg_catalog.current_setting('max_worker_processes') AS slots,
-           m.mode OPERATOR(pg_catalog.=) 'preloaded' AS preloaded, m.enabled, m.refresh_enabled, m.premake_enabled
+           m.mode OPERATOR(pg_catalog.=) 'preloaded' AS preloaded, m.enabled, m.refresh_enabled, m.premake_enabled, m.retention_enabled
     FROM tally.worker_mode() m, pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'tally'
 ), durations AS (
     SELECT r.job_id, pg_catalog.percentile_disc(0.99) WITHIN GROUP (ORDER BY r.duration) AS p99
@@ -213,7 +214,7 @@ WITH server AS (
 ), facts AS (
     SELECT j.job_id, j.kind, j.object, j.object_name, j.paused, c.oid IS NULL AS gone, c.relowner, o.rolcanlogin, o.rolname,
            s.preloaded, s.enabled, s.launcher_pid, s.waiting_since,
-           CASE WHEN j.kind OPERATOR(pg_catalog.=) 'refresh' THEN s.refresh_enabled ELSE s.premake_enabled END AS kind_enabled,
+           CASE j.kind WHEN 'refresh' THEN s.refresh_enabled WHEN 'premake' THEN s.premake_enabled ELSE s.retention_enabled END AS kind_enabled,
            coalesce(a.failures, d.failures, 0) AS failures,
            coalesce(a.crashes, d.crashes, 0) AS crashes,
            coalesce(a.waits, d.waits, 0) AS waits,
@@ -315,7 +316,7 @@ SELECT NULL, 'server', NULL, NULL,
 FROM server s;
 COMMENT ON VIEW tally.status IS 'one row per job that you may see, and one for the server: is it well, and if not, what to do';
 COMMENT ON COLUMN tally.status.job_id IS 'number of the job; null in the row of the server';
-COMMENT ON COLUMN tally.status.kind IS 'refresh, premake, or server';
+COMMENT ON COLUMN tally.status.kind IS 'refresh, premake, retention, or server';
 COMMENT ON COLUMN tally.status.object IS 'the table that the job works for';
 COMMENT ON COLUMN tally.status.object_name IS 'the name of the table when the job was made';
 COMMENT ON COLUMN tally.status.verdict IS 'ok, warning or critical';

@@ -6,15 +6,21 @@ CREATE TABLE tally.partition_policies (
     time_zone       text NOT NULL,
     premake         interval,
     lateness        interval NOT NULL,
-    far_future      interval NOT NULL
+    far_future      interval NOT NULL,
+    retention       interval,
+    grace           interval NOT NULL,
+    detach_deadline interval NOT NULL
 );
-COMMENT ON TABLE tally.partition_policies IS 'the partitioned tables whose partitions tally makes ahead of the clock; written by tally.partition_by_time and its sisters';
+COMMENT ON TABLE tally.partition_policies IS 'the partitioned tables whose partitions tally makes ahead of the clock and removes when they are old; written by tally.partition_by_time and its sisters';
 COMMENT ON COLUMN tally.partition_policies.parent IS 'the partitioned table';
 COMMENT ON COLUMN tally.partition_policies.partition_width IS 'how long a new partition lasts';
 COMMENT ON COLUMN tally.partition_policies.time_zone IS 'name of the time zone whose calendar the bounds follow';
 COMMENT ON COLUMN tally.partition_policies.premake IS 'how far ahead of the clock partitions reach at least; null: as far as tally.premake_outage and two widths ask for';
 COMMENT ON COLUMN tally.partition_policies.lateness IS 'a row this old always finds a partition';
 COMMENT ON COLUMN tally.partition_policies.far_future IS 'rows later than the clock by more than this make no partitions';
+COMMENT ON COLUMN tally.partition_policies.retention IS 'partitions older than this are removed; null: none are';
+COMMENT ON COLUMN tally.partition_policies.grace IS 'how long a removed partition can be brought back, before its table is dropped';
+COMMENT ON COLUMN tally.partition_policies.detach_deadline IS 'how long a partition waits for older snapshots to end before it is detached all the same';
 SELECT pg_catalog.pg_extension_config_dump('tally.partition_policies', '');
 -- Names and intervals only. Readable by all, because one unreadable table would make a plain role's pg_dump fail.
 REVOKE ALL ON tally.partition_policies FROM PUBLIC;
@@ -27,11 +33,13 @@ CREATE FUNCTION tally.partition_by_time(
     time_zone       text     DEFAULT 'UTC',
     premake         interval DEFAULT NULL,
     lateness        interval DEFAULT '2 days',
-    far_future      interval DEFAULT '2 days'
+    far_future      interval DEFAULT '2 days',
+    grace           interval DEFAULT '7 days',
+    detach_deadline interval DEFAULT '6 hours'
 ) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_partition_by_time_wrapper';
-COMMENT ON FUNCTION tally.partition_by_time(regclass, interval, interval, text, interval, interval, interval) IS 'registers a table that is partitioned by range of time, makes its first partitions and keeps making them ahead of the clock; returns how many it made';
+COMMENT ON FUNCTION tally.partition_by_time(regclass, interval, interval, text, interval, interval, interval, interval, interval) IS 'registers a table that is partitioned by range of time, makes its first partitions, keeps making them ahead of the clock, and removes those older than retention; returns how many it made';
 
 CREATE FUNCTION tally.ensure_partitions(parent regclass, from_time timestamptz, to_time timestamptz) RETURNS bigint
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -39,14 +47,17 @@ AS 'MODULE_PATHNAME', 'tally_ensure_partitions_wrapper';
 COMMENT ON FUNCTION tally.ensure_partitions(regclass, timestamptz, timestamptz) IS 'makes the missing partitions for rows of this time, before a backfill or a replay; returns how many it made';
 
 CREATE FUNCTION tally.set_partition_policy(
-    parent     regclass,
-    premake    interval DEFAULT NULL,
-    lateness   interval DEFAULT NULL,
-    far_future interval DEFAULT NULL
+    parent          regclass,
+    premake         interval DEFAULT NULL,
+    lateness        interval DEFAULT NULL,
+    far_future      interval DEFAULT NULL,
+    retention       interval DEFAULT NULL,
+    grace           interval DEFAULT NULL,
+    detach_deadline interval DEFAULT NULL
 ) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_set_partition_policy_wrapper';
-COMMENT ON FUNCTION tally.set_partition_policy(regclass, interval, interval, interval) IS 'changes the policy of a partition set; what is null stays, and premake => ''0'' means automatic';
+COMMENT ON FUNCTION tally.set_partition_policy(regclass, interval, interval, interval, interval, interval, interval) IS 'changes the policy of a partition set; what is null stays, premake => ''0'' means automatic, and retention => ''0'' keeps everything';
 
 CREATE FUNCTION tally.set_partition_width(parent regclass, partition_width interval) RETURNS void
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp

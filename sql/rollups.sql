@@ -53,7 +53,8 @@ CREATE TABLE tally.sources (
   sealed_before timestamp,
   settled_before timestamp,
   watched_since timestamptz,
-  watched_tag bigint
+  watched_tag bigint,
+  leaving pg_catalog.regclass[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tally.sources IS
   'tables that feed rollups, and the snapshot up to which their rows are counted: a row is counted when its tally_tag is below next_tag and not in open_tags';
@@ -72,6 +73,8 @@ COMMENT ON COLUMN tally.sources.settled_before IS
   'partitions that begin before this time are sealed and have no row that is not counted by its tag: nobody looks into them for new rows';
 COMMENT ON COLUMN tally.sources.watched_since IS 'since when it is watched which partitions get rows';
 COMMENT ON COLUMN tally.sources.watched_tag IS 'rows that have come since then have this tag or a later one';
+COMMENT ON COLUMN tally.sources.leaving IS
+  'partitions that retention is about to detach: their rows are in the retained groups already, and are read no more when groups are made anew';
 SELECT pg_catalog.pg_extension_config_dump('tally.sources', '');
 GRANT SELECT ON tally.sources TO PUBLIC;
 

@@ -5,6 +5,7 @@ pub(crate) mod builds;
 pub(crate) mod departures;
 pub(crate) mod jobs;
 pub(crate) mod partitions;
+pub(crate) mod retirements;
 pub(crate) mod rollups;
 pub(crate) mod sources;
 

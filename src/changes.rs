@@ -1,7 +1,9 @@
 //! Rows that come or go without a row trigger: TRUNCATE, and partitions that bring rows along or take them away.
 
+use crate::catalog::rollups::Rollup;
 use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::error::{Error, Result, spi};
+use crate::pg::relation::Mode;
 use crate::pg::{self, Oid, Snapshot};
 use crate::{refresh, seal, tags};
 use pgrx::prelude::*;
@@ -90,21 +92,19 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
     let rollups = now.read(|| rollups::of_source(source))?;
     let relations = now.read(|| rollups.iter().map(rollups::Rollup::relations).collect::<Result<Vec<_>>>())?;
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
-    let time = tags::time_column(source, None)?;
+    let time = tags::time_column(source, None)?.map(|time| time.name);
     let is_building = now.read(|| builds::is_any(source))?;
     let leaves = tags::leaves(partition)?;
+    let leaving = now.read(|| sources::leaving(source))?;
     for table in tags::partition_tree(partition)? {
         let name = catalog::name_of(table)?;
-        let departure = departures::insert(source, table)?;
-        if leaves.contains(&table) {
-            let times = match &time {
-                Some(time) => pg::as_user(owner, || times_of(&name, &time.name))?,
-                None => None,
-            };
-            let rows = |member: &Member| {
-                sql::retain_table(member.definition, member.relations, table.to_u32(), times.as_ref(), departure)
-            };
-            retain(&rows, departure, &refresh::families(&rollups, &relations), owner)?;
+        if leaving.contains(&table) {
+            // Retention has retained its rows already.
+            sources::forget_leaving(source, table)?;
+        } else if !leaves.contains(&table) {
+            departures::insert(source, table)?;
+        } else {
+            retain_table(source, table, time.as_ref(), &refresh::families(&rollups, &relations), owner)?;
             // The stored groups lack these rows, and the next refresh will not find them any more.
             let uncounted = format!(" WHERE NOT {}", state.counted.is_counted(&format!("r.{TAG}")));
             let condition = if is_building { "" } else { &uncounted };
@@ -117,6 +117,49 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// DETACH CONCURRENTLY of this partition may begin if it takes nothing from a rollup. It commits before it ends, so nothing can be
+/// retained along the way.
+pub(crate) fn require_retained(partition: Oid) -> Result<()> {
+    let (Some(parent), Some(source)) = (tags::parent(partition)?, sources::source_of(partition)?) else {
+        return Ok(());
+    };
+    // Whoever creates a rollup, or brings the partition back, holds a lock on the parent that conflicts; the command takes this one.
+    pg::relation::lock(parent, Mode::ShareUpdateExclusive);
+    if Snapshot::latest().read(|| sources::leaving(source))?.contains(&partition) {
+        return Ok(());
+    }
+    Err(Error::new("55000", "DETACH CONCURRENTLY would take rows from rollups: the table feeds some")
+        .detail("It commits before it ends, and the rollups would lose rows that come in between.")
+        .hint("Give the set a retention, whose job detaches without stopping anybody, or use DETACH without CONCURRENTLY at a quiet moment."))
+}
+
+/// A partition is about to leave by DETACH CONCURRENTLY, which gives no moment at which its rows go and its retained groups come. So
+/// they are retained now, with all of its rows counted and none of them changing any more, and from the commit of this transaction on
+/// nobody reads them in the table when groups are made anew. The caller holds the refresh lock. Returns the number of the departure.
+pub(crate) fn retain_ahead(source: Oid, partition: Oid, owner: Oid) -> Result<i64> {
+    let rollups = rollups::of_source(source)?;
+    let relations = rollups.iter().map(Rollup::relations).collect::<Result<Vec<_>>>()?;
+    let time = tags::time_column(source, None)?.map(|time| time.name);
+    let departure = retain_table(source, partition, time.as_ref(), &refresh::families(&rollups, &relations), owner)?;
+    sources::note_leaving(source, partition)?;
+    Ok(departure)
+}
+
+/// Keeps the groups of the rows of a table itself.
+fn retain_table(source: Oid, table: Oid, time: Option<&String>, families: &[Vec<Member>], owner: Oid) -> Result<i64> {
+    let name = catalog::name_of(table)?;
+    let departure = departures::insert(source, table)?;
+    let times = match time {
+        Some(time) => pg::as_user(owner, || times_of(&name, time))?,
+        None => None,
+    };
+    let rows = |member: &Member| {
+        sql::retain_table(member.definition, member.relations, table.to_u32(), times.as_ref(), departure)
+    };
+    retain(&rows, departure, families, owner)?;
+    Ok(departure)
 }
 
 /// Keeps the groups of rows that leave, for every rollup: `from_rows` is the statement for one whose groups do not come from a

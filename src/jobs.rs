@@ -15,19 +15,29 @@ pub(crate) enum Kind {
     Refresh,
     /// Making partitions of the parent ahead of the clock.
     Premake,
+    /// Removing partitions of the parent that are older than its retention.
+    Retention,
 }
 
 impl Kind {
+    pub(crate) const ALL: [Kind; 3] = [Kind::Refresh, Kind::Premake, Kind::Retention];
+
     /// As it is written in `tally.jobs`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Refresh => "refresh",
             Kind::Premake => "premake",
+            Kind::Retention => "retention",
         }
     }
 
+    /// May it wait for others for a long time, so that it has workers apart?
+    pub(crate) fn is_patient(self) -> bool {
+        self == Kind::Retention
+    }
+
     pub(crate) fn named(name: &str) -> Option<Kind> {
-        [Kind::Refresh, Kind::Premake].into_iter().find(|kind| kind.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -46,6 +56,11 @@ pub(crate) fn schedule(kind: Kind, object: Oid, every: Duration) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Has the job run at once, if there is one.
+pub(crate) fn hasten(kind: Kind, object: Oid) -> Result<()> {
+    catalog::jobs::hasten(kind, object, crate::pg::process::clock())
 }
 
 /// Forgets the job, if there is one.

@@ -5,9 +5,13 @@
 
 mod facts;
 mod functions;
+mod retention;
 mod shape;
 
+pub(crate) use retention::{Progress as Retired, Statement, step as retire};
+
 use crate::catalog::partitions::{self as policies, Row};
+use crate::catalog::retirements;
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
@@ -141,7 +145,7 @@ fn register(parent: Oid, mut row: Row) -> Result<i64> {
         let later = missing.split_off(missing.len().min(fit));
         policies::insert(parent, &row)?;
         make(&facts, &plan, &missing)?;
-        jobs::schedule(Kind::Premake, parent, every(plan.policy.width))?;
+        schedule(parent, &plan.policy)?;
         if !later.is_empty() {
             notice!("the premake job makes {} more partitions of {}", later.len(), facts.set.table);
         }
@@ -182,7 +186,17 @@ fn change(parent: Oid, change: impl FnOnce(&mut check::Request)) -> Result<()> {
     change(&mut row.request);
     let policy = check::policy(check::set(&facts.set)?, &row.request)?;
     policies::update(parent, &row)?;
-    jobs::schedule(Kind::Premake, parent, every(policy.width))
+    schedule(parent, &policy)?;
+    [Kind::Premake, Kind::Retention].into_iter().try_for_each(|kind| jobs::hasten(kind, parent))
+}
+
+/// Makes the jobs that a policy asks for. What retention has begun it also ends.
+fn schedule(parent: Oid, policy: &Policy) -> Result<()> {
+    jobs::schedule(Kind::Premake, parent, every(policy.width))?;
+    if policy.retention.is_some() || !retirements::list(parent)?.is_empty() {
+        return jobs::schedule(Kind::Retention, parent, every(policy.width));
+    }
+    jobs::unschedule(Kind::Retention, parent)
 }
 
 /// Forgets a set; its partitions stay.
@@ -191,7 +205,11 @@ fn unregister(parent: Oid) -> Result<()> {
     if !policies::delete(parent)? {
         return Err(Refusal::NotRegistered { table: facts.set.table }.into());
     }
-    jobs::unschedule(Kind::Premake, parent)
+    if let Some(under_way) = retirements::list(parent)?.first() {
+        return Err(Refusal::RetentionUnderWay { table: facts.set.table, partition: under_way.name.to_string() }.into());
+    }
+    jobs::unschedule(Kind::Premake, parent)?;
+    jobs::unschedule(Kind::Retention, parent)
 }
 
 fn owned(parent: Oid) -> Result<Facts> {

@@ -14,6 +14,7 @@ mod kept_plan;
 mod lock;
 mod owner;
 mod planned_bound;
+pub(crate) mod portal;
 pub(crate) mod process;
 pub(crate) mod relation;
 mod setting_scope;

@@ -212,7 +212,7 @@ pub(crate) fn follow_arrival(source: Oid, partition: Oid) -> Result<()> {
     if lower >= sealed_before {
         return Ok(());
     }
-    if child == partition {
+    if child == partition && !is_sealed(partition)? {
         create_trigger(partition)?;
     }
     if now.is_there(&format!("SELECT EXISTS (SELECT FROM ONLY {})", catalog::name_of(partition)?))? {

@@ -11,6 +11,8 @@ use tally_core::schedule::Retry;
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static REFRESH_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static PREMAKE_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static RETENTION_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static MAX_RETENTION_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(4);
 static MAX_JOBS: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static PROBE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(3_600_000);
@@ -45,6 +47,12 @@ pub(crate) fn define() {
             c"Off for longer than partitions have been made ahead makes inserts fail.",
             &PREMAKE_ENABLED,
         ),
+        (
+            c"tally.retention_enabled",
+            c"Lets jobs remove partitions that are older than the retention of their table.",
+            c"Off keeps everything for the time being, on a copy of a server for example; the disk fills, and nothing else happens.",
+            &RETENTION_ENABLED,
+        ),
     ] {
         GucRegistry::define_bool_guc(name, short, long, setting, GucContext::Sighup, GucFlags::default());
     }
@@ -53,6 +61,16 @@ pub(crate) fn define() {
         c"Sets how many background workers of tally may run jobs at the same time.",
         c"Each needs one of max_worker_processes while it runs; 0 starts none.",
         &MAX_WORKERS,
+        0,
+        1024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"tally.max_retention_workers",
+        c"Sets how many of tally's background workers may remove old partitions at the same time.",
+        c"Such a worker may wait for somebody's report for hours; the others are left to jobs that do not wait.",
+        &MAX_RETENTION_WORKERS,
         0,
         1024,
         GucContext::Sighup,
@@ -204,6 +222,14 @@ pub(crate) fn refresh_enabled() -> bool {
 
 pub(crate) fn premake_enabled() -> bool {
     PREMAKE_ENABLED.get()
+}
+
+pub(crate) fn retention_enabled() -> bool {
+    RETENTION_ENABLED.get()
+}
+
+pub(crate) fn max_retention_workers() -> usize {
+    MAX_RETENTION_WORKERS.get().max(0) as usize
 }
 
 pub(crate) fn max_workers() -> usize {

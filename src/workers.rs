@@ -186,27 +186,31 @@ fn is_enabled(kind: Kind) -> bool {
         && match kind {
             Kind::Refresh => settings::refresh_enabled(),
             Kind::Premake => settings::premake_enabled(),
+            Kind::Retention => settings::retention_enabled(),
         }
 }
 
 /// Between 0 and 1. The standard library seeds its hash maps at random, and that is random enough to spread jobs.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 
-/// What a worker is started with: database, owner, job, token.
+/// What a worker is started with.
 #[derive(Clone, Copy, Debug)]
 struct Assignment {
     database: Oid,
     owner: Oid,
     job: i32,
     token: u32,
+    /// It runs jobs that may wait for long, and no others.
+    is_patient: bool,
 }
 
 impl Assignment {
     fn write(self) -> String {
-        format!("{} {} {} {}", self.database.to_u32(), self.owner.to_u32(), self.job, self.token)
+        let is_patient = u8::from(self.is_patient);
+        format!("{} {} {} {} {is_patient}", self.database.to_u32(), self.owner.to_u32(), self.job, self.token)
     }
 
     fn read(text: &str) -> Option<Self> {
@@ -216,6 +220,7 @@ impl Assignment {
             owner: Oid::from(parts.next()?.parse::<u32>().ok()?),
             job: parts.next()?.parse().ok()?,
             token: parts.next()?.parse().ok()?,
+            is_patient: parts.next()? == "1",
         })
     }
 }

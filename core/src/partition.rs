@@ -10,6 +10,7 @@
 
 pub mod check;
 mod error;
+pub mod retention;
 pub mod sql;
 pub mod status;
 
@@ -107,6 +108,12 @@ pub struct Policy {
     pub lateness: i64,
     /// Keys later than the clock by more than this are poison.
     pub far_future: i64,
+    /// Partitions older than this are retired, if it is given.
+    pub retention: Option<Interval>,
+    /// How long a retired partition lies in the trash.
+    pub grace: i64,
+    /// How long a partition waits for older snapshots before it is detached all the same.
+    pub detach_deadline: i64,
 }
 
 /// What the settings of the server say.

@@ -19,11 +19,13 @@ pub const CRASHES_TO_HOLD: u32 = 3;
 /// So many waits for a lock in a row count as a failure.
 pub const WAITS_TO_FAIL: u32 = 10;
 
-/// The jobs of one database and one owner: a worker connects as one to the other, so it can run all of them.
+/// The jobs of one database and one owner: a worker connects as one to the other, so it can run all of them. Jobs that may wait for
+/// somebody for hours are apart from the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Group {
     pub database: u32,
     pub owner: u32,
+    pub is_patient: bool,
 }
 
 /// What the launcher knows of a job.
@@ -49,9 +51,11 @@ pub enum State {
 pub struct Start(pub usize);
 
 /// Which workers to start now. The longest overdue jobs come first, but groups without a worker before all others, and the last
-/// free slot is kept for such a group: one busy group never keeps the others waiting.
-pub fn due(jobs: &[Job], free_slots: usize, now: Timestamp) -> Vec<Start> {
+/// free slot is kept for such a group: one busy group never keeps the others waiting. At most `patient_slots` workers have patient jobs, so
+/// that these never take all the slots.
+pub fn due(jobs: &[Job], free_slots: usize, patient_slots: usize, now: Timestamp) -> Vec<Start> {
     let mut workers = busy(jobs);
+    let mut patient = patient_workers(&workers);
     let mut overdue: Vec<usize> =
         (0..jobs.len()).filter(|&at| jobs[at].state == State::Waiting && jobs[at].due <= now).collect();
     overdue.sort_by_key(|&at| jobs[at].due);
@@ -67,10 +71,14 @@ pub fn due(jobs: &[Job], free_slots: usize, now: Timestamp) -> Vec<Start> {
                 continue;
             }
             let job = &jobs[at];
+            if job.group.is_patient && patient >= patient_slots {
+                continue;
+            }
             let working = workers.entry(job.group).or_insert(0);
             let wanted = if first_of_group { *working == 0 } else { left > 1 && is_impatient(job, *working, now) };
             if wanted {
                 *working += 1;
+                patient += usize::from(job.group.is_patient);
                 starts.push(Start(at));
             }
         }
@@ -78,11 +86,13 @@ pub fn due(jobs: &[Job], free_slots: usize, now: Timestamp) -> Vec<Start> {
     starts
 }
 
-/// When `due` may have a different answer: the next due time, or the end of somebody's patience. `None` without waiting jobs.
-pub fn next_look(jobs: &[Job], now: Timestamp) -> Option<Timestamp> {
+/// When `due` may have a different answer: the next due time, or the end of somebody's patience. `None` without jobs that wait for
+/// anything but the end of a worker.
+pub fn next_look(jobs: &[Job], patient_slots: usize, now: Timestamp) -> Option<Timestamp> {
     let workers = busy(jobs);
+    let is_full = patient_workers(&workers) >= patient_slots;
     jobs.iter()
-        .filter(|job| job.state == State::Waiting)
+        .filter(|job| job.state == State::Waiting && !(is_full && job.group.is_patient))
         .map(|job| later(job.due, PATIENCE * workers.get(&job.group).copied().unwrap_or(0)).max(now))
         .min()
 }
@@ -93,6 +103,10 @@ fn busy(jobs: &[Job]) -> HashMap<Group, u32> {
         *workers.entry(job.group).or_insert(0) += 1;
     }
     workers
+}
+
+fn patient_workers(workers: &HashMap<Group, u32>) -> usize {
+    workers.iter().filter(|(group, _)| group.is_patient).map(|(_, workers)| *workers as usize).sum()
 }
 
 fn is_impatient(job: &Job, working: u32, now: Timestamp) -> bool {

@@ -238,7 +238,7 @@ fn what_would_lose_rows_is_refused() {
     assert_refused(
         &mut session,
         "ALTER TABLE events DETACH PARTITION far.day_1 CONCURRENTLY",
-        "0A000",
+        "55000",
         "DETACH CONCURRENTLY",
         "without CONCURRENTLY",
     );

@@ -41,7 +41,7 @@ fn t07_replica_role_slips_past_no_guard() {
     let database = cluster::database();
     let mut session = session(&database);
     session.batch_execute("SET session_replication_role = replica").unwrap();
-    assert_refused(&mut session, "ALTER TABLE events DETACH PARTITION day_1 CONCURRENTLY", "0A000", "", "");
+    assert_refused(&mut session, "ALTER TABLE events DETACH PARTITION day_1 CONCURRENTLY", "55000", "", "");
     for statement in [
         "UPDATE events SET amount = 1 WHERE tenant = 1",
         "DELETE FROM events WHERE tenant = 2",

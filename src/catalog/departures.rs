@@ -35,6 +35,17 @@ pub(crate) fn release(source: Oid, partition: Oid) -> Result<()> {
     .map_err(spi)
 }
 
+/// Forgets a departure that never was.
+pub(crate) fn delete(departure: i64) -> Result<()> {
+    pg::as_extension_owner(|| {
+        Spi::run_with_args(
+            "DELETE FROM tally.departures AS d WHERE d.departure OPERATOR(pg_catalog.=) $1",
+            &[departure.into()],
+        )
+    })
+    .map_err(spi)
+}
+
 /// Forgets departures whose retained groups have been deleted. The condition is on `d.released_by`.
 pub(crate) fn delete_released(source: Oid, condition: &str) -> Result<()> {
     let statement =

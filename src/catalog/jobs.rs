@@ -129,6 +129,45 @@ pub(crate) fn resume(id: i32, now: Timestamp) -> Result<()> {
     )
 }
 
+/// The number of the job of this kind for this object.
+pub(crate) fn of_object(kind: Kind, object: Oid) -> Result<Option<i32>> {
+    super::look_up::<i32>(
+        "SELECT j.job_id FROM tally.jobs j WHERE j.kind OPERATOR(pg_catalog.=) $1 AND j.object OPERATOR(pg_catalog.=) $2",
+        &[kind.name().into(), object.into()],
+    )
+}
+
+/// Pauses the premake and the retention of a partition set.
+pub(crate) fn pause_of(parent: Oid) -> Result<()> {
+    of_set(parent)?.into_iter().try_for_each(pause)
+}
+
+/// Resumes them.
+pub(crate) fn resume_of(parent: Oid, now: Timestamp) -> Result<()> {
+    of_set(parent)?.into_iter().try_for_each(|id| resume(id, now))
+}
+
+fn of_set(parent: Oid) -> Result<Vec<i32>> {
+    super::look_up::<Vec<i32>>(
+        "SELECT pg_catalog.array_agg(j.job_id) FROM tally.jobs j WHERE j.object OPERATOR(pg_catalog.=) $1 \
+         AND j.kind OPERATOR(pg_catalog.<>) 'refresh'",
+        &[parent.into()],
+    )
+    .map(Option::unwrap_or_default)
+}
+
+/// Has the job run at once: what it is to do has changed. What it has been through is not forgotten.
+pub(crate) fn hasten(kind: Kind, object: Oid, now: Timestamp) -> Result<()> {
+    let Some(id) = of_object(kind, object)? else { return Ok(()) };
+    // That wakes the launcher.
+    write("UPDATE tally.jobs SET every = every WHERE job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
+    write(
+        "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, resumed_at) VALUES ($1, $2, 0, 0, 0, $2)
+         ON CONFLICT (job_id) DO UPDATE SET next_due_at = excluded.next_due_at, resumed_at = excluded.resumed_at",
+        &[id.into(), moment(now)],
+    )
+}
+
 /// Marks a run as started, for those who have no shared memory to do it in.
 pub(crate) fn mark_started(id: i32, now: Timestamp, troubles: Troubles) -> Result<()> {
     write(

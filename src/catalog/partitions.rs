@@ -26,7 +26,7 @@ pub(crate) fn sets() -> Result<Vec<Oid>> {
 pub(crate) fn policy(parent: Oid) -> Result<Option<Row>> {
     Spi::connect(|client| {
         let mut rows = client.select(
-            "SELECT p.partition_width, p.premake, p.lateness, p.far_future, p.time_zone \
+            "SELECT p.partition_width, p.premake, p.lateness, p.far_future, p.time_zone, p.retention, p.grace, p.detach_deadline \
              FROM tally.partition_policies p WHERE p.parent OPERATOR(pg_catalog.=) $1",
             None,
             &[parent.into()],
@@ -36,10 +36,12 @@ pub(crate) fn policy(parent: Oid) -> Result<Option<Row>> {
         Ok(Some(Row {
             request: Request {
                 width: span(1)?.unwrap_or_default(),
-                retention: None,
+                retention: span(6)?,
                 premake: span(2)?,
                 lateness: span(3)?.unwrap_or_default(),
                 far_future: span(4)?.unwrap_or_default(),
+                grace: span(7)?.unwrap_or_default(),
+                detach_deadline: span(8)?.unwrap_or_default(),
             },
             time_zone: row.get(5)?.unwrap_or_default(),
         }))
@@ -49,8 +51,8 @@ pub(crate) fn policy(parent: Oid) -> Result<Option<Row>> {
 
 pub(crate) fn insert(parent: Oid, row: &Row) -> Result<()> {
     write(
-        "INSERT INTO tally.partition_policies (parent, partition_width, premake, lateness, far_future, time_zone) \
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO tally.partition_policies (parent, partition_width, premake, lateness, far_future, time_zone, retention, grace, \
+         detach_deadline) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         parent,
         row,
     )
@@ -58,15 +60,15 @@ pub(crate) fn insert(parent: Oid, row: &Row) -> Result<()> {
 
 pub(crate) fn update(parent: Oid, row: &Row) -> Result<()> {
     write(
-        "UPDATE tally.partition_policies SET partition_width = $2, premake = $3, lateness = $4, far_future = $5, time_zone = $6 \
-         WHERE parent OPERATOR(pg_catalog.=) $1",
+        "UPDATE tally.partition_policies SET partition_width = $2, premake = $3, lateness = $4, far_future = $5, time_zone = $6, \
+         retention = $7, grace = $8, detach_deadline = $9 WHERE parent OPERATOR(pg_catalog.=) $1",
         parent,
         row,
     )
 }
 
 fn write(statement: &str, parent: Oid, row: &Row) -> Result<()> {
-    let Request { width, premake, lateness, far_future, .. } = row.request;
+    let Request { width, retention, premake, lateness, far_future, grace, detach_deadline } = row.request;
     as_extension_owner(|| {
         Spi::run_with_args(
             statement,
@@ -77,6 +79,9 @@ fn write(statement: &str, parent: Oid, row: &Row) -> Result<()> {
                 to_sql(lateness).into(),
                 to_sql(far_future).into(),
                 row.time_zone.as_str().into(),
+                retention.map(to_sql).into(),
+                to_sql(grace).into(),
+                to_sql(detach_deadline).into(),
             ],
         )
     })

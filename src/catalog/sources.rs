@@ -110,11 +110,6 @@ pub(crate) fn is_source(relation: Oid) -> Result<bool> {
     state(relation).map(|state| state.is_some())
 }
 
-/// Is the relation a source, or a partition of one that has partitions itself?
-pub(crate) fn is_part_of_source(relation: Oid) -> Result<bool> {
-    source_of(relation).map(|source| source.is_some())
-}
-
 /// [`is_source`], asked after a lock was taken: it sees what was committed meanwhile.
 pub(crate) fn is_source_now(relation: Oid) -> Result<bool> {
     pg::Snapshot::take().read(|| is_source(relation))
@@ -191,6 +186,27 @@ pub(crate) fn unsettle(source: Oid, from: Timestamp) -> Result<()> {
 fn update(source: Oid, assignment: &str, time: Timestamp) -> Result<()> {
     let statement = format!("UPDATE tally.sources SET {assignment} WHERE source OPERATOR(pg_catalog.=) $1");
     pg::as_extension_owner(|| Spi::run_with_args(&statement, &[source.into(), to_sql(time).into()])).map_err(spi)
+}
+
+/// The partitions that retention is about to detach: their rows are retained already.
+pub(crate) fn leaving(source: Oid) -> Result<Vec<Oid>> {
+    let query = "SELECT s.leaving::pg_catalog.oid[] FROM tally.sources AS s WHERE s.source OPERATOR(pg_catalog.=) $1";
+    super::look_up_again::<Vec<Oid>>(query, &[source.into()]).map(Option::unwrap_or_default)
+}
+
+/// Notes that the rows of a partition are retained while it is still there.
+pub(crate) fn note_leaving(source: Oid, partition: Oid) -> Result<()> {
+    set_leaving(source, partition, "pg_catalog.array_append(leaving, $2::pg_catalog.oid::pg_catalog.regclass)")
+}
+
+/// Notes that a partition has left for good, or stays.
+pub(crate) fn forget_leaving(source: Oid, partition: Oid) -> Result<()> {
+    set_leaving(source, partition, "pg_catalog.array_remove(leaving, $2::pg_catalog.oid::pg_catalog.regclass)")
+}
+
+fn set_leaving(source: Oid, partition: Oid, leaving: &str) -> Result<()> {
+    let statement = format!("UPDATE tally.sources SET leaving = {leaving} WHERE source OPERATOR(pg_catalog.=) $1");
+    pg::as_extension_owner(|| Spi::run_with_args(&statement, &[source.into(), partition.into()])).map_err(spi)
 }
 
 /// Since when it is watched which partitions get rows.

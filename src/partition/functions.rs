@@ -18,6 +18,11 @@ fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::new("22004", format!("{argument} must not be null")))
 }
 
+/// A retention of zero keeps everything, as none does.
+fn unless_zero(retention: tally_core::partition::Interval) -> Option<tally_core::partition::Interval> {
+    (retention != Default::default()).then_some(retention)
+}
+
 #[pg_extern(sql = false)]
 fn tally_partition_by_time(
     parent: Option<Oid>,
@@ -27,13 +32,17 @@ fn tally_partition_by_time(
     premake: Option<Interval>,
     lateness: Option<Interval>,
     far_future: Option<Interval>,
+    grace: Option<Interval>,
+    detach_deadline: Option<Interval>,
 ) -> std::result::Result<i64, ErrorReport> {
     let request = Request {
         width: from_sql(required("partition_width", partition_width)?),
-        retention: retention.map(from_sql),
+        retention: retention.map(from_sql).and_then(unless_zero),
         premake: premake.map(from_sql),
         lateness: from_sql(required("lateness", lateness)?),
         far_future: from_sql(required("far_future", far_future)?),
+        grace: from_sql(required("grace", grace)?),
+        detach_deadline: from_sql(required("detach_deadline", detach_deadline)?),
     };
     let row = Row { request, time_zone: required("time_zone", time_zone)? };
     Ok(super::register(required("parent", parent)?, row)?)
@@ -54,11 +63,19 @@ fn tally_set_partition_policy(
     premake: Option<Interval>,
     lateness: Option<Interval>,
     far_future: Option<Interval>,
+    retention: Option<Interval>,
+    grace: Option<Interval>,
+    detach_deadline: Option<Interval>,
 ) -> std::result::Result<(), ErrorReport> {
     Ok(super::change(required("parent", parent)?, |request| {
         request.premake = premake.map(from_sql).or(request.premake);
         request.lateness = lateness.map_or(request.lateness, from_sql);
         request.far_future = far_future.map_or(request.far_future, from_sql);
+        request.grace = grace.map_or(request.grace, from_sql);
+        request.detach_deadline = detach_deadline.map_or(request.detach_deadline, from_sql);
+        if let Some(retention) = retention.map(from_sql) {
+            request.retention = unless_zero(retention);
+        }
     })?)
 }
 
@@ -72,16 +89,32 @@ fn tally_unregister_partitions(parent: Oid) -> std::result::Result<(), ErrorRepo
     Ok(super::unregister(parent)?)
 }
 
+#[pg_extern(sql = false)]
+fn tally_undo_retention(parent: Oid, partition: Oid) -> std::result::Result<(), ErrorReport> {
+    Ok(super::retention::undo(parent, partition)?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_pause_partitions(parent: Oid) -> std::result::Result<(), ErrorReport> {
+    Ok(super::retention::pause(parent)?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_resume_partitions(parent: Oid) -> std::result::Result<(), ErrorReport> {
+    Ok(super::retention::resume(parent)?)
+}
+
 /// The body of an event trigger; what it was called for is seen from the catalogs.
 #[pg_extern(sql = false)]
 fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
     for parent in policies::delete_dropped()? {
         jobs::unschedule(Kind::Premake, parent)?;
+        jobs::unschedule(Kind::Retention, parent)?;
     }
     Ok(())
 }
 
-/// A row of `tally.plan_premake`.
+/// A row of `tally.plan_premake` and `tally.plan_retention`.
 type Step = (i64, String, String, String, Option<String>, Vec<String>, i64, i64, bool, Option<String>);
 
 #[pg_extern(sql = false)]
@@ -144,6 +177,51 @@ fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
         names.push(partition.name);
     }
     Ok(steps)
+}
+
+#[pg_extern(sql = false)]
+fn tally_plan_retention(
+    parent: Oid,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(step, i64),
+            name!(action, String),
+            name!(object, String),
+            name!(sql, String),
+            name!(lock_mode, Option<String>),
+            name!(locked_tables, Vec<String>),
+            name!(est_rows, i64),
+            name!(est_bytes, i64),
+            name!(top_level_only, bool),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    Ok(TableIterator::new(plan_retention(parent)?))
+}
+
+fn plan_retention(parent: Oid) -> Result<Vec<Step>> {
+    let lines = super::retention::plan(parent)?.into_iter().enumerate();
+    Ok(lines
+        .map(|(at, line)| {
+            let (mode, tables) = line.lock.map_or((None, vec![]), |(mode, table)| (Some(mode.to_owned()), vec![table]));
+            (
+                at as i64 + 1,
+                line.action.to_owned(),
+                line.object,
+                line.sql,
+                mode,
+                tables,
+                line.rows,
+                line.bytes,
+                line.is_top_level,
+                line.note,
+            )
+        })
+        .collect())
 }
 
 /// The rows of `tally.partition_status`: one set or all, without those that the caller may not see.

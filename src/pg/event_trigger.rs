@@ -13,8 +13,8 @@ super::function::sql_functions! {
 }
 
 /// Event trigger on `ddl_command_start`: before relations of a rollup are dropped its refreshes are locked out, and before a partition
-/// is detached or dropped its rows are counted for good; DETACH CONCURRENTLY is refused, because it commits before it ends, and so is
-/// DROP NOT NULL of a column that a rollup reads (its keys may rely on that).
+/// is detached or dropped its rows are counted for good; DETACH CONCURRENTLY, which commits before it ends, is refused unless
+/// retention has done that before, and so is DROP NOT NULL of a column that a rollup reads (its keys may rely on that).
 fn before_ddl(call: Call<'_>) -> Result<Datum> {
     let tree = parse_tree(call)?;
     // SAFETY: a tree is checked for its tag before it is cast; names are NUL-terminated.
@@ -29,15 +29,11 @@ fn before_ddl(call: Call<'_>) -> Result<Datum> {
         for command in alters_by(tree, AlterTableType::AT_DetachPartition) {
             let command = (*command).def.cast::<pg_sys::PartitionCmd>();
             if let Some(partition) = find((*command).name) {
-                if (*command).concurrent && crate::catalog::sources::is_part_of_source(partition)? {
-                    return Err(Error::new(
-                        "0A000",
-                        "DETACH CONCURRENTLY of a partition of a table that feeds rollups is not supported yet",
-                    )
-                    .detail("It commits before it ends, and the rollups would lose rows that come in between.")
-                    .hint("Use DETACH without CONCURRENTLY at a quiet moment; the rollups keep the rows."));
+                if (*command).concurrent {
+                    crate::changes::require_retained(partition)?;
+                } else {
+                    crate::changes::follow_departure(partition, false)?;
                 }
-                crate::changes::follow_departure(partition, false)?;
             }
         }
         let nullable: Vec<String> = alters_by(tree, AlterTableType::AT_DropNotNull)

@@ -58,6 +58,9 @@ pub(crate) fn connect(database: Oid, role: Option<Oid>) {
     settle();
 }
 
+/// How long a job waits for a lock, unless it says otherwise.
+const LOCK_TIMEOUT: &str = "60s";
+
 /// Settings of the role and of the database have been applied by now. These are the ones that jobs rely on.
 fn settle() {
     for (name, value) in [
@@ -72,13 +75,15 @@ fn settle() {
         (c"DateStyle", c"ISO, YMD"),
         (c"IntervalStyle", c"postgres"),
         (c"extra_float_digits", c"1"),
-        (c"lock_timeout", c"60s"),
         (c"statement_timeout", c"0"),
         (c"idle_in_transaction_session_timeout", c"0"),
         // What a crash may lose is done again by the next run, and no job waits for the disk or for a standby.
         (c"synchronous_commit", c"off"),
     ] {
         set_option(name, value);
+    }
+    if let Ok(timeout) = CString::new(LOCK_TIMEOUT) {
+        set_option(c"lock_timeout", &timeout);
     }
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     set_option(c"transaction_timeout", c"0");
@@ -134,6 +139,20 @@ pub(crate) fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::R
         // SAFETY: a transaction is open, and pgrx has taken the error off PostgreSQL's stack when it became a panic.
         unsafe { pg_sys::AbortCurrentTransaction() }
     }
+    outcome
+}
+
+/// Executes a statement that PostgreSQL takes at top level only; `lock_timeout` of None waits as long as it takes.
+pub(crate) fn at_top_level(statement: &str, lock_timeout: Option<Duration>) -> std::result::Result<(), Failure> {
+    let milliseconds = lock_timeout.map_or(0, |timeout| timeout.as_millis().max(1));
+    let set = |value: &str| {
+        if let Ok(value) = CString::new(value) {
+            set_option(c"lock_timeout", &value);
+        }
+    };
+    set(&format!("{milliseconds}ms"));
+    let outcome = super::portal::execute(statement);
+    set(LOCK_TIMEOUT);
     outcome
 }
 

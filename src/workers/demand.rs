@@ -39,7 +39,11 @@ fn tally_resume_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
 #[pg_extern(sql = false)]
 fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
     let job = owned(job_id)?;
-    Ok(work(&job)?.map(|progress| progress.rows))
+    let Some(progress) = work(&job)? else { return Ok(None) };
+    if let Some(statement) = progress.statement {
+        notice!("the next step is a statement at top level, outside of a transaction block: {};", statement.sql);
+    }
+    Ok(Some(progress.rows))
 }
 
 /// The next job after this number that is due and may be run by the caller: as itself, or in a worker as the owner.
@@ -75,10 +79,12 @@ fn tally_start_due_job(
         if job.troubles.hold() {
             continue;
         }
-        if owner == caller {
+        // A statement at top level can only be had in a worker.
+        let in_worker = owner != caller || job.kind.is_patient();
+        if !in_worker {
             jobs::mark_started(job.id, now, job.troubles)?;
         }
-        return Ok(TableIterator::once((job.id, job.kind.name(), moment(scheduled), owner != caller)));
+        return Ok(TableIterator::once((job.id, job.kind.name(), moment(scheduled), in_worker)));
     }
     Ok(TableIterator::empty())
 }
@@ -125,7 +131,8 @@ fn tally_run_job_in_worker(job_id: i32) -> std::result::Result<bool, ErrorReport
     if !pg::is_member(process::current_role(), owner) {
         return Err(not_owner(&job).into());
     }
-    let assignment = Assignment { database: process::own_database(), owner, job: job_id, token: 0 };
+    let is_patient = job.kind.is_patient();
+    let assignment = Assignment { database: process::own_database(), owner, job: job_id, token: 0, is_patient };
     let name = format!("{JOB_WORKER} of database {}", assignment.database.to_u32());
     let worker = Worker::start(&name, JOB_WORKER, "tally_job_main", &assignment.write());
     Ok(worker.inspect(Worker::wait).is_some())
@@ -196,6 +203,7 @@ fn tally_worker_mode() -> TableIterator<
         name!(enabled, bool),
         name!(refresh_enabled, bool),
         name!(premake_enabled, bool),
+        name!(retention_enabled, bool),
     ),
 > {
     let shared = SHARED.read(|header, slots| {
@@ -216,6 +224,7 @@ fn tally_worker_mode() -> TableIterator<
         settings::enabled(),
         settings::refresh_enabled(),
         settings::premake_enabled(),
+        settings::retention_enabled(),
     ))
 }
 

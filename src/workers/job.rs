@@ -20,7 +20,8 @@ pub extern "C-unwind" fn tally_job_main(_argument: Datum) {
     process::connect(mine.database, Some(mine.owner));
     // On demand somebody waits for this one job, and it has no slot, or none that says so.
     if mine.token == 0 {
-        return run_one(mine.job, None, process::clock());
+        while run_one(mine.job, None, process::clock()) {}
+        return;
     }
     // Jobs that come due later get a worker of their own; this one ends some time.
     let horizon = process::clock();
@@ -54,14 +55,15 @@ fn take_assigned(mine: &Assignment, now: Timestamp) -> Option<(usize, i32, Times
 fn take_due(mine: &Assignment, horizon: Timestamp) -> Option<(usize, i32, Timestamp)> {
     let pid = process::own_pid();
     let now = process::clock();
-    let (refresh, premake) = (is_enabled(Kind::Refresh), is_enabled(Kind::Premake));
+    let enabled = Kind::ALL.map(is_enabled);
     SHARED.write(|header, slots| {
         let database = mine.database.to_u32();
         if header.database(database).is_some_and(|database| database.stopped_until > now.0) {
             return None;
         }
         let slot = slots[..header.used].iter_mut().enumerate().filter(|(_, slot)| {
-            (if slot.kind == Kind::Refresh { refresh } else { premake })
+            enabled[slot.kind as usize]
+                && slot.kind.is_patient() == mine.is_patient
                 && slot.phase == Phase::Waiting
                 && slot.database == database
                 && slot.owner == mine.owner.to_u32()
@@ -93,14 +95,15 @@ enum Look {
     Run(jobs::Job),
 }
 
-fn run_one(job: i32, slot: Option<usize>, scheduled: Timestamp) {
+/// Answers whether there is more to do at once.
+fn run_one(job: i32, slot: Option<usize>, scheduled: Timestamp) -> bool {
     match process::transaction(|| look(job)) {
         Ok(Look::Run(mut job)) => {
             // The slot knows of waits and of runs that were not worth a record.
             if let Some(troubles) = slot.and_then(|at| SHARED.read(|_, slots| slots[at].troubles)) {
                 job.troubles = troubles;
             }
-            perform(&job, slot, scheduled);
+            return perform(&job, slot, scheduled);
         }
         Ok(Look::NoExtension) => forget_database(),
         Ok(Look::Changed) => {
@@ -113,6 +116,7 @@ fn run_one(job: i32, slot: Option<usize>, scheduled: Timestamp) {
             postpone(slot);
         }
     }
+    false
 }
 
 fn look(id: i32) -> Result<Look> {

@@ -256,7 +256,8 @@ impl Launcher {
             })
             .unwrap_or_default();
         for (database, token) in wanted {
-            let assignment = Assignment { database: Oid::from(database), owner: Oid::INVALID, job: 0, token };
+            let assignment =
+                Assignment { database: Oid::from(database), owner: Oid::INVALID, job: 0, token, is_patient: false };
             if !self.launch(assignment, true) {
                 SHARED.write(|header, _| {
                     for line in header.databases.iter_mut().filter(|line| line.oid == database && line.probe == token) {
@@ -278,14 +279,14 @@ impl Launcher {
         self.copy_slots();
         self.replan(now);
         let stopped = stopped_databases(now);
-        let (refresh, premake) = (is_enabled(Kind::Refresh), is_enabled(Kind::Premake));
+        let enabled = Kind::ALL.map(is_enabled);
         let jobs: Vec<schedule::Job> = self
             .slots
             .iter()
             .map(|slot| {
-                let enabled = if slot.kind == Kind::Refresh { refresh } else { premake };
+                let enabled = enabled[slot.kind as usize];
                 schedule::Job {
-                    group: Group { database: slot.database, owner: slot.owner },
+                    group: Group { database: slot.database, owner: slot.owner, is_patient: slot.kind.is_patient() },
                     due: Timestamp(slot.due),
                     state: match slot.phase {
                         Phase::Starting | Phase::Running => State::Running,
@@ -300,7 +301,7 @@ impl Launcher {
             })
             .collect();
         let free = settings::max_workers().saturating_sub(self.job_workers());
-        for start in schedule::due(&jobs, free, now) {
+        for start in schedule::due(&jobs, free, settings::max_retention_workers(), now) {
             let Some(assignment) = take(start.0, &self.slots[start.0], now) else { continue };
             if !self.launch(assignment, false) {
                 give_back(start.0, assignment.token);
@@ -317,7 +318,7 @@ impl Launcher {
         if self.job_workers() >= settings::max_workers() {
             return Timestamp::INFINITY;
         }
-        let next = schedule::next_look(jobs, now).unwrap_or(Timestamp::INFINITY);
+        let next = schedule::next_look(jobs, settings::max_retention_workers(), now).unwrap_or(Timestamp::INFINITY);
         // What was due has been started, or waits for a worker of its group.
         next.max(now.plus(schedule::PATIENCE.as_micros() as i64 / 10))
     }
@@ -388,6 +389,7 @@ fn take(at: usize, chosen: &Slot, now: Timestamp) -> Option<Assignment> {
             owner: Oid::from(slot.owner),
             job: slot.job,
             token: header.last_token,
+            is_patient: slot.kind.is_patient(),
         })
     })?
 }

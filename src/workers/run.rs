@@ -15,20 +15,23 @@ enum Work {
     /// Somebody else is running the job.
     Busy,
     Done {
-        rows: i64,
-        /// There is more to do, in a new transaction.
-        more: bool,
+        progress: Progress,
         /// It wrote something, so there is something to record.
         wrote: bool,
     },
 }
 
 /// What a run has done.
+#[derive(Default)]
 pub(super) struct Progress {
-    /// Source rows counted or partitions made.
+    /// Source rows counted, partitions made, or steps taken with old ones.
     pub rows: i64,
     /// There is more to do, in a new transaction.
     pub more: bool,
+    /// There is nothing to do before this much time has passed, and then there is.
+    pub pause: Option<Duration>,
+    /// What is left to do at top level.
+    pub statement: Option<partition::Statement>,
 }
 
 /// The work itself, in the current transaction, which has not written yet. `None` if somebody else is at it.
@@ -46,17 +49,22 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
             })?;
             // A view that is being read could not be replaced: there is time for that.
             let more = is_sealing || pg::own_xid().is_some() && build::is_unfinished(job.object)?;
-            report.map(|report| Progress { rows: report.rows, more })
+            report.map(|report| Progress { rows: report.rows, more, ..Progress::default() })
         }
         Kind::Premake => {
             let report = partition::maintain(job.object)?;
-            Some(Progress { rows: report.made, more: report.remaining > 0 })
+            Some(Progress { rows: report.made, more: report.remaining > 0, ..Progress::default() })
+        }
+        Kind::Retention => {
+            let partition::Retired { more, pause, statement } = partition::retire(job.object)?;
+            Some(Progress { rows: i64::from(more), more, pause, statement })
         }
     })
 }
 
 /// Runs the job in this worker, which is connected as the owner and has no transaction open. `slot` is where shared memory has it.
-pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
+/// Answers whether there is more to do at once.
+pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> bool {
     process::report_activity(&format!("tally {} {}", job.kind.name(), job.object_name));
     if let Some(at) = slot {
         let mark = marks::Mark { database: process::own_database().to_u32(), job: job.id };
@@ -66,8 +74,15 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
     let work = process::transaction(|| {
         Ok(match work(job)? {
             None => Work::Busy,
-            Some(Progress { rows, more }) => Work::Done { rows, more, wrote: pg::own_xid().is_some() },
+            Some(progress) => Work::Done { progress, wrote: pg::own_xid().is_some() },
         })
+    });
+    // What has been committed stays, whatever becomes of the statement: the next run sees where it got to.
+    let work = work.and_then(|work| match &work {
+        Work::Done { progress: Progress { statement: Some(statement), .. }, .. } => {
+            process::at_top_level(&statement.sql, statement.lock_timeout).map(|()| work)
+        }
+        _ => Ok(work),
     });
     let ended = process::clock();
     if let Some(at) = slot {
@@ -75,14 +90,19 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
     }
     let duration = Duration::from_micros(ended.since(started).max(0).cast_unsigned());
 
-    let (outcome, rows, more, wrote, failure) = match work {
-        Ok(Work::Busy) => (Outcome::Waited, 0, false, false, Some(busy())),
-        Ok(Work::Done { rows, more, wrote }) => (Outcome::Done, rows, more, wrote, None),
-        Err(failure) => (Outcome::of_error(&failure.sqlstate), 0, false, false, Some(failure)),
+    let (outcome, progress, wrote, failure) = match work {
+        Ok(Work::Busy) => (Outcome::Waited, Progress::default(), false, Some(busy())),
+        Ok(Work::Done { progress, wrote }) => (Outcome::Done, progress, wrote, None),
+        Err(failure) => (Outcome::of_error(&failure.sqlstate), Progress::default(), false, Some(failure)),
     };
+    let Progress { rows, more, pause, .. } = progress;
     let before = job.troubles;
     let (after, next_due) = before.after(outcome, scheduled, job.every, settings::retry(), ended, random());
-    let next_due = if more { ended } else { next_due };
+    let next_due = match pause {
+        _ if more => ended,
+        Some(pause) => next_due.min(ended.plus(i64::try_from(pause.as_micros()).unwrap_or(i64::MAX))),
+        None => next_due,
+    };
     if let Some(failure) = &failure {
         report(job, failure, after.failures);
     }
@@ -107,6 +127,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) {
             }
         });
     }
+    more
 }
 
 /// What a slot remembers of a run.

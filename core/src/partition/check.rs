@@ -130,13 +130,12 @@ pub struct Request {
     pub premake: Option<Interval>,
     pub lateness: Interval,
     pub far_future: Interval,
+    pub grace: Interval,
+    pub detach_deadline: Interval,
 }
 
 /// The rules for the arguments.
 pub fn policy(key: Key, request: &Request) -> Result<Policy, Error> {
-    if request.retention.is_some() {
-        return Err(Error::Retention);
-    }
     let Interval { months, days, microseconds } = request.width;
     let width = Width::from_interval(months, days, microseconds).ok_or(Error::Width { width: request.width })?;
     if key == Key::Date && width.longest() < DAY {
@@ -146,11 +145,20 @@ pub fn policy(key: Key, request: &Request) -> Result<Policy, Error> {
         length if value.months >= 0 && value.days >= 0 && value.microseconds >= 0 => Ok(length),
         _ => Err(Error::Negative { argument, value }),
     };
+    let lateness = length("lateness", request.lateness)?;
+    if let Some(retention) = request.retention
+        && length("retention", retention)? < lateness
+    {
+        return Err(Error::RetentionBelowLateness { retention, lateness: request.lateness });
+    }
     Ok(Policy {
         key,
         width,
         premake: length("premake", request.premake.unwrap_or_default())?,
-        lateness: length("lateness", request.lateness)?,
+        lateness,
         far_future: length("far_future", request.far_future)?,
+        retention: request.retention,
+        grace: length("grace", request.grace)?,
+        detach_deadline: length("detach_deadline", request.detach_deadline)?,
     })
 }

@@ -26,7 +26,8 @@ pub enum Error {
     DateWidth { width: Interval },
     TimeZone { name: String },
     Negative { argument: &'static str, value: Interval },
-    Retention,
+    RetentionBelowLateness { retention: Interval, lateness: Interval },
+    RetentionUnderWay { table: String, partition: String },
     OwnerCannotCreate { owner: String, schema: String },
     OwnerCannotLogIn { owner: String },
     NotOwner { table: String },
@@ -66,7 +67,12 @@ impl fmt::Display for Error {
             Self::DateWidth { width } => write!(f, "partition width {width} is too small for a key of type date"),
             Self::TimeZone { name } => write!(f, "time zone \"{name}\" is not known"),
             Self::Negative { argument, value } => write!(f, "{argument} must not be negative, but is {value}"),
-            Self::Retention => f.write_str("retention is not built yet"),
+            Self::RetentionBelowLateness { retention, lateness } => {
+                write!(f, "retention of {retention} is shorter than the lateness of {lateness}")
+            }
+            Self::RetentionUnderWay { table, partition } => {
+                write!(f, "partition {partition} of table {table} is being removed by retention")
+            }
             Self::OwnerCannotCreate { owner, schema } => {
                 write!(f, "owner {owner} of the table may not create tables in schema {schema}")
             }
@@ -102,14 +108,14 @@ impl Explain for Error {
             | Self::KeyType { .. }
             | Self::KeyOrder { .. }
             | Self::SubPartitioned { .. }
-            | Self::ForeignPartition { .. }
-            | Self::Retention => "0A000",
+            | Self::ForeignPartition { .. } => "0A000",
             Self::KeyNullable { .. }
             | Self::DefaultPartition { .. }
             | Self::LastIsMaxvalue { .. }
-            | Self::OwnerCannotLogIn { .. } => "55000",
+            | Self::OwnerCannotLogIn { .. }
+            | Self::RetentionUnderWay { .. } => "55000",
             Self::Width { .. } | Self::DateWidth { .. } | Self::TimeZone { .. } | Self::Negative { .. } => "22023",
-            Self::RangeEmptyOrInfinite { .. } => "22023",
+            Self::RangeEmptyOrInfinite { .. } | Self::RetentionBelowLateness { .. } => "22023",
             Self::RangeTooFar => "22008",
             Self::OwnerCannotCreate { .. } | Self::NotOwner { .. } => "42501",
             Self::AlreadyRegistered { .. } => "42710",
@@ -169,7 +175,14 @@ impl Explain for Error {
                     .into()
             }
             Self::Negative { .. } => "Give zero or a positive interval.".into(),
-            Self::Retention => "Leave out the argument retention; remove old partitions by hand until then.".into(),
+            Self::RetentionBelowLateness { .. } => {
+                "Rows as late as lateness must find a partition, so keep at least that; leave retention out to keep everything.".into()
+            }
+            Self::RetentionUnderWay { table, .. } => format!(
+                "Bring what is to stay back with tally.undo_retention, or wait for the end of the grace: SELECT * FROM tally.retirements \
+                 WHERE parent = {}::regclass;",
+                crate::ident::literal(table)
+            ),
             Self::OwnerCannotCreate { owner, schema } => format!("GRANT CREATE ON SCHEMA {schema} TO {owner};"),
             Self::OwnerCannotLogIn { owner } => format!("ALTER ROLE {owner} LOGIN;"),
             Self::AlreadyRegistered { .. } => {

@@ -15,7 +15,16 @@ fn at(year: i64, month: i64, day: i64, hour: i64) -> Timestamp {
 }
 
 fn policy(width: Width) -> Policy {
-    Policy { key: Key::Instant, width, premake: 0, lateness: 2 * DAY, far_future: 2 * DAY }
+    Policy {
+        key: Key::Instant,
+        width,
+        premake: 0,
+        lateness: 2 * DAY,
+        far_future: 2 * DAY,
+        retention: None,
+        grace: 7 * DAY,
+        detach_deadline: 6 * HOUR,
+    }
 }
 
 fn partition(lower: Timestamp, upper: Timestamp) -> Partition {
@@ -303,7 +312,15 @@ fn each_reason_to_refuse_a_table_is_named() {
 fn each_reason_to_refuse_an_argument_is_named() {
     let days = |days| Interval { days, ..Interval::default() };
     let hour = Interval { microseconds: HOUR, ..Interval::default() };
-    let good = Request { width: days(1), retention: None, premake: None, lateness: days(2), far_future: days(2) };
+    let good = Request {
+        width: days(1),
+        retention: None,
+        premake: None,
+        lateness: days(2),
+        far_future: days(2),
+        grace: days(7),
+        detach_deadline: days(1),
+    };
     let refused = |key, request: Request| {
         let error = check::policy(key, &request).unwrap_err();
         assert!(error.hint().is_some());
@@ -318,9 +335,10 @@ fn each_reason_to_refuse_an_argument_is_named() {
         ("22023", "partition width 3600 seconds is too small for a key of type date".into())
     );
     assert_eq!(
-        refused(Key::Instant, Request { retention: Some(days(90)), ..good }),
-        ("0A000", "retention is not built yet".into())
+        refused(Key::Instant, Request { retention: Some(days(1)), ..good }),
+        ("22023", "retention of 1 days is shorter than the lateness of 2 days".into())
     );
+    assert!(check::policy(Key::Instant, &Request { retention: Some(days(2)), ..good }).is_ok());
     assert_eq!(
         refused(Key::Instant, Request { premake: Some(days(-1)), ..good }),
         ("22023", "premake must not be negative, but is -1 days".into())

@@ -4,12 +4,14 @@
 //! whoever calls, and others are read by people who look at a view.
 
 mod build;
+mod compare;
 mod retained;
 mod same;
 mod tick;
 mod views;
 
 pub use build::*;
+pub use compare::*;
 pub use retained::*;
 use same::*;
 pub use tick::*;

@@ -7,7 +7,7 @@ const SECOND: i64 = 1_000_000;
 const RETRY: Retry = Retry { min: Duration::from_secs(5), max: Duration::from_secs(900) };
 
 fn group(database: u32) -> Group {
-    Group { database, owner: 10 }
+    Group { database, owner: 10, is_patient: false }
 }
 
 fn waiting(database: u32, due: i64) -> Job {
@@ -19,7 +19,7 @@ fn running(database: u32) -> Job {
 }
 
 fn starts(jobs: &[Job], free_slots: usize, now: i64) -> Vec<usize> {
-    due(jobs, free_slots, Timestamp(now)).into_iter().map(|start| start.0).collect()
+    due(jobs, free_slots, 1, Timestamp(now)).into_iter().map(|start| start.0).collect()
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn one_worker_is_started_for_all_due_jobs_of_a_group() {
 fn a_second_worker_comes_when_the_first_is_busy_for_too_long() {
     let jobs = [running(1), waiting(1, 0)];
     assert!(starts(&jobs, 4, 99_999).is_empty());
-    assert_eq!(next_look(&jobs, Timestamp(50_000)), Some(Timestamp(100_000)));
+    assert_eq!(next_look(&jobs, 1, Timestamp(50_000)), Some(Timestamp(100_000)));
     assert_eq!(starts(&jobs, 4, 100_000), [1]);
 }
 
@@ -53,7 +53,7 @@ fn the_last_slot_is_kept_for_a_group_without_a_worker() {
 fn held_jobs_do_not_run() {
     let held = Job { state: State::Held, ..waiting(1, 0) };
     assert!(starts(&[held], 4, SECOND).is_empty());
-    assert_eq!(next_look(&[held], Timestamp(0)), None);
+    assert_eq!(next_look(&[held], 1, Timestamp(0)), None);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_clock_set_back_by_a_day_does_not_stop_a_job() {
 
 fn any_job() -> impl Strategy<Value = Job> {
     (0..4u32, 0..3u32, -400_000..400_000i64, 0..3u8).prop_map(|(database, owner, due, state)| Job {
-        group: Group { database, owner },
+        group: Group { database, owner, is_patient: false },
         due: Timestamp(due),
         state: [State::Waiting, State::Running, State::Held][state as usize],
     })
@@ -118,7 +118,7 @@ proptest! {
     fn only_due_waiting_jobs_start_each_once_and_never_more_than_the_free_slots(
         jobs in prop::collection::vec(any_job(), 0..40), free in 0..8usize,
     ) {
-        let started = due(&jobs, free, Timestamp(0));
+        let started = due(&jobs, free, 1, Timestamp(0));
         prop_assert!(started.len() <= free);
         for (position, Start(at)) in started.iter().enumerate() {
             prop_assert!(jobs[*at].state == State::Waiting && jobs[*at].due <= Timestamp(0));
@@ -128,7 +128,7 @@ proptest! {
 
     #[test]
     fn every_group_with_due_jobs_gets_a_worker_if_slots_last(jobs in prop::collection::vec(any_job(), 0..40)) {
-        let started = due(&jobs, jobs.len() + 1, Timestamp(0));
+        let started = due(&jobs, jobs.len() + 1, 1, Timestamp(0));
         for job in jobs.iter().filter(|job| job.state == State::Waiting && job.due <= Timestamp(0)) {
             let busy = jobs.iter().any(|other| other.group == job.group && other.state == State::Running);
             prop_assert!(busy || started.iter().any(|start| jobs[start.0].group == job.group));
@@ -138,11 +138,11 @@ proptest! {
     /// A launcher that sleeps until `next_look` and then starts what is due leaves nothing behind.
     #[test]
     fn nothing_is_due_before_the_next_look(jobs in prop::collection::vec(any_job(), 0..40), ahead in 0..400_000i64) {
-        let quiet = due(&jobs, usize::MAX, Timestamp(0)).is_empty();
-        if let (true, Some(look)) = (quiet, next_look(&jobs, Timestamp(0))) {
+        let quiet = due(&jobs, usize::MAX, 1, Timestamp(0)).is_empty();
+        if let (true, Some(look)) = (quiet, next_look(&jobs, 1, Timestamp(0))) {
             let before = Timestamp(ahead.min(look.0 - 1));
-            prop_assert!(due(&jobs, usize::MAX, before).is_empty());
-            prop_assert!(!due(&jobs, usize::MAX, look).is_empty());
+            prop_assert!(due(&jobs, usize::MAX, 1, before).is_empty());
+            prop_assert!(!due(&jobs, usize::MAX, 1, look).is_empty());
         }
     }
 
@@ -163,4 +163,21 @@ proptest! {
         prop_assert!(RETRY.delay(failures, random) <= RETRY.longest());
         prop_assert!(RETRY.delay(failures, random) >= RETRY.min.mul_f64(0.85));
     }
+}
+
+#[test]
+fn patient_jobs_have_slots_of_their_own() {
+    let patient = |due, state| Job { group: Group { is_patient: true, ..group(1) }, due: Timestamp(due), state };
+    let quick = |due| Job { group: group(1), due: Timestamp(due), state: State::Waiting };
+    // A worker of the quick jobs does not run patient ones, and one patient worker is enough.
+    let jobs = [patient(0, State::Waiting), patient(1, State::Waiting), quick(2)];
+    let start =
+        |patient_slots| due(&jobs, 4, patient_slots, Timestamp(5)).into_iter().map(|start| start.0).collect::<Vec<_>>();
+    assert_eq!(start(1), [0, 2]);
+    assert_eq!(start(0), [2]);
+    // While it runs, the other waits for its end and for no time.
+    let jobs = [patient(0, State::Running), patient(1, State::Waiting)];
+    assert!(due(&jobs, 4, 1, Timestamp(5)).is_empty());
+    assert_eq!(next_look(&jobs, 1, Timestamp(5)), None);
+    assert_eq!(next_look(&jobs, 2, Timestamp(5)), Some(Timestamp(1).plus(PATIENCE.as_micros() as i64)));
 }

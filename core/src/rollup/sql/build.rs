@@ -15,7 +15,8 @@ pub fn build(
         None => None,
     };
     let groups = groups.unwrap_or_else(|| {
-        let condition = format!("\n WHERE {}", counted.is_counted(&format!("r.{TAG}")));
+        let staying = is_staying(definition, relations, "r");
+        let condition = format!("\n WHERE {}{staying}", counted.is_counted(&format!("r.{TAG}")));
         self::groups(definition, relations, &condition)
     });
     format!(
@@ -51,10 +52,11 @@ pub fn build_slice(
         format!(" AND r.{TIME} OPERATOR(pg_catalog.{operator}) {}::{kind}", literal(bound))
     };
     let condition = format!(
-        "\n WHERE {}{}{}",
+        "\n WHERE {}{}{}{}",
         counted.is_counted(&format!("r.{TAG}")),
         first.map_or_else(String::new, |first| time(">=", first)),
-        time("<", before)
+        time("<", before),
+        is_staying(definition, relations, "r")
     );
     format!(
         "WITH delta AS MATERIALIZED (\n{}\n), merged AS (\n{}\n)\n\
@@ -75,7 +77,9 @@ pub fn rebuild(
     let within = |alias: &str| bucket_in(definition, alias, range);
     let delete = format!("DELETE FROM {} AS s WHERE {}", relations.stored, within("s"));
     let is_counted = counted.is_counted(&format!("r.{TAG}"));
-    let rows = groups(definition, relations, &format!("\n WHERE {is_counted} AND {}", rows_in(definition, range)));
+    let staying = is_staying(definition, relations, "r");
+    let rows =
+        groups(definition, relations, &format!("\n WHERE {is_counted} AND {}{staying}", rows_in(definition, range)));
     let retained = format!("SELECT * FROM (\n{}\n) AS t WHERE {}", retained(definition, relations), within("t"));
     let insert = format!(
         "WITH made AS (\nINSERT INTO {} ({})\n{}\n ORDER BY {} RETURNING 1\n) SELECT pg_catalog.count(*) FROM made",

@@ -16,6 +16,19 @@ pub(super) fn is_retained(alias: &str) -> String {
     )
 }
 
+/// A further condition on the rows `alias`: those of a partition that is about to leave are in the retained groups already. Each
+/// statement asks at its own snapshot, which sees both or neither.
+pub(super) fn is_staying(definition: &Definition, relations: &Relations, alias: &str) -> String {
+    if !definition.is_partitioned {
+        return String::new();
+    }
+    format!(
+        " AND {alias}.{TABLE} OPERATOR(pg_catalog.<>) ALL (COALESCE((SELECT s.leaving::pg_catalog.oid[] FROM tally.sources AS s \
+         WHERE s.source OPERATOR(pg_catalog.=) {}::pg_catalog.regclass), '{{}}'))",
+        literal(&relations.source.to_string())
+    )
+}
+
 /// The retained groups among those in `dirty`, as queries with the columns of the stored table.
 pub(super) fn retained_of_changed(definition: &Definition, relations: &Relations) -> Vec<String> {
     let columns: Vec<String> = stored_columns(definition).iter().map(|column| format!("s.{column}")).collect();
@@ -47,7 +60,8 @@ pub fn restore_retained(definition: &Definition, relations: &Relations) -> Strin
 
 /// The defining query over what the reader sees, or over a range of its buckets: the rows of the source, and the retained groups.
 pub fn recomputed(definition: &Definition, relations: &Relations, range: Option<(&str, &str)>) -> String {
-    let rows = groups(definition, relations, &format!("\n WHERE {}", rows_in(definition, range)));
+    let staying = is_staying(definition, relations, "r");
+    let rows = groups(definition, relations, &format!("\n WHERE {}{staying}", rows_in(definition, range)));
     let retained = format!(
         "SELECT * FROM (\n{}\n) AS t WHERE {}",
         retained(definition, relations),
@@ -125,6 +139,11 @@ pub fn has_release(source: &QualifiedName, now: &Counted) -> String {
         literal(&source.to_string()),
         now.is_counted("d.released_by")
     )
+}
+
+/// Deletes the retained groups of a departure that never was: the rows have not left.
+pub fn forget_departure(relations: &Relations, departure: i64) -> String {
+    format!("DELETE FROM {} AS t WHERE t.{DEPARTURE} OPERATOR(pg_catalog.=) {departure}", relations.retained)
 }
 
 /// Deletes retained groups whose rows have come back.

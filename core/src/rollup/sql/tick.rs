@@ -219,9 +219,10 @@ pub fn recount(member: &Member, state: &Counted, now: &Counted, below: Option<(&
         ),
         None => {
             let condition = format!(
-                "{}{} AND {}",
+                "{}{}{} AND {}",
                 now.is_counted(&format!("r.{TAG}")),
                 is_built(member, "r"),
+                is_staying(definition, relations, "r"),
                 of_changed_group(definition)
             );
             let rows = groups(definition, relations, &format!("\n WHERE {condition}"));

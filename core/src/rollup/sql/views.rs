@@ -291,7 +291,11 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
             // Apart, so that the partitions of unbuilt rows can be told from the others when a plan is executed.
             let arms = [
                 new_rows(definition, relations, &format!("({is_pending}){hot}{}", from_time("r", &boundary))),
-                new_rows(definition, relations, &format!("r.{TIME} OPERATOR(pg_catalog.<) {boundary}")),
+                new_rows(
+                    definition,
+                    relations,
+                    &format!("r.{TIME} OPERATOR(pg_catalog.<) {boundary}{}", is_staying(definition, relations, "r")),
+                ),
                 added_rows(
                     definition,
                     relations,
@@ -370,6 +374,7 @@ pub fn create_public_view(definition: &Definition, relations: &Relations, build:
     if let Some((kind, reach)) = partition_key.zip(planned_reach(definition)) {
         bounds += &from_time("r", &unchanged_before(relations, kind, reach));
     }
+    bounds += &is_staying(definition, relations, "r");
     let rows = format!("(SELECT * FROM {} AS r WHERE EXISTS (SELECT FROM dirty){bounds} OFFSET 0)", relations.rows);
     let rows = groups_of(definition, &rows, &format!("\n WHERE {}", is_changed(definition)));
     let again = regrouped(definition, &[vec![rows], retained_of_changed(definition, relations)].concat());

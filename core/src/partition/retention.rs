@@ -1,0 +1,236 @@
+//! Retention: which partitions are due, and what comes next for one that is on its way out.
+//!
+//! ```text
+//!   due -> fenced -> counted -> verified -> detaching -> trash -> dropped
+//!          no row     rollups    they equal   DETACH ..    grace;
+//!          comes or   keep its   its rows     CONCURRENTLY  undo
+//!          changes    groups
+//! ```
+//!
+//! Each step is a transaction of its own (but for DETACH CONCURRENTLY, which is several) and is recorded with what it did. What is
+//! to be done next follows from the record **and** from where the catalogs say that the partition is, so a crash at any moment, and
+//! statements by hand, lead to no other end.
+
+use super::{Interval, Key, Range};
+use crate::bucket::{DAY, Date, Timestamp, Zone, first_instant, wall_clock};
+
+/// What is recorded of a partition that is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Triggers refuse every change of its rows.
+    Fenced,
+    /// Every rollup has counted all of its rows and keeps their groups apart.
+    Counted,
+    /// Every rollup has been compared with its rows.
+    Verified,
+    /// DETACH CONCURRENTLY has been asked for.
+    Detaching,
+    /// Detached and moved to the trash, from where it can come back until the grace is over.
+    Trash,
+    /// Attached again; its groups are still kept apart.
+    Returning,
+    /// Attached again for good: it is not retired a second time until the set is resumed.
+    Kept,
+    /// A rollup does not equal its rows: somebody has to look.
+    Mismatch,
+}
+
+impl State {
+    const ALL: [(State, &'static str); 8] = [
+        (State::Fenced, "fenced"),
+        (State::Counted, "counted"),
+        (State::Verified, "verified"),
+        (State::Detaching, "detaching"),
+        (State::Trash, "trash"),
+        (State::Returning, "returning"),
+        (State::Kept, "kept"),
+        (State::Mismatch, "mismatch"),
+    ];
+
+    /// As it is written in `tally.retirements`.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(state, _)| *state == self).map_or("", |(_, name)| name)
+    }
+
+    pub fn named(name: &str) -> Option<State> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(state, _)| *state)
+    }
+}
+
+/// Where the catalogs say that a partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Attached,
+    /// A DETACH CONCURRENTLY has begun and not ended: its rows are invisible through the parent.
+    Pending,
+    /// A table of its own, outside of the trash.
+    Detached,
+    Trash,
+    /// There is no such table any more.
+    Gone,
+}
+
+/// What to do next with a partition that has a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Have every rollup count its rows and keep their groups.
+    Count,
+    /// Compare every rollup with its rows.
+    Verify,
+    /// DETACH CONCURRENTLY, once nobody holds an older snapshot.
+    Detach,
+    /// End an interrupted DETACH CONCURRENTLY.
+    Finalize,
+    /// Move the detached table to the trash.
+    Discard,
+    /// Prove once more that nothing in it is uncounted, and drop it.
+    Drop,
+    /// Count its rows where they are again.
+    Release,
+    /// Somebody took the matter into his own hands: take the fence away and forget the record.
+    LetGo,
+    /// Nothing, now.
+    Wait,
+}
+
+/// The next step for a partition. `grace_is_over` is asked for in the trash only.
+pub fn next(state: State, place: Place, grace_is_over: bool) -> Step {
+    match (state, place) {
+        (_, Place::Gone) => Step::LetGo,
+        (State::Fenced, Place::Attached) => Step::Count,
+        (State::Counted, Place::Attached) => Step::Verify,
+        (State::Verified | State::Detaching, Place::Attached) => Step::Detach,
+        (State::Detaching, Place::Pending) => Step::Finalize,
+        (State::Detaching, Place::Detached) => Step::Discard,
+        // The move and its record are one transaction, so this was done by hand; it is where it shall be.
+        (State::Detaching, Place::Trash) => Step::Discard,
+        (State::Trash, Place::Trash) if grace_is_over => Step::Drop,
+        (State::Trash, Place::Trash) => Step::Wait,
+        (State::Returning, Place::Attached) => Step::Release,
+        (State::Kept | State::Mismatch, Place::Attached) => Step::Wait,
+        // A DETACH CONCURRENTLY by hand that was interrupted: the status says how to end it.
+        (_, Place::Pending) => Step::Wait,
+        // Detached, attached or moved by hand.
+        (_, Place::Attached | Place::Detached | Place::Trash) => Step::LetGo,
+    }
+}
+
+/// Partitions that end at this value of the key or before are older than `retention`. Months and days are those of the zone's
+/// calendar, as PostgreSQL subtracts an interval: a day may have 23 or 25 hours, and the 31st minus a month is the last of the month.
+pub fn cutoff(key: Key, zone: &dyn Zone, now: Timestamp, retention: Interval) -> Timestamp {
+    let Interval { months, days, microseconds } = retention;
+    let at =
+        if months == 0 && days == 0 { now } else { first_instant(zone, earlier(wall_clock(zone, now), months, days)) };
+    key.value(zone, at.minus(microseconds))
+}
+
+fn earlier(wall: Timestamp, months: i32, days: i32) -> Timestamp {
+    let (year, month, day) = wall.date().civil();
+    let month = year * 12 + month - 1 - i64::from(months);
+    let (year, month) = (month.div_euclid(12), month.rem_euclid(12) + 1);
+    let next = if month == 12 { Date::from_civil(year + 1, 1, 1) } else { Date::from_civil(year, month + 1, 1) };
+    let first = Date::from_civil(year, month, 1);
+    let date = first.0 + (day - 1).min(next.0 - first.0 - 1) - i64::from(days);
+    Timestamp(date.saturating_mul(DAY).saturating_add(wall.0.rem_euclid(DAY)))
+}
+
+/// The oldest partition that is due: it ends at the cutoff or before and is not on its way already. `ranges` is in order of time.
+pub fn due(ranges: &[Range], cutoff: Timestamp, is_known: &dyn Fn(usize) -> bool) -> Option<usize> {
+    (0..ranges.len()).take_while(|&at| ranges[at].upper <= cutoff).find(|&at| !is_known(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::{HOUR, Rule, Utc};
+
+    /// Berlin in the autumn of 2026: UTC+2 until 2026-10-25 01:00 UTC, then UTC+1.
+    struct Berlin;
+    impl Zone for Berlin {
+        fn rule(&self, at: Timestamp) -> Rule {
+            let change = Timestamp(Date::from_civil(2026, 10, 25).0 * DAY + HOUR);
+            match at < change {
+                true => Rule { offset: 2 * HOUR, until: change },
+                false => Rule { offset: HOUR, until: Timestamp::INFINITY },
+            }
+        }
+    }
+
+    fn at(year: i64, month: i64, day: i64, hour: i64) -> Timestamp {
+        Timestamp(Date::from_civil(year, month, day).0 * DAY + hour * HOUR)
+    }
+
+    fn interval(months: i32, days: i32, hours: i64) -> Interval {
+        Interval { months, days, microseconds: hours * HOUR }
+    }
+
+    #[test]
+    fn cutoff_follows_the_calendar() {
+        let utc = |now, retention| cutoff(Key::Instant, &Utc, now, retention);
+        assert_eq!(utc(at(2026, 3, 31, 7), interval(1, 0, 0)), at(2026, 2, 28, 7));
+        assert_eq!(utc(at(2024, 3, 31, 7), interval(1, 0, 0)), at(2024, 2, 29, 7));
+        assert_eq!(utc(at(2026, 1, 15, 7), interval(13, 0, 0)), at(2024, 12, 15, 7));
+        assert_eq!(utc(at(2026, 3, 1, 7), interval(0, 1, 8)), at(2026, 2, 27, 23));
+        // A day before noon of the 25th is noon of the 24th, 25 hours ago.
+        let now = at(2026, 10, 25, 11);
+        assert_eq!(cutoff(Key::Instant, &Berlin, now, interval(0, 1, 0)), at(2026, 10, 24, 10));
+        assert_eq!(cutoff(Key::Instant, &Berlin, now, interval(0, 0, 24)), at(2026, 10, 24, 11));
+        assert_eq!(cutoff(Key::WallClock, &Berlin, now, interval(0, 1, 0)), at(2026, 10, 24, 12));
+    }
+
+    #[test]
+    fn the_oldest_is_due_first_and_none_twice() {
+        let ranges: Vec<Range> =
+            (0..5).map(|n| Range { lower: Timestamp(n * DAY), upper: Timestamp((n + 1) * DAY) }).collect();
+        let due = |cutoff, known: &[usize]| super::due(&ranges, Timestamp(cutoff), &|at| known.contains(&at));
+        assert_eq!(due(3 * DAY, &[]), Some(0));
+        assert_eq!(due(3 * DAY, &[0, 1]), Some(2));
+        assert_eq!(due(3 * DAY, &[0, 1, 2]), None);
+        assert_eq!(due(DAY - 1, &[]), None);
+    }
+
+    #[test]
+    fn names_of_states_are_read_as_they_are_written() {
+        for (state, name) in State::ALL {
+            assert_eq!(State::named(name), Some(state));
+            assert_eq!(state.name(), name);
+        }
+        assert_eq!(State::named("gone"), None);
+    }
+
+    /// Whatever happened, following the steps ends: dropped, kept or let go.
+    #[test]
+    fn every_record_comes_to_an_end() {
+        use Place::{Attached, Detached, Gone, Pending, Trash};
+        for (state, _) in State::ALL {
+            for place in [Attached, Pending, Detached, Trash, Gone] {
+                let (mut state, mut place) = (state, place);
+                for _ in 0..10 {
+                    match next(state, place, true) {
+                        Step::Count => state = State::Counted,
+                        Step::Verify => state = State::Verified,
+                        Step::Detach => (state, place) = (State::Detaching, Detached),
+                        Step::Finalize => place = Detached,
+                        Step::Discard => (state, place) = (State::Trash, Trash),
+                        Step::Release => state = State::Kept,
+                        Step::Drop | Step::LetGo | Step::Wait => break,
+                    }
+                }
+                assert!(
+                    matches!(next(state, place, true), Step::Drop | Step::LetGo | Step::Wait),
+                    "{state:?} {place:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_counted_is_never_dropped() {
+        for (state, _) in State::ALL.iter().filter(|(state, _)| *state != State::Trash) {
+            for place in [Place::Attached, Place::Pending, Place::Detached, Place::Trash, Place::Gone] {
+                assert_ne!(next(*state, place, true), Step::Drop);
+            }
+        }
+        assert_eq!(next(State::Trash, Place::Trash, false), Step::Wait);
+    }
+}

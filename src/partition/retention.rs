@@ -1,0 +1,434 @@
+//! Retention: takes partitions that are too old out of their set, without an insert or a reader waiting, without a row that no rollup
+//! has counted, and with a way back. What comes next is decided in `core/src/partition/retention.rs`; here it is done, one step per
+//! transaction.
+
+mod plan;
+mod undo;
+
+pub(super) use plan::plan;
+pub(super) use undo::undo;
+
+use super::facts::Facts;
+use super::{Plan, facts, owned, registered, with_fixed_settings};
+use crate::catalog::retirements::{self, Row};
+use crate::catalog::{self, builds, departures, rollups, sources};
+use crate::error::{Result, spi};
+use crate::pg::relation::{self, Mode};
+use crate::pg::{self, Oid, Snapshot, process};
+use crate::{changes, refresh, settings};
+use pgrx::prelude::*;
+use std::time::Duration;
+use tally_core::bucket::{SECOND, Timestamp};
+use tally_core::ident::{QualifiedName, fit, quote};
+use tally_core::partition::retention::{self, Place, State, Step};
+use tally_core::partition::{Range, check};
+use tally_core::rollup::sql;
+
+/// What a step has done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// There is more to do, in a new transaction.
+    pub more: bool,
+    /// Nothing can be done before this much time has passed.
+    pub pause: Option<Duration>,
+    /// A statement to be executed at top level, after the commit.
+    pub statement: Option<Statement>,
+}
+
+/// A statement that PostgreSQL takes at top level only.
+#[derive(Clone, Debug)]
+pub(crate) struct Statement {
+    pub sql: String,
+    /// How long it may wait for a lock; none for as long as it takes.
+    pub lock_timeout: Option<Duration>,
+}
+
+impl Progress {
+    fn done() -> Self {
+        Self { more: true, ..Self::default() }
+    }
+
+    /// Somebody is in the way.
+    fn wait(row: &Row, note: &str) -> Result<Self> {
+        retirements::set_note(row, note)?;
+        Ok(Self { pause: Some(PAUSE.mul_f64(0.5 + crate::workers::random())), ..Self::default() })
+    }
+}
+
+/// About how long to wait before looking again whether somebody is still in the way.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often a lock on a partition is tried in one run.
+const TRIES: u32 = 200;
+/// Where removed partitions wait for the end of their grace.
+const TRASH: &str = "tally_trash";
+
+/// Takes the next step of the set's retention, as its owner and in a transaction that has not written yet.
+pub(crate) fn step(parent: Oid) -> Result<Progress> {
+    let facts = facts::read(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let clock = process::clock();
+    let records = retirements::list(parent)?;
+    let mut wake: Option<Timestamp> = None;
+    let mut is_busy = false;
+    for record in &records {
+        let place = place(parent, record)?;
+        let is_over = record.drop_after.is_some_and(|at| at <= clock);
+        let step = retention::next(record.state, place, is_over);
+        if step != Step::Wait {
+            return take(step, &facts, &plan, record);
+        }
+        match record.state {
+            State::Trash => {
+                wake = Some(
+                    wake.map_or(record.drop_after, |at| record.drop_after.map(|other| at.min(other))).unwrap_or(clock),
+                )
+            }
+            State::Kept => {}
+            _ => is_busy = true,
+        }
+    }
+    if !is_busy && let Some((partition, range)) = due(&facts, &plan, &records)? {
+        return fence(&facts, partition, range);
+    }
+    let pause = wake.map(|at| Duration::from_micros(at.since(clock).max(SECOND).cast_unsigned()));
+    Ok(Progress { pause, ..Progress::default() })
+}
+
+/// The oldest partition that is too old and not on its way, while nothing else is the matter with the set.
+fn due(facts: &Facts, plan: &Plan, records: &[Row]) -> Result<Option<(Oid, Range)>> {
+    let Some(retention) = plan.policy.retention else { return Ok(None) };
+    let cutoff = retention::cutoff(plan.policy.key, &plan.zone, process::clock(), retention);
+    let ranges: Vec<Range> = facts.bounds.iter().map(|bounds| bounds.range).collect();
+    let is_known = |at: usize| records.iter().any(|record| record.partition == facts.bounds[at].partition);
+    let Some(at) = retention::due(&ranges, cutoff, &is_known) else { return Ok(None) };
+    // Somebody's DETACH CONCURRENTLY goes first.
+    if facts::pending(facts.oid)?.is_some() {
+        return Ok(None);
+    }
+    Ok(Some((facts.bounds[at].partition, ranges[at])))
+}
+
+fn take(step: Step, facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
+    match step {
+        Step::Count => count(facts, record),
+        Step::Verify => verify(facts, record),
+        Step::Detach => detach(facts, plan, record),
+        Step::Finalize => finalize(facts, record),
+        Step::Discard => discard(facts, plan, record),
+        Step::Drop => drop_table(facts, record),
+        Step::Release => release(facts, record),
+        Step::LetGo => let_go(facts, record),
+        Step::Wait => Ok(Progress::default()),
+    }
+}
+
+/// Where the catalogs say that the partition is.
+fn place(parent: Oid, record: &Row) -> Result<Place> {
+    let found = facts::rows(
+        "SELECT i.inhparent, i.inhdetachpending, n.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid OPERATOR(pg_catalog.=) c.oid \
+         WHERE c.oid OPERATOR(pg_catalog.=) $1",
+        &[record.partition.into(), TRASH.into()],
+        |row| Ok((row.get::<Oid>(1)?, facts::flag(row, 2)?, facts::flag(row, 3)?)),
+    )?;
+    Ok(match found.first() {
+        None => Place::Gone,
+        Some((Some(of), true, _)) if *of == parent => Place::Pending,
+        Some((Some(of), false, _)) if *of == parent => Place::Attached,
+        Some((_, _, true)) => Place::Trash,
+        Some(_) => Place::Detached,
+    })
+}
+
+/// Refuses changes of the partition from now on. Its lock waits for nobody: whoever writes to it goes first.
+fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
+    let name = catalog::name_of(partition)?;
+    if !try_lock(partition) {
+        return Ok(Progress { pause: Some(PAUSE), ..Progress::default() });
+    }
+    for (trigger, event) in [("tally_fence", "INSERT OR UPDATE OR DELETE"), ("tally_fence_truncate", "TRUNCATE")] {
+        let level = if event == "TRUNCATE" { "STATEMENT" } else { "ROW" };
+        run_as(
+            facts.owner,
+            &format!(
+                "CREATE TRIGGER {trigger} BEFORE {event} ON {name} FOR EACH {level} EXECUTE FUNCTION tally._refuse_change()"
+            ),
+        )?;
+        run_as(facts.owner, &format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"))?;
+    }
+    retirements::insert(facts.oid, partition, &name, range)?;
+    Ok(Progress::done())
+}
+
+fn try_lock(partition: Oid) -> bool {
+    for attempt in 0..TRIES {
+        if relation::try_lock(partition, Mode::ShareRowExclusive) {
+            return true;
+        }
+        relation::pause(5 + u64::from(attempt * 7 % 20));
+    }
+    false
+}
+
+fn unfence(owner: Oid, partition: Oid) -> Result<()> {
+    let name = catalog::name_of(partition)?;
+    for trigger in ["tally_fence", "tally_fence_truncate"] {
+        run_as(owner, &format!("DROP TRIGGER IF EXISTS {trigger} ON {name}"))?;
+    }
+    Ok(())
+}
+
+/// Has every rollup count its rows, which are the last ones, and keep their groups.
+fn count(facts: &Facts, record: &Row) -> Result<Progress> {
+    let name = catalog::name_of(record.partition)?;
+    let rows = |owner| {
+        pg::as_user(owner, || catalog::look_up::<i64>(&format!("SELECT pg_catalog.count(*) FROM ONLY {name}"), &[]))
+            .map(Option::unwrap_or_default)
+    };
+    if !sources::is_source(facts.oid)? {
+        retirements::set_counted(record.id, rows(facts.owner)?, None)?;
+        return Ok(Progress::done());
+    }
+    if builds::is_any(facts.oid)? {
+        return Progress::wait(record, "P04: a rollup of the table is being built");
+    }
+    let mut uncounted = false;
+    refresh::tick_and(facts.oid, &mut |reached| {
+        let has_uncounted = sql::has_new_row(&name, &reached.counted, None);
+        if pg::as_user(reached.owner, || reached.now.is_there(&has_uncounted))? {
+            uncounted = true;
+            return Ok(0);
+        }
+        let departure = changes::retain_ahead(facts.oid, record.partition, reached.owner)?;
+        let keeping: Vec<Oid> = rollups::of_source(facts.oid)?.iter().map(|rollup| rollup.rollup).collect();
+        let total = rows(reached.owner)?;
+        retirements::set_counted(record.id, total, Some((departure, &keeping, &reached.counted)))?;
+        Ok(0)
+    })?;
+    if uncounted {
+        // A row of a transaction that ended between the fence and the snapshot of this tick: the next one counts it.
+        return Progress::wait(record, "P04: rows of the partition are not counted yet");
+    }
+    Ok(Progress::done())
+}
+
+/// Compares every rollup with the rows that are about to go.
+fn verify(facts: &Facts, record: &Row) -> Result<Progress> {
+    if !sources::is_source(facts.oid)? {
+        retirements::set_state(record.id, State::Verified)?;
+        return Ok(Progress::done());
+    }
+    let Range { lower, upper } = record.range;
+    // Bounds of a rollup's buckets are compared as timestamptz; a wall clock is one in UTC here.
+    let range = (format!("{lower}+00"), format!("{upper}+00"));
+    let mut differences: Vec<String> = vec![];
+    refresh::tick_and(facts.oid, &mut |reached| {
+        for rollup in rollups::of_source(facts.oid)?.iter().filter(|rollup| rollup.unbuilt_before.is_none()) {
+            let relations = rollup.relations()?;
+            let range = (range.0.as_str(), range.1.as_str());
+            let Some(statement) = sql::count_differences(&rollup.definition, &relations, &reached.counted, range)
+            else {
+                continue;
+            };
+            let found = pg::with_settings(&[(c"TimeZone", "UTC")], || {
+                let _settings = pg::pin_settings();
+                pg::as_user(reached.owner, || reached.now.execute::<1>(&statement))
+            })?;
+            if let Some([groups]) = found.filter(|[groups]| *groups > 0) {
+                differences.push(format!("{groups} of {}", relations.public));
+            }
+        }
+        Ok(0)
+    })?;
+    if differences.is_empty() {
+        retirements::set_state(record.id, State::Verified)?;
+        return Ok(Progress::done());
+    }
+    retirements::set_state(record.id, State::Mismatch)?;
+    let note = format!("P10: groups differ from the rows of the partition: {}", differences.join(", "));
+    warning!("tally retention of {}: {note}", record.name);
+    retirements::set_note(record, &note)?;
+    Ok(Progress::default())
+}
+
+/// Asks for DETACH CONCURRENTLY, once no snapshot is left that does not know of the retained groups.
+fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
+    if record.departure.is_none() && sources::is_source(facts.oid)? {
+        // A rollup has been created meanwhile.
+        retirements::set_state(record.id, State::Fenced)?;
+        return Ok(Progress::done());
+    }
+    let waited = process::clock().since(record.changed_at);
+    if let Some(blocker) = blocker(record)?.filter(|_| waited < plan.policy.detach_deadline) {
+        return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
+    }
+    if record.state != State::Detaching {
+        retirements::set_state(record.id, State::Detaching)?;
+    }
+    let partition = catalog::name_of(record.partition)?;
+    let sql = format!("ALTER TABLE {} DETACH PARTITION {partition} CONCURRENTLY", facts.name);
+    let is_connected = !facts::connected_tables(facts.oid)?.is_empty();
+    let lock_timeout = is_connected.then(settings::lock_try_timeout);
+    Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout }) })
+}
+
+/// The oldest transaction of the database, but for this one, that may have a snapshot from before the record was changed last.
+fn blocker(record: &Row) -> Result<Option<String>> {
+    catalog::look_up::<String>(
+        "SELECT o.who FROM ( \
+           SELECT pg_catalog.format('pid %s (%s)', a.pid, a.usename) AS who, a.backend_xmin AS xmin FROM pg_catalog.pg_stat_activity a \
+            WHERE a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+           UNION ALL SELECT pg_catalog.format('prepared transaction %L', p.gid), p.transaction FROM pg_catalog.pg_prepared_xacts p \
+            WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()) AS o, tally.retirements r \
+         WHERE r.retirement OPERATOR(pg_catalog.=) $1 AND o.xmin IS NOT NULL \
+           AND pg_catalog.age(o.xmin) OPERATOR(pg_catalog.>=) pg_catalog.age(r.changed_by::pg_catalog.xid) \
+         ORDER BY pg_catalog.age(o.xmin) DESC LIMIT 1",
+        &[record.id.into()],
+    )
+}
+
+/// Ends a DETACH CONCURRENTLY that was interrupted.
+fn finalize(facts: &Facts, record: &Row) -> Result<Progress> {
+    let partition = catalog::name_of(record.partition)?;
+    let sql = format!("ALTER TABLE {} DETACH PARTITION {partition} FINALIZE", facts.name);
+    with_fixed_settings(Some(settings::lock_try_timeout()), || Spi::run(&sql)).map_err(spi)?;
+    Ok(Progress::done())
+}
+
+/// Moves the detached table to the trash. Nobody is in it but who reads it by its own name.
+fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
+    if !pg::try_access_exclusive(&[record.partition], 20, Duration::from_millis(25)) {
+        return Progress::wait(record, "somebody reads the detached table");
+    }
+    let name = catalog::name_of(record.partition)?;
+    run_as(facts.owner, &format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}"))?;
+    if sources::is_source(facts.oid)? {
+        pg::lock_refresh(sources::table()?, facts.oid, true);
+        sources::forget_leaving(facts.oid, record.partition)?;
+    }
+    if name.schema != TRASH {
+        let mut there = QualifiedName::new(TRASH, name.name.clone());
+        if facts::is_taken(TRASH, &there.name)? {
+            there.name = fit(&there.name, &format!("_{}", record.partition.to_u32()));
+            run_as(facts.owner, &format!("ALTER TABLE {name} RENAME TO {}", quote(&there.name)))?;
+        }
+        let here = QualifiedName::new(name.schema, there.name);
+        pg::as_extension_owner(|| Spi::run(&format!("ALTER TABLE {here} SET SCHEMA {TRASH}"))).map_err(spi)?;
+    }
+    retirements::set_state(record.id, State::Trash)?;
+    retirements::set_drop_after(record.id, process::clock().plus(plan.policy.grace))?;
+    Ok(Progress::done())
+}
+
+/// Drops the table, if it is proven once more that all of its rows are counted.
+fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
+    let name = catalog::name_of(record.partition)?;
+    let mut tables = vec![record.partition];
+    tables.extend(referenced_tables(record.partition)?);
+    tables.sort_by_key(|table| table.to_u32());
+    if !pg::try_access_exclusive(&tables, 20, Duration::from_millis(25)) {
+        return Progress::wait(record, "somebody uses the table, or one that it refers to");
+    }
+    relation::begin_writing();
+    let now = Snapshot::latest();
+    if let Some((rows, counted)) = &record.counted {
+        let uncounted = match record.departure {
+            Some(_) => format!(", pg_catalog.count(*) FILTER (WHERE {})", counted.is_new("r.tally_tag")),
+            None => ", 0::bigint".into(),
+        };
+        let statement = format!("SELECT pg_catalog.count(*){uncounted} FROM ONLY {name} AS r");
+        let found = pg::as_user(facts.owner, || now.execute::<2>(&statement))?.unwrap_or([-1, 0]);
+        if found != [*rows, 0] {
+            retirements::set_state(record.id, State::Mismatch)?;
+            let note = format!(
+                "P10: the table has {} rows, {} of them not counted, and had {rows} when it was counted",
+                found[0], found[1]
+            );
+            warning!("tally retention keeps {name}: {note}");
+            retirements::set_note(record, &note)?;
+            return Ok(Progress::default());
+        }
+    }
+    retirements::delete(record.id)?;
+    run_as(facts.owner, &format!("DROP TABLE {name}"))?;
+    let rows = record.counted.as_ref().map_or(0, |(rows, _)| *rows);
+    log!("tally retention dropped partition {} with {rows} rows", record.name);
+    Ok(Progress::done())
+}
+
+/// The tables on the other side of its foreign keys.
+fn referenced_tables(table: Oid) -> Result<Vec<Oid>> {
+    facts::rows(
+        "SELECT DISTINCT k.confrelid FROM pg_catalog.pg_constraint k WHERE k.conrelid OPERATOR(pg_catalog.=) $1 \
+         AND k.contype OPERATOR(pg_catalog.=) 'f' AND k.confrelid OPERATOR(pg_catalog.<>) $1",
+        &[table.into()],
+        |row| Ok(row.get::<Oid>(1)?.unwrap_or(Oid::INVALID)),
+    )
+}
+
+/// A partition has been attached again and every plan from before that is over: its groups are no longer kept apart.
+fn release(facts: &Facts, record: &Row) -> Result<Progress> {
+    if let Some(blocker) = blocker(record)? {
+        return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
+    }
+    if !try_lock(record.partition) {
+        return Progress::wait(record, "somebody has locked the partition");
+    }
+    take_back(facts, record)?;
+    unfence(facts.owner, record.partition)?;
+    retirements::set_state(record.id, State::Kept)?;
+    Ok(Progress::done())
+}
+
+/// The retained groups stop counting: the rows are where they were, and have not changed.
+fn take_back(facts: &Facts, record: &Row) -> Result<()> {
+    let Some(departure) = record.departure.filter(|_| sources::is_source(facts.oid).unwrap_or(false)) else {
+        return Ok(());
+    };
+    pg::lock_refresh(sources::table()?, facts.oid, true);
+    for rollup in Snapshot::latest().read(|| rollups::of_source(facts.oid))? {
+        let statement = sql::forget_departure(&rollup.relations()?, departure);
+        pg::as_user(facts.owner, || Snapshot::latest().execute::<0>(&statement))?;
+    }
+    departures::delete(departure)?;
+    sources::forget_leaving(facts.oid, record.partition)
+}
+
+/// Somebody took the matter into his own hands.
+fn let_go(facts: &Facts, record: &Row) -> Result<Progress> {
+    let is_there = place(facts.oid, record)? != Place::Gone;
+    if is_there && record.state != State::Kept {
+        if !try_lock(record.partition) {
+            return Progress::wait(record, "somebody has locked the table");
+        }
+        if pg::owner_of(record.partition) == Some(facts.owner) {
+            unfence(facts.owner, record.partition)?;
+        }
+    }
+    if sources::is_source(facts.oid)? {
+        sources::forget_leaving(facts.oid, record.partition)?;
+    }
+    retirements::delete(record.id)?;
+    Ok(Progress::done())
+}
+
+fn run_as(owner: Oid, statement: &str) -> Result<()> {
+    pg::as_user(owner, || Spi::run(statement)).map_err(spi)
+}
+
+/// Stops the jobs of a set.
+pub(super) fn pause(parent: Oid) -> Result<()> {
+    let facts = owned(parent)?;
+    registered(&facts)?;
+    catalog::jobs::pause_of(parent)
+}
+
+/// Lets the jobs of a set go on, and retention with partitions that it has spared.
+pub(super) fn resume(parent: Oid) -> Result<()> {
+    let facts = owned(parent)?;
+    registered(&facts)?;
+    retirements::resume(parent)?;
+    catalog::jobs::resume_of(parent, process::clock())
+}

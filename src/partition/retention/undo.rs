@@ -1,0 +1,134 @@
+//! The way back: a partition that retention has begun to remove, or has moved to the trash, becomes what it was.
+
+use super::{place, run_as, take_back, unfence};
+use crate::catalog::retirements::{self, Row};
+use crate::catalog::{self, rollups, sources};
+use crate::error::{Error, Result};
+use crate::jobs::{self, Kind};
+use crate::partition::facts::{self, Facts};
+use crate::partition::{Plan, every, owned, registered, with_fixed_settings};
+use crate::pg::relation::{self, Mode};
+use crate::pg::{self, Oid};
+use crate::{refresh, seal};
+use tally_core::bucket::Timestamp;
+use tally_core::ident::{QualifiedName, quote};
+use tally_core::partition::retention::{Place, State};
+use tally_core::partition::{Key, Range, check, sql as partition_sql};
+
+/// Brings a partition back.
+pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
+    let facts = owned(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let records = retirements::list(parent)?;
+    let Some(record) = records.iter().find(|record| record.partition == partition) else {
+        return Err(Error::new(
+            "42704",
+            format!("retention is not removing {} from {}", catalog::name_of(partition)?, facts.name),
+        )
+        .hint("SELECT * FROM tally.retirements; lists what it is removing."));
+    };
+    if record.state == State::Kept || record.state == State::Returning {
+        return Ok(());
+    }
+    refresh::require_read_committed()?;
+    with_fixed_settings(None, || match place(parent, record)? {
+        Place::Gone => Err(Error::new("42P01", format!("{} does not exist any more", record.name))),
+        Place::Pending => Err(Error::new("55000", format!("{} is being detached just now", record.name))
+            .hint("Wait until tally.retirements shows it in the trash, then call this function again.")),
+        Place::Attached => {
+            take_back(&facts, record)?;
+            unfence(facts.owner, partition)?;
+            retirements::set_state(record.id, State::Kept)
+        }
+        Place::Detached | Place::Trash => attach_again(&facts, &plan, record),
+    })?;
+    jobs::schedule(Kind::Retention, parent, every(plan.policy.width))?;
+    jobs::hasten(Kind::Retention, parent)
+}
+
+/// Attaches a table from the trash. Its rows are seen at once; that it stays fenced and its groups stay apart for a moment is for plans
+/// that were made without it.
+fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
+    relation::lock(facts.oid, Mode::ShareUpdateExclusive);
+    let now = catalog::name_of(record.partition)?;
+    if facts::is_taken(&record.name.schema, &record.name.name)? && now != record.name {
+        return Err(Error::new("42P07", format!("{} exists", record.name)).hint("Rename that table first."));
+    }
+    if now.schema != record.name.schema {
+        run_as(facts.owner, &format!("ALTER TABLE {now} SET SCHEMA {}", quote(&record.name.schema)))?;
+    }
+    if now.name != record.name.name {
+        let here = QualifiedName::new(&record.name.schema, now.name);
+        run_as(facts.owner, &format!("ALTER TABLE {here} RENAME TO {}", quote(&record.name.name)))?;
+    }
+    add_columns(facts, record)?;
+    if sources::is_source(facts.oid)? {
+        pg::lock_refresh(sources::table()?, facts.oid, true);
+        match record.departure {
+            // With the trigger there, the event trigger of ATTACH takes it for a partition that it knows.
+            Some(_) if knows_all(facts.oid, record)? => {
+                run_as(
+                    facts.owner,
+                    &format!(
+                        "SELECT tally._protect_partition({}::pg_catalog.oid::pg_catalog.regclass)",
+                        record.partition.to_u32()
+                    ),
+                )?;
+                sources::note_leaving(facts.oid, record.partition)?;
+            }
+            // A rollup has come that does not know of it: its rows are counted as those of any table that is attached.
+            _ => unfence(facts.owner, record.partition)?,
+        }
+    }
+    let Range { lower, upper } = record.range;
+    let bound = |at: Timestamp| bound(plan.policy.key, at);
+    run_as(
+        facts.owner,
+        &format!(
+            "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})",
+            facts.name,
+            record.name,
+            bound(lower),
+            bound(upper)
+        ),
+    )?;
+    let is_fast = !sources::is_source(facts.oid)? || sources::leaving(facts.oid)?.contains(&record.partition);
+    if is_fast && sources::is_source(facts.oid)? {
+        pg::as_user(facts.owner, || seal::follow_arrival(facts.oid, record.partition))?;
+    }
+    retirements::set_state(record.id, if is_fast { State::Returning } else { State::Kept })
+}
+
+fn bound(key: Key, at: Timestamp) -> String {
+    match at {
+        Timestamp::NEG_INFINITY => "MINVALUE".into(),
+        Timestamp::INFINITY => "MAXVALUE".into(),
+        _ => partition_sql::bound(key, at),
+    }
+}
+
+/// Does every rollup of the source keep groups of the partition?
+fn knows_all(source: Oid, record: &Row) -> Result<bool> {
+    Ok(rollups::of_source(source)?.iter().all(|rollup| record.rollups.contains(&rollup.rollup)))
+}
+
+/// Columns that the parent has gained since; those that it has lost or retyped are told by ATTACH.
+fn add_columns(facts: &Facts, record: &Row) -> Result<()> {
+    let missing = facts::rows(
+        "SELECT pg_catalog.format('ADD COLUMN %I %s%s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), \
+                CASE WHEN d.adbin IS NOT NULL THEN ' DEFAULT ' OPERATOR(pg_catalog.||) pg_catalog.pg_get_expr(d.adbin, d.adrelid) ELSE '' END, \
+                CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END) \
+         FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid OPERATOR(pg_catalog.=) a.attrelid \
+              AND d.adnum OPERATOR(pg_catalog.=) a.attnum \
+         WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute o WHERE o.attrelid OPERATOR(pg_catalog.=) $2 \
+                           AND o.attname OPERATOR(pg_catalog.=) a.attname AND NOT o.attisdropped) ORDER BY a.attnum",
+        &[facts.oid.into(), record.partition.into()],
+        |row| facts::text(row, 1),
+    )?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    run_as(facts.owner, &format!("ALTER TABLE {} {}", record.name, missing.join(", ")))
+}
