@@ -24,6 +24,7 @@ fn unless_zero(retention: tally_core::partition::Interval) -> Option<tally_core:
 }
 
 #[pg_extern(sql = false)]
+#[expect(clippy::too_many_arguments, reason = "one per argument of the SQL function")]
 fn tally_partition_by_time(
     parent: Option<Oid>,
     partition_width: Option<Interval>,

@@ -22,6 +22,45 @@ pub(in crate::partition) struct Planned {
     pub note: Option<String>,
 }
 
+/// A line of every plan.
+struct Line {
+    step: Step,
+    action: &'static str,
+    /// On the partition, or on its table if it is a statement at top level.
+    lock_mode: Option<&'static str>,
+    is_top_level: bool,
+    note: &'static str,
+}
+
+/// The lines from a step on; from [`Step::Wait`] on for a partition that has not been fenced.
+fn lines(from: Step) -> impl Iterator<Item = Line> {
+    let line = |step, action, lock_mode, note| Line { step, action, lock_mode, is_top_level: false, note };
+    [
+        line(
+            Step::Wait,
+            "fence",
+            Some("SHARE ROW EXCLUSIVE"),
+            "refuses changes from here on; the lock is tried, never queued for",
+        ),
+        line(Step::Count, "count", Some("ACCESS SHARE"), "every rollup counts its rows and keeps their groups"),
+        line(Step::Verify, "verify", Some("ACCESS SHARE"), "every rollup is compared with its rows"),
+        line(Step::Detach, "announce", None, "waits for snapshots that are older"),
+        Line {
+            is_top_level: true,
+            ..line(
+                Step::Finalize,
+                "detach",
+                Some("SHARE UPDATE EXCLUSIVE"),
+                "waits for transactions that use the table, and nobody waits for it",
+            )
+        },
+        line(Step::Discard, "discard", Some("ACCESS EXCLUSIVE"), "moves the detached table to tally_trash"),
+        line(Step::Drop, "drop", Some("ACCESS EXCLUSIVE"), ""),
+    ]
+    .into_iter()
+    .skip_while(move |line| line.step != from)
+}
+
 /// What the job would do with the partitions that are due now, and with what it has begun. Run in order, each line at top level, the
 /// statements do the same.
 pub(in crate::partition) fn plan(parent: Oid) -> Result<Vec<Planned>> {
@@ -31,63 +70,30 @@ pub(in crate::partition) fn plan(parent: Oid) -> Result<Vec<Planned>> {
     let records = retirements::list(parent)?;
     let Some(job) = catalog::jobs::of_object(Kind::Retention, parent)? else { return Ok(vec![]) };
     let step = format!("SELECT tally.run_job({job});");
-    let mut lines = vec![];
+    let mut planned = vec![];
     let mut add = |from: Step, table: Oid, drop_after: Option<Timestamp>| -> Result<()> {
         let (name, (rows, bytes)) = (catalog::name_of(table)?.to_string(), size(table)?);
-        let steps: [(Step, &'static str, Option<(&'static str, &str)>, Option<&str>); 7] = [
-            (
-                Step::Wait,
-                "fence",
-                Some(("SHARE ROW EXCLUSIVE", &name)),
-                Some("refuses changes from here on; the lock is tried, never queued for"),
-            ),
-            (
-                Step::Count,
-                "count",
-                Some(("ACCESS SHARE", &name)),
-                Some("every rollup counts its rows and keeps their groups"),
-            ),
-            (Step::Verify, "verify", Some(("ACCESS SHARE", &name)), Some("every rollup is compared with its rows")),
-            (Step::Detach, "announce", None, Some("waits for snapshots that are older")),
-            (
-                Step::Finalize,
-                "detach",
-                Some(("SHARE UPDATE EXCLUSIVE", &facts.set.table)),
-                Some("waits for transactions that use the table, and nobody waits for it"),
-            ),
-            (
-                Step::Discard,
-                "discard",
-                Some(("ACCESS EXCLUSIVE", &name)),
-                Some("moves the detached table to tally_trash"),
-            ),
-            (Step::Drop, "drop", Some(("ACCESS EXCLUSIVE", &name)), None),
-        ];
-        let begin = steps.iter().position(|(step, ..)| *step == from).unwrap_or(steps.len());
-        for (step_kind, action, lock, note) in &steps[begin..] {
-            let is_top_level = *step_kind == Step::Finalize;
-            let sql = if is_top_level {
-                let finalize = if from == Step::Finalize { "FINALIZE" } else { "CONCURRENTLY" };
-                format!("ALTER TABLE {} DETACH PARTITION {name} {finalize};", facts.name)
-            } else {
-                step.clone()
+        for line in lines(from) {
+            let sql = match (line.is_top_level, from) {
+                (false, _) => step.clone(),
+                (true, Step::Finalize) => format!("ALTER TABLE {} DETACH PARTITION {name} FINALIZE;", facts.name),
+                (true, _) => format!("ALTER TABLE {} DETACH PARTITION {name} CONCURRENTLY;", facts.name),
             };
-            let at = match (step_kind, drop_after) {
-                (Step::Drop, Some(at)) => {
-                    Some(format!("from {at}+00 on; until then tally.undo_retention brings it back"))
-                }
-                (Step::Drop, None) => Some(format!("{} later", row.request.grace)),
-                _ => note.map(str::to_owned),
+            let note = match (line.step, drop_after) {
+                (Step::Drop, Some(at)) => format!("from {at}+00 on; until then tally.undo_retention brings it back"),
+                (Step::Drop, None) => format!("{} later", row.request.grace),
+                _ => line.note.to_owned(),
             };
-            lines.push(Planned {
-                action,
+            let locked = if line.is_top_level { &facts.set.table } else { &name };
+            planned.push(Planned {
+                action: line.action,
                 object: name.clone(),
                 sql,
-                lock: lock.map(|(mode, table)| (mode, table.to_owned())),
+                lock: line.lock_mode.map(|mode| (mode, locked.clone())),
                 rows,
                 bytes,
-                is_top_level,
-                note: at,
+                is_top_level: line.is_top_level,
+                note: Some(note),
             });
         }
         Ok(())
@@ -99,14 +105,14 @@ pub(in crate::partition) fn plan(parent: Oid) -> Result<Vec<Planned>> {
             from => add(from, record.partition, record.drop_after)?,
         }
     }
-    let Some(retention) = plan.policy.retention else { return Ok(lines) };
+    let Some(retention) = plan.policy.retention else { return Ok(planned) };
     let cutoff = retention::cutoff(plan.policy.key, &plan.zone, process::clock(), retention);
     for bounds in facts.bounds.iter().take_while(|bounds| bounds.range.upper <= cutoff) {
         if !records.iter().any(|record| record.partition == bounds.partition) {
             add(Step::Wait, bounds.partition, None)?;
         }
     }
-    Ok(lines)
+    Ok(planned)
 }
 
 /// Rows, as far as PostgreSQL has an idea, and bytes of a table.
