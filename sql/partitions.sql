@@ -79,39 +79,11 @@ COMMENT ON FUNCTION tally.plan_premake(regclass) IS 'the statements that the pre
 -- ROWS: with the planner's usual guess of 1000 rows a look at the status would be compiled by JIT for seconds.
 CREATE FUNCTION tally.inspect_partitions(only_parent regclass DEFAULT NULL)
 RETURNS TABLE (parent regclass, verdict text, reason text, next_sql text, time_zone text, width interval, partitions bigint,
-               accepts_from timestamptz, horizon timestamptz, ahead interval, pending_partition text)
+               accepts_from timestamptz, horizon timestamptz, ahead interval, pending_partition text, pending_since timestamptz,
+               blockers text)
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 5 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_inspect_partitions_wrapper';
 COMMENT ON FUNCTION tally.inspect_partitions(regclass) IS 'how partition sets are doing, as in tally.partition_status: one of them or all that the caller owns, watches, reads or writes';
-
--- No security barrier: the function itself leaves out what the caller may not see. So a reader pays only for the columns that he asks for.
-CREATE VIEW tally.partition_status AS
-SELECT i.parent, i.verdict, i.reason, i.next_sql, i.time_zone, i.width, i.partitions, i.accepts_from, i.horizon, i.ahead,
-       (SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::pg_catalog.int8
-        FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid) AS total_bytes,
-       i.pending_partition,
-       (SELECT j.last_run_at FROM tally.status j
-        WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_run,
-       (SELECT j.last_sqlstate FROM tally.status j
-        WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_error_code
-FROM tally.inspect_partitions() i;
-COMMENT ON VIEW tally.partition_status IS 'one row per partition set: is it healthy, and if not, what is to be done';
-COMMENT ON COLUMN tally.partition_status.parent IS 'the partitioned table';
-COMMENT ON COLUMN tally.partition_status.verdict IS 'ok, warning, or critical (rows fail now or soon)';
-COMMENT ON COLUMN tally.partition_status.reason IS 'a stable code and a sentence about the worst trouble; null if there is none';
-COMMENT ON COLUMN tally.partition_status.next_sql IS 'the statement that helps';
-COMMENT ON COLUMN tally.partition_status.time_zone IS 'the zone whose calendar the bounds follow';
-COMMENT ON COLUMN tally.partition_status.width IS 'how long a new partition lasts';
-COMMENT ON COLUMN tally.partition_status.partitions IS 'how many partitions there are';
-COMMENT ON COLUMN tally.partition_status.accepts_from IS 'rows from here to the horizon find a partition';
-COMMENT ON COLUMN tally.partition_status.horizon IS 'end of the last partition that is reached without a gap';
-COMMENT ON COLUMN tally.partition_status.ahead IS 'from now to the horizon';
-COMMENT ON COLUMN tally.partition_status.total_bytes IS 'size of all partitions with indexes and TOAST';
-COMMENT ON COLUMN tally.partition_status.pending_partition IS 'a partition whose DETACH CONCURRENTLY was interrupted';
-COMMENT ON COLUMN tally.partition_status.last_run IS 'start of the last recorded run of the premake job; more about it is in tally.status';
-COMMENT ON COLUMN tally.partition_status.last_error_code IS 'SQLSTATE of that run if it failed';
-REVOKE ALL ON tally.partition_status FROM PUBLIC;
-GRANT SELECT ON tally.partition_status TO PUBLIC;
 
 -- A dropped table takes its policy along.
 CREATE FUNCTION tally._forget_dropped_sets() RETURNS event_trigger

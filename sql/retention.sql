@@ -84,3 +84,47 @@ RETURNS TABLE (step bigint, action text, object text, sql text, lock_mode text, 
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_plan_retention_wrapper';
 COMMENT ON FUNCTION tally.plan_retention(regclass) IS 'what the retention job would do with the partitions that are due now, in order, with the locks it takes; changes nothing';
+
+-- No security barrier: the function itself leaves out what the caller may not see. So a reader pays only for the columns that he asks for.
+CREATE VIEW tally.partition_status AS
+SELECT i.parent, i.verdict, i.reason, i.next_sql, i.time_zone, i.width,
+       (SELECT p.retention FROM tally.partition_policies p WHERE p.parent OPERATOR(pg_catalog.=) i.parent) AS retention,
+       i.partitions, i.accepts_from, i.horizon, i.ahead,
+       (SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::pg_catalog.int8
+        FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid) AS total_bytes,
+       i.pending_partition, i.pending_since, i.blockers,
+       (SELECT pg_catalog.count(*) FROM tally.retirements t
+        WHERE t.parent OPERATOR(pg_catalog.=) i.parent AND t.state OPERATOR(pg_catalog.=) 'trash') AS trash_tables,
+       (SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid::pg_catalog.regclass))::pg_catalog.int8
+        FROM tally.retirements t JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.partition
+        WHERE t.parent OPERATOR(pg_catalog.=) i.parent AND t.state OPERATOR(pg_catalog.=) 'trash') AS trash_bytes,
+       (SELECT pg_catalog.min(t.drop_after) FROM tally.retirements t
+        WHERE t.parent OPERATOR(pg_catalog.=) i.parent AND t.state OPERATOR(pg_catalog.=) 'trash') AS next_drop_at,
+       (SELECT j.last_run_at FROM tally.status j
+        WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_run,
+       (SELECT j.last_sqlstate FROM tally.status j
+        WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_error_code
+FROM tally.inspect_partitions() i;
+COMMENT ON VIEW tally.partition_status IS 'one row per partition set: is it healthy, and if not, what is to be done';
+COMMENT ON COLUMN tally.partition_status.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.partition_status.verdict IS 'ok, warning, or critical (rows fail now or soon)';
+COMMENT ON COLUMN tally.partition_status.reason IS 'a stable code and a sentence about the worst trouble; null if there is none';
+COMMENT ON COLUMN tally.partition_status.next_sql IS 'the statement that helps';
+COMMENT ON COLUMN tally.partition_status.time_zone IS 'the zone whose calendar the bounds follow';
+COMMENT ON COLUMN tally.partition_status.width IS 'how long a new partition lasts';
+COMMENT ON COLUMN tally.partition_status.retention IS 'partitions older than this are removed; null: none are';
+COMMENT ON COLUMN tally.partition_status.pending_since IS 'since when retention has been waiting in that DETACH CONCURRENTLY';
+COMMENT ON COLUMN tally.partition_status.blockers IS 'who retention waits for';
+COMMENT ON COLUMN tally.partition_status.trash_tables IS 'removed partitions that can still be brought back';
+COMMENT ON COLUMN tally.partition_status.trash_bytes IS 'size of them with indexes and TOAST';
+COMMENT ON COLUMN tally.partition_status.next_drop_at IS 'when the next of them is dropped';
+COMMENT ON COLUMN tally.partition_status.partitions IS 'how many partitions there are';
+COMMENT ON COLUMN tally.partition_status.accepts_from IS 'rows from here to the horizon find a partition';
+COMMENT ON COLUMN tally.partition_status.horizon IS 'end of the last partition that is reached without a gap';
+COMMENT ON COLUMN tally.partition_status.ahead IS 'from now to the horizon';
+COMMENT ON COLUMN tally.partition_status.total_bytes IS 'size of all partitions with indexes and TOAST';
+COMMENT ON COLUMN tally.partition_status.pending_partition IS 'a partition whose DETACH CONCURRENTLY was interrupted';
+COMMENT ON COLUMN tally.partition_status.last_run IS 'start of the last recorded run of the premake job; more about it is in tally.status';
+COMMENT ON COLUMN tally.partition_status.last_error_code IS 'SQLSTATE of that run if it failed';
+REVOKE ALL ON tally.partition_status FROM PUBLIC;
+GRANT SELECT ON tally.partition_status TO PUBLIC;

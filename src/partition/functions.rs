@@ -11,7 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
 use tally_core::partition::check::{self, Request};
-use tally_core::partition::{sql, status};
+use tally_core::partition::{Partition, Range, sql, status};
 
 /// The functions are not STRICT, because some arguments may be null; the others are named when they are.
 fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
@@ -244,6 +244,8 @@ fn tally_inspect_partitions(
             name!(horizon, Option<TimestampWithTimeZone>),
             name!(ahead, Option<Interval>),
             name!(pending_partition, Option<String>),
+            name!(pending_since, Option<TimestampWithTimeZone>),
+            name!(blockers, Option<String>),
         ),
     >,
     ErrorReport,
@@ -272,6 +274,8 @@ type Inspection = (
     Option<TimestampWithTimeZone>,
     Option<Interval>,
     Option<String>,
+    Option<TimestampWithTimeZone>,
+    Option<String>,
 );
 
 fn inspect(parent: Oid) -> Result<Option<Inspection>> {
@@ -285,17 +289,31 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
     let (now, pending) = (plan.now(), facts::pending(parent)?);
     let existing = facts::partitions(&facts.bounds, now)?;
     let column = facts.set.key.first().and_then(|column| column.as_ref()).map_or("", |column| &column.name);
+    let busy = super::retention::busy(&facts)?;
+    let clock = pg::process::clock();
+    let leaving = busy.as_ref().map(|busy| status::Leaving {
+        partition: &busy.partition,
+        state: busy.record.state,
+        place: busy.place,
+        note: busy.record.note.as_deref(),
+        since: clock.since(busy.record.changed_at),
+        rollups: &busy.rollups,
+        range: busy.record.range,
+    });
+    // Rows of a partition that is fenced are refused.
+    let gone = |range: Range| busy.as_ref().is_some_and(|busy| busy.is_fenced() && busy.record.range == range);
+    let open: Vec<Partition> = existing.iter().copied().filter(|partition| !gone(partition.range)).collect();
     let status = status::judge(&status::Facts {
         set: &facts.set,
         key_column: column,
         policy: &plan.policy,
         limits: limits(),
-        existing: &existing,
+        existing: &open,
         pending: pending.as_deref(),
+        leaving,
         now,
         zone: &plan.zone,
     });
-    let clock = pg::process::clock();
     let ahead = status.horizon.filter(|horizon| horizon.is_finite()).map(|horizon| horizon.since(clock));
     let time = |at: Option<Timestamp>| at.and_then(|at| TimestampWithTimeZone::try_from(at.0).ok());
     Ok(Some((
@@ -309,6 +327,8 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         time(status.accepts_from),
         time(status.horizon),
         ahead.map(|ahead| Interval::from_micros(ahead).justify_hours()),
-        pending,
+        pending.clone(),
+        time(busy.as_ref().filter(|_| pending.is_some()).map(|busy| busy.record.changed_at)),
+        busy.and_then(|busy| busy.blockers),
     )))
 }

@@ -396,6 +396,62 @@ fn take_back(facts: &Facts, record: &Row) -> Result<()> {
     sources::forget_leaving(facts.oid, record.partition)
 }
 
+/// The partition that retention is busy with, or has stopped at.
+pub(super) struct Busy {
+    pub record: Row,
+    pub place: Place,
+    /// As SQL names it.
+    pub partition: String,
+    /// The rollups that are compared with its rows, as SQL names them.
+    pub rollups: Vec<String>,
+    /// Who is waited for.
+    pub blockers: Option<String>,
+}
+
+impl Busy {
+    /// Are rows refused that would lie in its range?
+    pub(super) fn is_fenced(&self) -> bool {
+        matches!(self.place, Place::Attached | Place::Pending)
+    }
+}
+
+/// What retention is doing with a set, but for what lies in the trash or is spared.
+pub(super) fn busy(facts: &Facts) -> Result<Option<Busy>> {
+    for record in retirements::list(facts.oid)? {
+        if matches!(record.state, State::Trash | State::Kept) {
+            continue;
+        }
+        let place = place(facts.oid, &record)?;
+        if place == Place::Gone {
+            continue;
+        }
+        let names = |relation| catalog::name_of(relation).map(|name| name.to_string());
+        let rollups =
+            rollups::of_source(facts.oid)?.iter().map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
+        let blockers = match (record.state, place) {
+            (_, Place::Pending) => holders(facts.oid)?,
+            (State::Verified | State::Detaching | State::Returning, _) => blocker(&record)?,
+            _ => None,
+        };
+        return Ok(Some(Busy { place, partition: names(record.partition)?, rollups, blockers, record }));
+    }
+    Ok(None)
+}
+
+/// The transactions that hold a lock on the table, which DETACH CONCURRENTLY waits for.
+fn holders(parent: Oid) -> Result<Option<String>> {
+    catalog::look_up::<String>(
+        "SELECT pg_catalog.string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' \
+                ELSE pg_catalog.format('pid %s (%s), %s on %s', l.pid, a.usename, l.mode, l.relation::pg_catalog.regclass) END, '; ') \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
+         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.relation OPERATOR(pg_catalog.=) $1 AND l.granted \
+           AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+                                                  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+           AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())",
+        &[parent.into()],
+    )
+}
+
 /// Somebody took the matter into his own hands.
 fn let_go(facts: &Facts, record: &Row) -> Result<Progress> {
     let is_there = place(facts.oid, record)? != Place::Gone;

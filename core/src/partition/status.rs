@@ -1,7 +1,8 @@
 //! Is a set healthy, and if not, what is to be done?
 
-use crate::bucket::{HOUR, Timestamp, Zone};
+use crate::bucket::{HOUR, MINUTE, Timestamp, Zone};
 use crate::ident::literal;
+use crate::partition::retention::{Place, State};
 use crate::partition::sql::bound;
 use crate::partition::{Limits, Partition, Policy, Range, check, gaps};
 use std::fmt;
@@ -17,8 +18,26 @@ pub struct Facts<'a> {
     pub existing: &'a [Partition],
     /// A partition whose DETACH CONCURRENTLY has not ended.
     pub pending: Option<&'a str>,
+    /// What retention is doing.
+    pub leaving: Option<Leaving<'a>>,
     pub now: Timestamp,
     pub zone: &'a dyn Zone,
+}
+
+/// The partition that retention is busy with, or has stopped at.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving<'a> {
+    /// As SQL names it.
+    pub partition: &'a str,
+    pub state: State,
+    pub place: Place,
+    /// What is in the way.
+    pub note: Option<&'a str>,
+    /// Microseconds in this state.
+    pub since: i64,
+    /// The rollups that are compared with its rows, as SQL names them.
+    pub rollups: &'a [String],
+    pub range: Range,
 }
 
 impl fmt::Debug for Facts<'_> {
@@ -106,13 +125,29 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
         let reason = format!("P06: default partition {partition} keeps new partitions from being made");
         return Some((Verdict::Critical, reason, format!("ALTER TABLE {table} DETACH PARTITION {partition};")));
     }
-    if let Some(partition) = facts.pending {
+    // The job waits in there for transactions that use the table, and goes on by itself.
+    let is_detaching = facts.leaving.is_some_and(|leaving| leaving.place == Place::Pending && leaving.since < MINUTE);
+    if let Some(partition) = facts.pending.filter(|_| !is_detaching) {
         let reason = format!("P03: DETACH CONCURRENTLY of {partition} was interrupted");
         return Some((
             Verdict::Critical,
             reason,
             format!("ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE;"),
         ));
+    }
+    if let Some(leaving) = facts.leaving.filter(|leaving| leaving.state == State::Mismatch) {
+        let reason = leaving.note.unwrap_or("P10: a rollup differs from the rows of a partition");
+        let repair = if leaving.place == Place::Attached {
+            let rebuild = |rollup: &String| {
+                let (from, to) = (argument(leaving.range.lower), argument(leaving.range.upper));
+                format!("CALL tally.rebuild({}, {from}, {to}); ", literal(rollup))
+            };
+            let rebuilt: String = leaving.rollups.iter().map(rebuild).collect();
+            format!("{rebuilt}SELECT tally.resume_partitions({});", literal(table))
+        } else {
+            format!("SELECT tally.undo_retention({}, {});", literal(table), literal(leaving.partition))
+        };
+        return Some((Verdict::Critical, reason.into(), repair));
     }
     let horizon = accepted.filter(|run| run.lower <= now).map_or(Timestamp::NEG_INFINITY, |run| run.upper);
     let target = policy.target(existing, now, &limits);
@@ -153,5 +188,23 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
             format!("SELECT * FROM {table} WHERE {} >= {from};", facts.key_column),
         ));
     }
-    None
+    retention_trouble(table, &facts.leaving?)
+}
+
+/// Retention does not get on, and nothing else is wrong.
+fn retention_trouble(table: &str, leaving: &Leaving<'_>) -> Option<(Verdict, String, String)> {
+    let partition = leaving.partition;
+    match (leaving.state, leaving.place) {
+        (State::Detaching, Place::Attached) if leaving.since > 10 * MINUTE => Some((
+            Verdict::Warning,
+            format!("P12: no background worker has detached {partition}"),
+            format!("ALTER TABLE {table} DETACH PARTITION {partition} CONCURRENTLY;"),
+        )),
+        (State::Fenced, Place::Attached) if leaving.since > HOUR => Some((
+            Verdict::Warning,
+            leaving.note.map_or_else(|| format!("P04: {partition} waits to be counted"), str::to_owned),
+            format!("SELECT * FROM tally.rollup_status WHERE source = {}::regclass;", literal(table)),
+        )),
+        _ => None,
+    }
 }

@@ -347,6 +347,16 @@ fn each_reason_to_refuse_an_argument_is_named() {
 }
 
 fn verdict(set: &Set, existing: &[Partition], pending: Option<&str>, now: Timestamp) -> (Verdict, Option<String>) {
+    verdict_of(set, existing, pending, None, now)
+}
+
+fn verdict_of(
+    set: &Set,
+    existing: &[Partition],
+    pending: Option<&str>,
+    leaving: Option<status::Leaving<'_>>,
+    now: Timestamp,
+) -> (Verdict, Option<String>) {
     let facts = Facts {
         set,
         key_column: "at",
@@ -354,6 +364,7 @@ fn verdict(set: &Set, existing: &[Partition], pending: Option<&str>, now: Timest
         limits: LIMITS,
         existing,
         pending,
+        leaving,
         now,
         zone: &Utc,
     };
@@ -385,6 +396,37 @@ fn trouble_is_seen_and_the_worst_is_named_first() {
     assert_eq!(verdict(&default, &served, None, now), (Verdict::Critical, reason("P06")));
     let locked_out = Set { owner_may_log_in: false, ..good() };
     assert_eq!(verdict(&locked_out, &served, None, now), (Verdict::Critical, reason("P13")));
+}
+
+#[test]
+fn retention_that_does_not_get_on_is_seen() {
+    use crate::partition::retention::{Place, State};
+    let now = at(2026, 11, 24, 10);
+    let policy = policy(Width::Day);
+    let served = as_existing(&premake(&policy, &Grid::new(policy.width, &Utc), &[], now, &LIMITS).missing);
+    let verdict = |state, place, since| {
+        let leaving = status::Leaving {
+            partition: "p",
+            state,
+            place,
+            note: None,
+            since,
+            rollups: &["r".to_owned()],
+            range: served[0].range,
+        };
+        let pending = (place == Place::Pending).then_some("p");
+        let (verdict, reason) = verdict_of(&good(), &served, pending, Some(leaving), now);
+        (verdict, reason.unwrap_or_default())
+    };
+    let ok = (Verdict::Ok, String::new());
+    assert_eq!(verdict(State::Fenced, Place::Attached, MINUTE), ok);
+    assert_eq!(verdict(State::Fenced, Place::Attached, 2 * HOUR), (Verdict::Warning, "P04".into()));
+    assert_eq!(verdict(State::Detaching, Place::Attached, MINUTE), ok);
+    assert_eq!(verdict(State::Detaching, Place::Attached, HOUR), (Verdict::Warning, "P12".into()));
+    assert_eq!(verdict(State::Detaching, Place::Pending, MINUTE / 2), ok);
+    assert_eq!(verdict(State::Detaching, Place::Pending, 2 * MINUTE), (Verdict::Critical, "P03".into()));
+    assert_eq!(verdict(State::Mismatch, Place::Attached, 0), (Verdict::Critical, "P10".into()));
+    assert_eq!(verdict(State::Mismatch, Place::Trash, 0), (Verdict::Critical, "P10".into()));
 }
 
 /// Summer time of a made-up zone, so that buckets of a day have 23, 24 and 25 hours.

@@ -91,6 +91,11 @@ impl Definition {
         self.keys.iter().find(|key| key.is_time)
     }
 
+    /// Do its buckets follow the time by which the source is partitioned, so that the groups of a partition are known by it?
+    pub fn follows_partitions(&self) -> bool {
+        self.time_key().and_then(|key| key.bucket.as_ref()).is_some_and(|bucket| bucket.is_partition_key)
+    }
+
     /// Can rows be taken out of its groups again, so that a change costs what it concerns?
     pub fn subtracts(&self) -> bool {
         self.partials.iter().all(|partial| partial.subtract.is_some())

@@ -67,7 +67,7 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
         pg::lock_refresh(sources::table()?, facts.oid, true);
         match record.departure {
             // With the trigger there, the event trigger of ATTACH takes it for a partition that it knows.
-            Some(_) if knows_all(facts.oid, record)? => {
+            Some(_) if record.state != State::Mismatch && knows_all(facts.oid, record)? => {
                 run_as(
                     facts.owner,
                     &format!(
@@ -77,7 +77,8 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
                 )?;
                 sources::note_leaving(facts.oid, record.partition)?;
             }
-            // A rollup has come that does not know of it: its rows are counted as those of any table that is attached.
+            // A rollup has come that does not know of it, or its rows are not what they were: they are counted as those of any table
+            // that is attached.
             _ => unfence(facts.owner, record.partition)?,
         }
     }

@@ -12,7 +12,9 @@ pub fn count_differences(
     counted: &Counted,
     range: (&str, &str),
 ) -> Option<String> {
-    definition.time_key()?.bucket.as_ref().filter(|bucket| bucket.is_partition_key)?;
+    if !definition.follows_partitions() {
+        return None;
+    }
     let within = |alias: &str| bucket_in(definition, alias, Some(range));
     let staying = is_staying(definition, relations, "r");
     let is_counted = counted.is_counted(&format!("r.{TAG}"));
