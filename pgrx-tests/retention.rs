@@ -285,18 +285,18 @@ fn a_rollup_that_differs_from_its_rows_stops_retention() {
     let database = cluster::database();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
-    session.batch_execute("UPDATE by_day_stored SET _rows = _rows + 1").unwrap();
+    let damage = "UPDATE by_day_stored SET _rows = _rows + 1 WHERE day = (SELECT min(day) FROM by_day_stored)";
+    session.batch_execute(damage).unwrap();
     step_to(&mut session, "mismatch");
     let note = text(&mut session, "SELECT note FROM tally.retirements").unwrap();
-    assert!(note.starts_with("P10: groups differ from the rows of the partition: 5 of"), "{note}");
+    assert!(note.starts_with("P10: groups differ from the rows of the partition: "), "{note}");
     step(&mut session);
     assert_eq!(number(&mut session, "SELECT count(*) FROM tally.retirements"), 1, "nothing else is begun");
     let trouble = "SELECT verdict || ' ' || left(reason, 3) FROM tally.partition_status";
     assert_eq!(text(&mut session, trouble).as_deref(), Some("critical P10"));
     // What the status says helps, said literally.
     follow_status(&mut session);
-    session.batch_execute("SELECT tally.pause_partitions('events'); CALL tally.rebuild('by_day')").unwrap();
-    step_to(&mut session, "trash");
+    eventually(&mut session, "SELECT EXISTS (SELECT FROM tally.retirements WHERE state = 'trash')");
     assert_eq!(text(&mut session, "SELECT verdict FROM tally.partition_status").as_deref(), Some("ok"));
     assert_kept(&mut session);
 }

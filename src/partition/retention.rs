@@ -426,8 +426,9 @@ pub(super) fn busy(facts: &Facts) -> Result<Option<Busy>> {
             continue;
         }
         let names = |relation| catalog::name_of(relation).map(|name| name.to_string());
-        let rollups =
-            rollups::of_source(facts.oid)?.iter().map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
+        let rollups = rollups::of_source(facts.oid)?;
+        let compared = rollups.iter().filter(|rollup| rollup.definition.follows_partitions());
+        let rollups = compared.map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
         let blockers = match (record.state, place) {
             (_, Place::Pending) => holders(facts.oid)?,
             (State::Verified | State::Detaching | State::Returning, _) => blocker(&record)?,
