@@ -26,6 +26,49 @@ SELECT pg_catalog.pg_extension_config_dump('tally.partition_policies', '');
 REVOKE ALL ON tally.partition_policies FROM PUBLIC;
 GRANT SELECT ON tally.partition_policies TO PUBLIC;
 
+-- Is this the database in which the sets were registered, or a copy of it? OIDs alone cannot tell: two clusters that one script has set up have
+-- the same. Two rows, written under different transaction ids (the second in a subtransaction), come back from a dump under one.
+CREATE TABLE tally.adoptions (
+    position          smallint PRIMARY KEY,
+    system_identifier bigint NOT NULL,
+    database          oid NOT NULL,
+    own_table         oid NOT NULL,
+    written_by        xid NOT NULL
+);
+COMMENT ON TABLE tally.adoptions IS 'the database in which partition sets were registered or adopted: in a copy of it retention waits for tally.adopt()';
+COMMENT ON COLUMN tally.adoptions.position IS '1, or 2: written in a subtransaction';
+COMMENT ON COLUMN tally.adoptions.system_identifier IS 'of the cluster';
+COMMENT ON COLUMN tally.adoptions.database IS 'OID of the database';
+COMMENT ON COLUMN tally.adoptions.own_table IS 'OID of this table';
+COMMENT ON COLUMN tally.adoptions.written_by IS 'transaction that wrote the rows: the xmin of the first';
+SELECT pg_catalog.pg_extension_config_dump('tally.adoptions', '');
+REVOKE ALL ON tally.adoptions FROM PUBLIC;
+GRANT SELECT ON tally.adoptions TO PUBLIC;
+
+CREATE FUNCTION tally._write_adoption(system_identifier bigint) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    own_database oid := (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+    own_table    oid := 'tally.adoptions'::pg_catalog.regclass;
+BEGIN
+    DELETE FROM tally.adoptions;
+    INSERT INTO tally.adoptions VALUES (1, _write_adoption.system_identifier, own_database, own_table, '0');
+    -- Under the same id once more, which may be that of a savepoint.
+    UPDATE tally.adoptions a SET written_by = a.xmin;
+    BEGIN
+        INSERT INTO tally.adoptions SELECT 2, a.system_identifier, a.database, a.own_table, a.written_by FROM tally.adoptions a;
+    EXCEPTION WHEN division_by_zero THEN
+        NULL;  -- Only the subtransaction is wanted.
+    END;
+END
+$$;
+COMMENT ON FUNCTION tally._write_adoption(bigint) IS 'part of tally.adopt and of the first registration: notes that this database is the original';
+REVOKE ALL ON FUNCTION tally._write_adoption(bigint) FROM PUBLIC;
+
+CREATE FUNCTION tally.adopt() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_adopt_wrapper';
+COMMENT ON FUNCTION tally.adopt() IS 'says that this database, restored or copied from another one, is to live on by itself: retention may remove partitions here';
+
 CREATE FUNCTION tally.partition_by_time(
     parent          regclass,
     partition_width interval,

@@ -1,5 +1,6 @@
 //! The only code that reads or writes tally's own tables: one file per table below `catalog/`.
 
+pub(crate) mod adoptions;
 pub(crate) mod aggregates;
 pub(crate) mod builds;
 pub(crate) mod departures;

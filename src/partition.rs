@@ -10,6 +10,7 @@ mod shape;
 
 pub(crate) use retention::{Progress as Retired, Statement, step as retire};
 
+use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row};
 use crate::catalog::retirements;
 use crate::error::{Error, Result, spi};
@@ -144,6 +145,9 @@ fn register(parent: Oid, mut row: Row) -> Result<i64> {
         }
         let later = missing.split_off(missing.len().min(fit));
         policies::insert(parent, &row)?;
+        if adoptions::origin()? == Origin::Unknown {
+            adoptions::adopt()?;
+        }
         make(&facts, &plan, &missing)?;
         schedule(parent, &plan.policy)?;
         if !later.is_empty() {

@@ -34,7 +34,7 @@ pub(crate) use analyze::{AnalysedQuery, analyze};
 pub(crate) use descriptor::{Bounds, range_partitions};
 pub(crate) use kept_plan::Kept;
 pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
-pub(crate) use owner::{as_extension_owner, as_user, owns, pin_settings, pin_settings_of_tick};
+pub(crate) use owner::{as_extension_owner, as_user, owns, owns_database, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
 pub(crate) use process::{is_member, is_superuser};

@@ -2,6 +2,7 @@
 #![allow(clippy::type_complexity, reason = "pgrx reads the columns of a set from the signature")]
 
 use super::{Plan, facts, limits, new_name, owned, registered, shape};
+use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
@@ -93,6 +94,20 @@ fn tally_unregister_partitions(parent: Oid) -> std::result::Result<(), ErrorRepo
 #[pg_extern(sql = false)]
 fn tally_undo_retention(parent: Oid, partition: Oid) -> std::result::Result<(), ErrorReport> {
     Ok(super::retention::undo(parent, partition)?)
+}
+
+#[pg_extern(sql = false)]
+fn tally_adopt() -> std::result::Result<(), ErrorReport> {
+    if !pg::owns_database() {
+        return Err(Error::new("42501", "must be owner of the database")
+            .hint("Have a superuser or the owner of the database call tally.adopt().")
+            .into());
+    }
+    adoptions::adopt()?;
+    for parent in policies::sets()? {
+        jobs::hasten(Kind::Retention, parent)?;
+    }
+    Ok(())
 }
 
 #[pg_extern(sql = false)]
@@ -311,6 +326,7 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         existing: &open,
         pending: pending.as_deref(),
         leaving,
+        is_copy: plan.policy.retention.is_some() && adoptions::origin()? == Origin::Copy,
         now,
         zone: &plan.zone,
     });

@@ -10,6 +10,7 @@ pub(super) use undo::undo;
 
 use super::facts::Facts;
 use super::{Plan, facts, owned, registered, with_fixed_settings};
+use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
@@ -66,6 +67,15 @@ const TRASH: &str = "tally_trash";
 pub(crate) fn step(parent: Oid) -> Result<Progress> {
     let facts = facts::read(parent)?;
     let row = registered(&facts)?;
+    match adoptions::origin()? {
+        // Nothing is removed from a copy before somebody has said that it is none.
+        Origin::Copy => return Ok(Progress::default()),
+        Origin::Upgraded => {
+            adoptions::adopt()?;
+            return Ok(Progress::done());
+        }
+        Origin::Original | Origin::Unknown => {}
+    }
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
     let clock = process::clock();
     let records = retirements::list(parent)?;

@@ -100,3 +100,15 @@ pub(crate) fn owns(relation: Oid) -> bool {
         owns
     }
 }
+
+/// May the current user do everything to this database that its owner may?
+pub(crate) fn owns_database() -> bool {
+    // SAFETY: catalog look-ups.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let owns = pg_sys::pg_database_ownercheck(pg_sys::MyDatabaseId, pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        let owns = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, pg_sys::MyDatabaseId, pg_sys::GetUserId());
+        owns
+    }
+}

@@ -20,6 +20,8 @@ pub struct Facts<'a> {
     pub pending: Option<&'a str>,
     /// What retention is doing.
     pub leaving: Option<Leaving<'a>>,
+    /// The database is a copy of the one in which the set was registered, so retention waits.
+    pub is_copy: bool,
     pub now: Timestamp,
     pub zone: &'a dyn Zone,
 }
@@ -187,6 +189,10 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
             reason,
             format!("SELECT * FROM {table} WHERE {} >= {from};", facts.key_column),
         ));
+    }
+    if facts.is_copy {
+        let reason = "P09: this database is a copy, so retention removes nothing";
+        return Some((Verdict::Warning, reason.into(), "SELECT tally.adopt();".into()));
     }
     retention_trouble(table, &facts.leaving?)
 }

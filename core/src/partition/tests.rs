@@ -365,6 +365,7 @@ fn verdict_of(
         existing,
         pending,
         leaving,
+        is_copy: false,
         now,
         zone: &Utc,
     };
