@@ -8,6 +8,7 @@ mod batches;
 mod claims;
 mod group;
 pub mod lanes;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -99,7 +100,7 @@ fn unfit(error: CatalogError) -> Error {
 pub fn source_error(error: SourceError) -> Error {
     match error {
         SourceError::Unreachable(message) => Error::Unreachable(format!("cannot reach Kafka: {message}")),
-        SourceError::Refused(message) => Error::Unreachable(format!("Kafka refuses: {message}")),
+        SourceError::Refused(message) => Error::Refused { message: format!("Kafka refuses: {message}"), hint: None },
         SourceError::Denied { message, hint } => Error::Refused { message, hint: Some(hint.to_owned()) },
         SourceError::NoTopic(message) => Error::unfit(message),
     }
@@ -132,10 +133,14 @@ pub async fn run_lanes(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<()
 
 async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()> {
     let config = run.config;
-    let timeout = config.policy.timeouts.start.0;
-    let client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
-    offsets::check_format(&client).await?;
-    let (_, program) = compile(&client, config).await?;
+    let starts_by = Instant::now() + config.policy.timeouts.start.0;
+    let (client, program) = start::until(starts_by, async |left| {
+        let client = postgres::connect_within(&config.postgres, &config.pipeline, left).await?;
+        offsets::check_format(&client).await?;
+        let (_, program) = compile(&client, config).await?;
+        Ok((client, program))
+    })
+    .await?;
     tell_text_columns(&program, &run.metrics, None);
     let program = Arc::new(program);
     let name = &run.origin.name;
@@ -147,7 +152,7 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
     let dedupe = dedupe.map(|dedupe| dedupe.of_one_in(place.lanes));
     let (budget, metrics) = (place.budget.clone(), run.metrics.clone());
     let mut feed = Feed::start(source, name, program.clone(), memory, budget, metrics, dedupe.as_ref());
-    let result = load_from(&mut feed, run, client, program, place).await;
+    let result = load_from(&mut feed, run, client, program, place, starts_by).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
     // because a consumer group would wait for a member that leaves without a word.
     feed.close().await;
@@ -157,9 +162,10 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
 async fn load_from(
     feed: &mut Feed,
     run: Run<'_>,
-    mut client: Client,
+    client: Client,
     program: Arc<Program>,
     place: Place,
+    starts_by: Instant,
 ) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
@@ -172,32 +178,41 @@ async fn load_from(
         None => within(timeout, feed, |source| source.cluster()).await?,
     };
     let parts = within(timeout, feed, |source| source.parts()).await?;
-    let found = offsets::find_source(&client, &config.pipeline, *kind, &cluster, name).await.map_err(at_start)?;
-    let source_id = match found {
-        Some(source) => source,
-        None => {
-            let rule = if *kind == Kind::File { StartRule::Earliest } else { config.source.start };
-            let starts = first_positions(feed, &parts, rule, timeout).await?;
-            let source = offsets::create_source(&mut client, &config.pipeline, *kind, &cluster, name, &starts).await;
-            source.map_err(at_start)?
-        }
-    };
-    let member = Member {
-        id: Uuid::new_v4(),
-        pipeline: config.pipeline.clone(),
-        host: host_name(),
-        source: source_id,
-        settings: config.postgres.clone(),
-    };
-    let control_client = postgres::connect_within(&config.postgres, &config.pipeline, timeout).await?;
-    let member_id = member.id;
-    let control = Control::start(member, control_client).await.map_err(at_start)?;
-    let sink = new_sink(client, config, source_id).await.map_err(at_start)?;
-    add_new_parts(feed, &sink, &client_parts(&control), &parts).await.map_err(|failure| match failure {
-        Lost::Failure(Failure::Postgres(error)) => at_start(error),
-        Lost::Source(error) => source_error(error),
-        other => Error::Unreachable(other.to_string()),
-    })?;
+    let member_id = Uuid::new_v4();
+    let mut first = Some(client);
+    let (source_id, control, sink) = start::until(starts_by, async |left| {
+        let connect = async || postgres::connect_within(&config.postgres, &config.pipeline, left).await;
+        let mut client = match first.take() {
+            Some(client) => client,
+            None => connect().await?,
+        };
+        let found = offsets::find_source(&client, &config.pipeline, *kind, &cluster, name).await.map_err(at_start)?;
+        let source_id = match found {
+            Some(source) => source,
+            None => {
+                let rule = if *kind == Kind::File { StartRule::Earliest } else { config.source.start };
+                let starts = first_positions(feed, &parts, rule, timeout).await?;
+                let source = offsets::create_source(&mut client, &config.pipeline, *kind, &cluster, name, &starts);
+                source.await.map_err(at_start)?
+            }
+        };
+        let member = Member {
+            id: member_id,
+            pipeline: config.pipeline.clone(),
+            host: host_name(),
+            source: source_id,
+            settings: config.postgres.clone(),
+        };
+        let control = Control::start(member, connect().await?).await.map_err(at_start)?;
+        let sink = new_sink(client, config, source_id).await.map_err(at_start)?;
+        add_new_parts(feed, &sink, &client_parts(&control), &parts).await.map_err(|failure| match failure {
+            Lost::Failure(Failure::Postgres(error)) => at_start(error),
+            Lost::Source(error) => source_error(error),
+            other => Error::Unreachable(other.to_string()),
+        })?;
+        Ok((source_id, control, sink))
+    })
+    .await?;
     let mut ends = BTreeMap::new();
     if run.until_end {
         for &part in &parts {
@@ -232,6 +247,7 @@ async fn load_from(
         pause: FIRST_PAUSE,
         paused: false,
         started: false,
+        starts_by,
     };
     let result = lane.keep_loading(feed, sink, source_id, &mut changes).await;
     run.metrics.postgres_up.store(false, Relaxed);
@@ -360,6 +376,8 @@ struct Lane<'a> {
     paused: bool,
     /// The first claim has succeeded.
     started: bool,
+    /// Until then outages end the start only when it has taken so long.
+    starts_by: Instant,
 }
 
 impl Lane<'_> {
@@ -413,23 +431,27 @@ impl Lane<'_> {
         }
     }
 
-    /// Waits before the next attempt; an error at the very start leaves instead.
+    /// Waits before the next attempt; an error at the very start leaves instead, unless its time is not over and waiting may help.
     async fn back_off(&mut self, lost: &Lost, feed: &mut Feed, changes: &mut Changes) -> Result<()> {
         let waits = matches!(lost, Lost::Failure(Failure::Postgres(error))
             if !matches!(postgres::verdict(error), Verdict::Retry | Verdict::Fenced));
         if !self.started {
-            return Err(match lost {
+            let error = match lost {
                 Lost::Source(error) => source_error(error.clone()),
                 lost if waits => Error::unfit(format!("cannot load: {lost}")),
                 lost => Error::Unreachable(format!("cannot start loading: {lost}")),
-            });
+            };
+            if !matches!(error, Error::Unreachable(_)) || Instant::now() + self.pause >= self.starts_by {
+                return Err(error);
+            }
         }
         if matches!(lost, Lost::Failure(Failure::Postgres(_))) {
             self.metrics.postgres_up.store(false, Relaxed);
         }
         let pause = if waits { LONG_WAIT } else { self.pause };
         if !std::mem::replace(&mut self.paused, true) || waits {
-            tracing::warn!("loading pauses, the batch will be read again: {lost}");
+            let what = if self.started { "loading pauses, the batch will be read again" } else { "the start pauses" };
+            tracing::warn!("{what}: {lost}");
         }
         // Half of the pause is random, so that many loaders do not come back in step.
         let jitter = 0.5 + 0.5 * (Uuid::new_v4().as_u128() as u32 as f64 / f64::from(u32::MAX));
@@ -453,6 +475,9 @@ impl Lane<'_> {
     async fn reconnect(&mut self, feed: &Feed, source: i32) -> Result<Sink, Lost> {
         let client =
             postgres::connect(&self.config.postgres, &self.config.pipeline).await.map_err(|error| match error {
+                error if !self.started && error.refusal().is_some() => {
+                    Lost::Leave(postgres::unreachable(&self.config.postgres, &error))
+                }
                 postgres::ConnectError::Postgres(error) => Lost::Failure(error.into()),
                 error => Lost::Source(SourceError::Refused(error.to_string())),
             })?;

@@ -128,21 +128,25 @@ pub async fn connect_within(settings: &Postgres, pipeline: &str, timeout: Durati
         match connect(settings, pipeline).await {
             Ok(client) => return Ok(client),
             Err(error) => {
-                let refusal = error.refusal();
-                if refusal.is_none() && start.elapsed() + pause < timeout {
+                if error.refusal().is_none() && start.elapsed() + pause < timeout {
                     tracing::debug!("PostgreSQL is not there yet: {error}");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                     continue;
                 }
-                let place = format!("{}:{}/{}", settings.host, settings.port, settings.dbname);
-                let message = format!("cannot connect to PostgreSQL at {place}: {error}");
-                return Err(match refusal {
-                    Some(hint) => Error::Refused { message, hint: Some(hint.to_owned()) },
-                    None => Error::Unreachable(message),
-                });
+                return Err(unreachable(settings, &error));
             }
         }
+    }
+}
+
+/// A start that ends without a connection.
+pub fn unreachable(settings: &Postgres, error: &ConnectError) -> Error {
+    let place = format!("{}:{}/{}", settings.host, settings.port, settings.dbname);
+    let message = format!("cannot connect to PostgreSQL at {place}: {error}");
+    match error.refusal() {
+        Some(hint) => Error::Refused { message, hint: Some(hint.to_owned()) },
+        None => Error::Unreachable(message),
     }
 }
 

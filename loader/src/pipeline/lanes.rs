@@ -4,11 +4,12 @@
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::{Run, load};
+use super::{Run, load, start};
 use crate::chunk::Budget;
 use crate::config::Config;
 use crate::gauge::Gauge;
@@ -49,9 +50,12 @@ pub async fn number(config: &Config) -> Result<usize> {
     if number == 1 {
         return Ok(1);
     }
-    let client = postgres::connect_within(&config.postgres, &config.pipeline, config.policy.timeouts.start.0).await?;
-    let version = client.query_one("SELECT pg_catalog.current_setting('server_version_num')::int", &[]).await;
-    let version: i32 = version.map_err(|error| postgres::at_start("read the server's version", &error))?.get(0);
+    let version: i32 = start::until(Instant::now() + config.policy.timeouts.start.0, async |left| {
+        let client = postgres::connect_within(&config.postgres, &config.pipeline, left).await?;
+        let version = client.query_one("SELECT pg_catalog.current_setting('server_version_num')::int", &[]).await;
+        Ok(version.map_err(|error| postgres::at_start("read the server's version", &error))?.get(0))
+    })
+    .await?;
     Ok(if version.unsigned_abs() < SCALES_FROM { 1 } else { number })
 }
 

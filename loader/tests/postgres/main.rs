@@ -9,6 +9,7 @@
 //! - `formats`: what is in a file arrives as it is there
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
+//! - `start`: outages before the first claim
 //! - `state`: state tables with and without rights, `init`, `check`
 //! - `generated`: a realistic topic becomes what its `truth.json` says
 //! - `tls`: encryption, whom the loader trusts, how it logs in
@@ -30,6 +31,7 @@ mod oracle;
 mod pipeline;
 mod poison;
 mod replay;
+mod start;
 mod state;
 mod text_format;
 mod tls;
