@@ -162,6 +162,9 @@ impl Config {
         if !(1..=1_000_000).contains(&self.policy.batch.rows) {
             return Err(Error::unfit("policy.batch.rows must be between 1 and 1,000,000"));
         }
+        if self.policy.timeouts.anchor_check < Span::milliseconds(100) {
+            return Err(Error::unfit("policy.timeouts.anchor_check must be at least \"100 ms\""));
+        }
         if let Some(dedupe) = &self.policy.dedupe {
             if dedupe.field.is_empty() {
                 return Err(Error::unfit("policy.dedupe.field is empty"));
@@ -278,6 +281,7 @@ mod tests {
         assert_eq!(config.policy.batch.synchronous_commit, SynchronousCommit::Off);
         assert_eq!(config.source.start, Start::Earliest);
         assert_eq!(config.policy.on.gap, OnGap::Stop);
+        assert_eq!(config.policy.timeouts.anchor_check, Span::milliseconds(60_000));
         assert_eq!(config.target.unknown_fields, UnknownFields::Ignore);
     }
 
@@ -356,6 +360,11 @@ mod tests {
         assert!(message(with("[policy]\nbatch = { connections = 0 }")).contains("between 1 and 64"));
         // Each connection has a batch of its own.
         assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("memory is too small"));
+    }
+
+    #[test]
+    fn the_anchor_check_takes_its_time() {
+        assert!(message(with("[policy]\ntimeouts = { anchor_check = \"0 s\" }")).contains("at least \"100 ms\""));
     }
 
     #[test]

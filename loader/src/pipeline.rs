@@ -4,6 +4,7 @@
 //! After any failure that leaves the position in doubt the way is the same: claim the parts again and go on from what the
 //! claim returns. A commit whose answer got lost has either moved the position or not; the claim knows which.
 
+mod anchors;
 mod batches;
 mod claims;
 mod group;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use self::anchors::AnchorCheck;
 use self::group::{Changes, next_change, overdue_change};
 use self::lanes::Place;
 use crate::batch::{Batch, Limits, Owned};
@@ -31,7 +33,7 @@ use crate::offsets::{self, Claim};
 use crate::postgres::{self, Verdict};
 use crate::program::Program;
 use crate::sink::{Failure, Sink};
-use crate::source::{Kind, Origin, Rebalance, Source, SourceError};
+use crate::source::{Finding, Kind, Origin, Rebalance, Source, SourceError};
 use crate::stop::Stop;
 use crate::{Error, Result, catalog, csv};
 
@@ -151,8 +153,9 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
     let dedupe = config.policy.dedupe.as_ref().filter(|_| run.origin.kind == Kind::Kafka);
     let dedupe = dedupe.map(|dedupe| dedupe.of_one_in(place.lanes));
     let (budget, metrics) = (place.budget.clone(), run.metrics.clone());
+    let anchors = AnchorCheck::new(source.probe(), config.policy.timeouts.anchor_check.0);
     let mut feed = Feed::start(source, name, program.clone(), memory, budget, metrics, dedupe.as_ref());
-    let result = load_from(&mut feed, run, client, program, place, starts_by).await;
+    let result = load_from(&mut feed, run, client, program, place, starts_by, anchors).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
     // because a consumer group would wait for a member that leaves without a word.
     feed.close().await;
@@ -166,6 +169,7 @@ async fn load_from(
     program: Arc<Program>,
     place: Place,
     starts_by: Instant,
+    anchors: AnchorCheck,
 ) -> Result<()> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
@@ -248,6 +252,7 @@ async fn load_from(
         paused: false,
         started: false,
         starts_by,
+        anchors,
     };
     let result = lane.keep_loading(feed, sink, source_id, &mut changes).await;
     run.metrics.postgres_up.store(false, Relaxed);
@@ -337,6 +342,7 @@ enum Work {
     Change(Rebalance),
     Share(Ownership),
     Event(Event),
+    Changed(Vec<(i32, Finding)>),
     Close,
 }
 
@@ -378,6 +384,7 @@ struct Lane<'a> {
     started: bool,
     /// Until then outages end the start only when it has taken so long.
     starts_by: Instant,
+    anchors: AnchorCheck,
 }
 
 impl Lane<'_> {
@@ -550,6 +557,7 @@ impl Lane<'_> {
                 () = self.stop.signalled(1) => continue,
                 change = next_change(changes) => Work::Change(change),
                 ownership = self.control.changed() => Work::Share(ownership),
+                changed = self.anchors.next(&self.owned) => Work::Changed(changed),
                 // While more is there, the batch grows: its limits close it.
                 event = feed.next() => {
                     Work::Event(event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?)
@@ -571,6 +579,7 @@ impl Lane<'_> {
             Work::Change(change) => self.rebalance(feed, sink, change).await,
             Work::Share(ownership) => self.share(feed, sink, ownership).await,
             Work::Event(event) => self.handle(feed, sink, event).await,
+            Work::Changed(parts) => self.leave_changed(sink, parts).await,
             Work::Close => self.close(feed, sink).await,
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod fake;
 pub mod file;
+mod identity;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+pub use self::identity::{Finding, Probe, Sight};
 use crate::message::Arena;
 use crate::offsets::Anchor;
 
@@ -135,6 +137,10 @@ pub trait Source: Send {
     /// Looks whether all before a position is what was loaded, as far as the source can tell.
     fn resume(&mut self, _part: i32, _next: i64, _anchor: Option<Anchor>) -> Result<Resume, SourceError> {
         Ok(Resume::CompareAnchor)
+    }
+    /// Something that looks at single records beside what is read, where a topic may be created again under its name.
+    fn probe(&self) -> Option<Box<dyn Probe>> {
+        None
     }
     /// Joins the consumer group that shares the parts, if there is one; its changes come from now on, while the source is polled.
     /// Without a group whoever assigns parts chooses them.

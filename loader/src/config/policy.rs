@@ -149,6 +149,8 @@ pub struct Timeouts {
     pub start: Span,
     /// How long the last batch may take after SIGTERM.
     pub stop: Span,
+    /// How often a running loader looks whether the topic is still the same one.
+    pub anchor_check: Span,
 }
 
 impl Default for Batch {
@@ -171,6 +173,10 @@ impl Default for DeadLetters {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { start: Span::milliseconds(30_000), stop: Span::milliseconds(10_000) }
+        Self {
+            start: Span::milliseconds(30_000),
+            stop: Span::milliseconds(10_000),
+            anchor_check: Span::milliseconds(60_000),
+        }
     }
 }

@@ -14,10 +14,7 @@ use crate::message::{Arena, Message};
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::Anchor;
 use crate::program::Program;
-use crate::source::Polled;
-
-/// At the anchor's offset there is another record than the one that was applied.
-const ANOTHER_RECORD: &str = "another record is where the last loaded one was: the topic was created again or cut off";
+use crate::source::{Finding, Polled};
 
 /// The thread between the source and the pipeline.
 pub(super) struct DecoderThread {
@@ -111,7 +108,7 @@ impl DecoderThread {
             self.expected.remove(&part);
             // What the arena still holds of the part comes from another topic than the rows before.
             arena.retain(|message| message.part != part);
-            let reason = ANOTHER_RECORD.to_owned();
+            let reason = Finding::AnotherRecord.to_string();
             if self.events.blocking_send(Event::Stop { assignment, part, reason }).is_err() {
                 return false;
             }

@@ -135,6 +135,7 @@ impl Lane<'_> {
             }
         };
         let moves = self.batch.moves(&self.owned);
+        self.anchors.note_moves(&moves);
         for moved in &moves {
             self.owned.insert(moved.part, Owned { next: moved.next, epoch: moved.epoch });
         }

@@ -11,7 +11,7 @@ use crate::feed::{Feed, Start};
 use crate::membership;
 use crate::offsets::Claim;
 use crate::sink::{Failure, Sink};
-use crate::source::{Bounds, Kind, Resume};
+use crate::source::{Bounds, Finding, Kind, Resume};
 use crate::{Error, Result};
 
 impl Lane<'_> {
@@ -71,6 +71,7 @@ impl Lane<'_> {
         }
         for claim in claims {
             let Claim { part, next, anchor, .. } = claim;
+            self.anchors.note_claim(part, anchor);
             match feed.ask(move |source| source.resume(part, next, anchor)).await.map_err(Lost::Source)? {
                 Resume::CompareAnchor => {}
                 Resume::Proven => {
@@ -138,6 +139,17 @@ impl Lane<'_> {
                 Err(error) => return Err(Lost::Source(error)),
             }
         }
+    }
+
+    /// Parts are not what they were. What was read of them and is not committed may come from another topic: it is dropped.
+    pub(super) async fn leave_changed(&mut self, sink: &mut Sink, parts: Vec<(i32, Finding)>) -> Result<(), Lost> {
+        self.batch = Batch::default();
+        sink.rollback().await.map_err(Failure::from)?;
+        for (part, finding) in parts {
+            let Some(&Owned { next, epoch }) = self.owned.get(&part) else { continue };
+            self.stop_part(sink, &Claim { part, next, epoch, anchor: None }, finding.to_string()).await?;
+        }
+        Err(Lost::Rejoin("the topic has changed".into()))
     }
 
     pub(super) async fn stop_part(&mut self, sink: &Sink, claim: &Claim, reason: String) -> Result<(), Lost> {

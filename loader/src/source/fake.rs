@@ -1,11 +1,13 @@
 //! A source in memory, for tests: parts with messages, log starts that move, outages.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Bounds, Polled, Source, SourceError};
+use super::{Bounds, Polled, Probe, Sight, Source, SourceError};
 use crate::message::{Arena, Message};
+use crate::offsets::Anchor;
 
 /// A topic in memory. Clones share it, so that a test can produce while a loader reads.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +17,7 @@ pub struct FakeTopic(Arc<Mutex<Parts>>);
 struct Parts {
     parts: BTreeMap<i32, Part>,
     unreachable: bool,
+    looks: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +77,17 @@ impl FakeTopic {
         self.with(|inner| inner.parts.values_mut().for_each(|part| *part = Part::default()));
     }
 
+    /// The topic is created again and filled at one moment, with what another one holds.
+    pub fn replace(&self, other: &FakeTopic) {
+        let parts = other.with(|other| std::mem::take(&mut other.parts));
+        self.with(|inner| inner.parts = parts);
+    }
+
+    /// How often single records were looked at.
+    pub fn looks(&self) -> u64 {
+        self.with(|inner| inner.looks)
+    }
+
     pub fn set_unreachable(&self, unreachable: bool) {
         self.with(|inner| inner.unreachable = unreachable);
     }
@@ -126,6 +140,10 @@ impl Source for FakeSource {
         })
     }
 
+    fn probe(&self) -> Option<Box<dyn Probe>> {
+        Some(Box::new(self.topic.source()))
+    }
+
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError> {
         self.positions = starts.iter().copied().collect();
         self.at_end.clear();
@@ -162,5 +180,27 @@ impl Source for FakeSource {
             std::thread::sleep(wait.min(Duration::from_millis(1)));
         }
         polled
+    }
+}
+
+impl Probe for FakeSource {
+    fn look(&mut self, at: &[(i32, i64)], _: &AtomicBool) -> Result<Vec<(i32, Sight)>, SourceError> {
+        self.topic.with(|inner| inner.looks += 1);
+        self.reachable(|inner| {
+            let sight = |part: &Part, offset: i64| {
+                if offset < part.start || offset > part.end {
+                    return Sight::OutOfRange(Bounds { start: part.start, end: part.end });
+                }
+                match part.records.range(offset..).next() {
+                    None => Sight::End { position: part.end },
+                    Some((&offset, record)) => {
+                        let (key, value, time) = (record.key.as_deref(), record.value.as_deref(), record.time);
+                        let hash = Message { part: 0, offset, time, key, value, headers: None }.hash();
+                        Sight::Record(Anchor { offset, time, hash })
+                    }
+                }
+            };
+            at.iter().map(|(part, offset)| (*part, sight(&inner.parts[part], *offset))).collect()
+        })
     }
 }

@@ -4,6 +4,7 @@
 mod context;
 mod denial;
 mod group;
+mod probe;
 mod queue;
 mod settings;
 mod token;
@@ -11,6 +12,7 @@ mod token;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message as _};
@@ -19,10 +21,11 @@ use tokio::sync::mpsc;
 
 use self::context::Context;
 use self::denial::Denial;
+use self::probe::KafkaProbe;
 use self::queue::{Failure, Queue};
 use self::settings::settings;
-use super::{Bounds, Polled, Rebalance, Source, SourceError};
-use crate::config::{self, Ownership};
+use super::{Bounds, Polled, Probe, Rebalance, Source, SourceError};
+use crate::config::{self, Ownership, Sasl};
 use crate::message::{Arena, Message, headers_as_json};
 
 /// How long one question to the brokers may take.
@@ -45,6 +48,9 @@ pub struct KafkaSource {
     in_group: bool,
     /// In a group: the parts that are read now.
     current: BTreeSet<i32>,
+    /// For other clients of the same topic.
+    settings: ClientConfig,
+    sasl: Option<Sasl>,
 }
 
 impl std::fmt::Debug for KafkaSource {
@@ -61,7 +67,8 @@ impl KafkaSource {
         pipeline: &str,
         memory: usize,
     ) -> Result<Self, SourceError> {
-        let consumer = settings(source, kafka, pipeline, memory)
+        let settings = settings(source, kafka, pipeline, memory);
+        let consumer = settings
             .create_with_context(Context::new(source.sasl.as_ref()))
             .map_err(|error| SourceError::Refused(format!("the settings of Kafka are not accepted: {error}")))?;
         let (topic, brokers) = (kafka.topic.clone(), kafka.brokers.join(","));
@@ -77,6 +84,8 @@ impl KafkaSource {
             starts: BTreeMap::new(),
             in_group,
             current: BTreeSet::new(),
+            settings,
+            sasl: source.sasl.clone(),
         })
     }
 
@@ -327,6 +336,10 @@ impl Source for KafkaSource {
             Some(Offset::Offset(offset)) => Ok(offset),
             _ => Ok(self.bounds(part)?.end),
         }
+    }
+
+    fn probe(&self) -> Option<Box<dyn Probe>> {
+        Some(Box::new(KafkaProbe::new(&self.settings, self.sasl.as_ref(), &self.topic)))
     }
 
     fn join(&mut self) -> Result<Option<mpsc::UnboundedReceiver<Rebalance>>, SourceError> {

@@ -123,6 +123,17 @@ impl Broker {
         });
     }
 
+    /// Deletes a topic, with all that is in it.
+    pub fn delete_topic(&self, name: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let options = AdminOptions::new().operation_timeout(Some(DEADLINE)).request_timeout(Some(DEADLINE));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let deleted = runtime.block_on(admin.delete_topics(&[name], &options)).expect("an answer of the broker");
+        deleted.into_iter().for_each(|topic| {
+            topic.expect("the topic is deleted");
+        });
+    }
+
     /// First and next offset of each part of a topic.
     pub fn ends(&self, topic: &str, partitions: i32) -> Vec<(i64, i64)> {
         let consumer: BaseConsumer = self.client().create().expect("a consumer");

@@ -29,5 +29,7 @@ mod messages;
 mod outages;
 /// A topic, a table and a configuration, and the loader between them.
 mod pipeline;
+/// A topic is deleted and created again under its name.
+mod recreated;
 /// What Event Hubs does to connections, done to those of a real broker.
 mod stand_in;

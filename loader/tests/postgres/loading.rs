@@ -229,7 +229,9 @@ impl Running {
         self.join()
     }
 
+    /// Returns when it ends by itself.
     pub fn join(self) -> Result<(), Error> {
+        wait_until("the loader ends", || self.thread.is_finished());
         self.thread.join().expect("the loader does not panic")
     }
 }

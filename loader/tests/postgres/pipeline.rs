@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tally_server_tests::cluster::Cluster;
 
+use tally_loader::source::fake::FakeTopic;
+
 use crate::loading::{Loading, PLAIN, produce, wait_until};
 
 const TABLE: &str = "CREATE TABLE public.t (a bigint);";
@@ -192,6 +194,49 @@ fn a_topic_that_was_created_again_is_not_taken_for_the_old_one() {
     let error = loading.load().unwrap_err();
     assert_eq!(error.code(), 5, "{error}");
     assert_eq!(loading.number("SELECT count(*) FROM public.t"), 100);
+}
+
+/// The reader notices nothing: there is no message at its position, or one like any other.
+#[test]
+fn a_topic_that_is_created_again_while_it_is_loaded_is_noticed() {
+    for messages in [100, 150] {
+        let mut loading = Loading::new(2, TABLE);
+        loading.policy = "timeouts = { anchor_check = \"100 ms\" }".into();
+        produce(&loading, 2, 0, 100);
+        let running = loading.start();
+        running.wait_for_rows(100);
+        let refilled = FakeTopic::new(2);
+        for number in 0..messages {
+            let value = format!("{{\"a\": {}}}", 1_000 + number);
+            refilled.produce(number % 2, None, Some(value.as_bytes()), Some(946_684_800_000));
+        }
+        loading.topic.replace(&refilled);
+        let error = running.join().unwrap_err();
+        assert_eq!(error.code(), 5, "{error}");
+        assert!(error.to_string().contains("another record is where the last loaded one was"), "{error}");
+        assert_eq!(
+            loading.number("SELECT count(*) FROM tally.loader_offsets WHERE stopped_reason LIKE 'another record%'"),
+            2
+        );
+        assert_eq!(loading.number("SELECT count(*) FROM public.t WHERE a < 1000"), 100);
+    }
+}
+
+#[test]
+fn a_topic_that_stays_the_same_is_loaded_on_through_many_checks() {
+    let mut loading = Loading::new(2, TABLE);
+    loading.policy = "timeouts = { anchor_check = \"100 ms\" }".into();
+    let running = loading.start();
+    for round in 0..20 {
+        produce(&loading, 2, round * 100, 100);
+        running.wait_for_rows((round as u64 + 1) * 100);
+        let looks = loading.topic.looks();
+        wait_until("it has been looked at", || loading.topic.looks() > looks + 1);
+        // What was looked at before is gone, and proves nothing.
+        loading.topic.delete_before((round % 2) as i32, (round + 1) * 50 - 1);
+    }
+    running.stop().unwrap();
+    loading.assert_exactly_once(2_000);
 }
 
 #[test]
