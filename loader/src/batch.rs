@@ -113,6 +113,13 @@ impl Batch {
         chunks.map(|moved| moved.next).max(self.ends.get(&part).copied())
     }
 
+    /// The first record of a part.
+    pub fn first(&self, part: i32) -> Option<Anchor> {
+        let mut messages = self.chunks.iter().flat_map(|chunk| chunk.arena.iter());
+        let first = messages.find(|message| message.part == part)?;
+        Some(Anchor { offset: first.offset, time: first.time, hash: first.hash() })
+    }
+
     /// Whether enough rows wait for a COPY; `careful` when bad rows are about.
     pub fn should_copy(&self, careful: bool) -> bool {
         self.waiting >= if careful { ROWS_PER_CAREFUL_COPY } else { ROWS_PER_COPY }

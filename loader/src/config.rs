@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use file::{Compression, FileFormat, FileSettings};
-use policy::OnRecreated;
-pub use policy::{Batch, DeadLetters, Dedupe, On, OnGap, OnTombstone, Policy, SynchronousCommit, Timeouts};
+pub use policy::{
+    Batch, DeadLetters, Dedupe, On, OnGap, OnRecreated, OnTombstone, Policy, SynchronousCommit, Timeouts,
+};
 use sasl::readable;
 pub use sasl::{Credentials, Mechanism, Sasl, Tls, TokenEndpoint, TokenSource};
 pub use secret::Secret;
@@ -149,10 +150,11 @@ impl Config {
                 "With a connection string: sasl = { mechanism = \"PLAIN\", password_env = \"NAME\" }.",
             ));
         }
-        if self.policy.on.recreated == OnRecreated::NewIncarnation {
+        if self.policy.on.recreated == OnRecreated::NewIncarnation && self.source.ownership == Ownership::ConsumerGroup
+        {
             return Err(Error::unfit_hint(
-                "policy.on.recreated = \"new-incarnation\" is not built yet",
-                "Use \"stop\", the default, and load the new topic under another pipeline name.",
+                "policy.on.recreated = \"new-incarnation\" does not work with source.ownership = \"consumer-group\" yet",
+                "Use ownership = \"leases\", or recreated = \"stop\" and load the new topic under another pipeline name.",
             ));
         }
         let connections = self.policy.batch.connections();
@@ -356,7 +358,10 @@ mod tests {
 
     #[test]
     fn what_is_not_built_yet_is_refused() {
-        assert!(message(with("[policy]\non = { recreated = \"new-incarnation\" }")).contains("not built yet"));
+        let group = MINIMAL.replace("[target]", "ownership = \"consumer-group\"\n[target]");
+        let group = Config::parse(&format!("{group}\n[policy]\non = {{ recreated = \"new-incarnation\" }}"));
+        assert!(message(group).contains("consumer-group"));
+        assert!(with("[policy]\non = { recreated = \"new-incarnation\" }").is_ok());
         assert!(message(with("[policy]\nbatch = { connections = 0 }")).contains("between 1 and 64"));
         // Each connection has a batch of its own.
         assert!(message(with("[policy]\nbatch = { connections = 4 }")).contains("memory is too small"));

@@ -23,6 +23,8 @@ pub struct Ownership {
     pub owners: BTreeMap<i32, Option<Uuid>>,
     /// Committed positions, also of parts that others own. Good for nothing but to see that they are done.
     pub positions: BTreeMap<i32, i64>,
+    /// The source has a newer incarnation.
+    pub is_superseded: bool,
 }
 
 /// What is needed to be a member.

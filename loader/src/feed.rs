@@ -27,7 +27,7 @@ use crate::message::Arena;
 use crate::metrics::{Metrics, Phase};
 use crate::offsets::Anchor;
 use crate::program::Program;
-use crate::source::{Polled, Rebalance, Source, SourceError};
+use crate::source::{Finding, Polled, Rebalance, Source, SourceError};
 
 /// A chunk is at most this large: with the rows made of it, it is sent by one COPY.
 const ARENA_BYTES: usize = 512 << 10;
@@ -65,6 +65,12 @@ pub enum Event {
         assignment: u64,
         part: i32,
     },
+    /// The part is not the one that was loaded.
+    Changed {
+        assignment: u64,
+        part: i32,
+        finding: Finding,
+    },
     /// The part is to be left alone, for a reason that concerns its data.
     Stop {
         assignment: u64,
@@ -79,6 +85,7 @@ impl Event {
             Self::Chunk(chunk) => chunk.assignment,
             Self::EndOfPart { assignment, .. }
             | Self::OutOfRange { assignment, .. }
+            | Self::Changed { assignment, .. }
             | Self::Stop { assignment, .. } => *assignment,
         }
     }

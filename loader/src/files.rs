@@ -102,7 +102,9 @@ pub async fn dry_run(config: &Config, source: FileSource) -> Result<String> {
             }
             Some(Event::Stop { reason, .. }) => break Some(reason),
             Some(Event::EndOfPart { .. }) => break None,
-            Some(Event::OutOfRange { .. }) | None => return Err(Error::Bug("the file was not read".into())),
+            Some(Event::OutOfRange { .. } | Event::Changed { .. }) | None => {
+                return Err(Error::Bug("the file was not read".into()));
+            }
         }
     };
     let mut text = format!("\"{name}\": {rows} rows\n");

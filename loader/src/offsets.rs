@@ -1,6 +1,8 @@
 //! The state of the loader in PostgreSQL: sources, members, leases, positions. The claim of a part raises its epoch, and
 //! `tally.advance_offsets` lets only the owner of that epoch commit.
 
+pub mod incarnations;
+
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -34,6 +36,16 @@ pub struct Anchor {
     /// Milliseconds since 1970.
     pub time: Option<i64>,
     pub hash: i64,
+}
+
+/// Why parts were not claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error(transparent)]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The source has a newer incarnation, which is the one to load.
+    #[error("the topic was created again, and its new incarnation is loaded")]
+    Superseded,
 }
 
 /// Compares the state tables with what this loader expects.
@@ -168,6 +180,7 @@ pub async fn ownership(client: &Client, pipeline: &str, source: i32) -> Result<O
         )
         .await?;
     Ok(Ownership {
+        is_superseded: incarnations::is_superseded(client, source).await?,
         members: members.iter().map(|row| row.get(0)).collect(),
         owners: owners.iter().map(|row| (row.get(0), row.get(1))).collect(),
         positions: owners.iter().map(|row| (row.get(0), row.get(2))).collect(),
@@ -176,12 +189,7 @@ pub async fn ownership(client: &Client, pipeline: &str, source: i32) -> Result<O
 
 /// Claims parts in one short transaction: the lease, then the epoch. Returns those that nobody alive holds. It waits for an
 /// uncommitted advance of a former owner and then sees the position that one left behind.
-pub async fn claim(
-    client: &mut Client,
-    source: i32,
-    parts: &[i32],
-    member: Uuid,
-) -> Result<Vec<Claim>, tokio_postgres::Error> {
+pub async fn claim(client: &mut Client, source: i32, parts: &[i32], member: Uuid) -> Result<Vec<Claim>, ClaimError> {
     let mut parts = parts.to_vec();
     parts.sort_unstable();
     let transaction =
@@ -208,6 +216,10 @@ pub async fn claim(
             &[&source, &leased],
         )
         .await?;
+    if incarnations::is_superseded(&transaction, source).await? {
+        transaction.rollback().await?;
+        return Err(ClaimError::Superseded);
+    }
     let rows = transaction
         .query(
             "UPDATE tally.loader_offsets SET epoch = epoch + 1, stopped_reason = NULL WHERE source_id = $1 AND part = ANY ($2) \
@@ -218,17 +230,14 @@ pub async fn claim(
     transaction.commit().await?;
     Ok(rows
         .iter()
-        .map(|row| Claim {
-            part: row.get(0),
-            next: row.get(1),
-            epoch: row.get(2),
-            anchor: row.get::<_, Option<i64>>(3).zip(row.get::<_, Option<i64>>(5)).map(|(offset, hash)| Anchor {
-                offset,
-                time: row.get(4),
-                hash,
-            }),
-        })
+        .map(|row| Claim { part: row.get(0), next: row.get(1), epoch: row.get(2), anchor: anchor(row, 3) })
         .collect())
+}
+
+/// The anchor in three columns from this one on.
+fn anchor(row: &tokio_postgres::Row, column: usize) -> Option<Anchor> {
+    let (offset, hash): (Option<i64>, Option<i64>) = (row.get(column), row.get(column + 2));
+    offset.zip(hash).map(|(offset, hash)| Anchor { offset, time: row.get(column + 1), hash })
 }
 
 /// Ends former sessions of this role and pipeline that block the session `pid`, such as those of a loader that hangs.

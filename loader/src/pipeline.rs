@@ -24,7 +24,7 @@ use self::group::{Changes, next_change, overdue_change};
 use self::lanes::Place;
 use crate::batch::{Batch, Limits, Owned};
 use crate::catalog::{CatalogError, Table};
-use crate::config::{Config, Start as StartRule};
+use crate::config::{Config, OnRecreated, Start as StartRule};
 use crate::control::{Control, Member, Ownership};
 use crate::feed::{Event, Feed};
 use crate::membership::{self, Group};
@@ -111,11 +111,22 @@ pub fn source_error(error: SourceError) -> Error {
 /// Loads until stopped. The first contact with both sides must succeed within the start timeout; after that outages are
 /// retried for ever.
 pub async fn run(run: Run<'_>, source: Box<dyn Source>) -> Result<()> {
-    run_lanes(run, vec![source]).await
+    let mut source = Some(source);
+    run_lanes(run, || Ok(source.take().into_iter().collect())).await
 }
 
-/// The same with a lane for each of these sources, which are the same topic.
-pub async fn run_lanes(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<()> {
+/// How loading ends without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// All that was read is committed.
+    Done,
+    /// The topic was created again: there is a newer incarnation of the source.
+    Superseded,
+}
+
+/// The same with a lane for each of these sources, which are the same topic. They are opened anew for each incarnation of it: clients
+/// keep much in mind of a topic.
+pub async fn run_lanes(run: Run<'_>, mut open: impl FnMut() -> Result<Vec<Box<dyn Source>>>) -> Result<()> {
     let mut stop = run.stop.clone();
     let timeout = run.config.policy.timeouts.stop.0;
     let forced = async {
@@ -127,13 +138,29 @@ pub async fn run_lanes(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<()
             }
         }
     };
+    let loading = async {
+        let mut is_first = true;
+        loop {
+            match lanes::load_all(run.clone(), open()?).await {
+                Ok(Ended::Superseded) if !run.stop.is_signalled() => {}
+                Ok(_) => return Ok(()),
+                // It has loaded before: an outage of now is waited out.
+                Err(Error::Unreachable(reason)) if !is_first && !run.stop.is_signalled() => {
+                    tracing::warn!("trying on: {reason}");
+                    tokio::time::sleep(LONGEST_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+            is_first = false;
+        }
+    };
     tokio::select! {
-        result = lanes::load_all(run, sources) => result,
+        result = loading => result,
         error = forced => Err(error),
     }
 }
 
-async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()> {
+async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<Ended> {
     let config = run.config;
     let starts_by = Instant::now() + config.policy.timeouts.start.0;
     let (client, program) = start::until(starts_by, async |left| {
@@ -153,7 +180,8 @@ async fn load(run: Run<'_>, source: Box<dyn Source>, place: Place) -> Result<()>
     let dedupe = config.policy.dedupe.as_ref().filter(|_| run.origin.kind == Kind::Kafka);
     let dedupe = dedupe.map(|dedupe| dedupe.of_one_in(place.lanes));
     let (budget, metrics) = (place.budget.clone(), run.metrics.clone());
-    let anchors = AnchorCheck::new(source.probe(), config.policy.timeouts.anchor_check.0);
+    let proves_batches = config.policy.on.recreated == OnRecreated::NewIncarnation;
+    let anchors = AnchorCheck::new(source.probe(), config.policy.timeouts.anchor_check.0, proves_batches);
     let mut feed = Feed::start(source, name, program.clone(), memory, budget, metrics, dedupe.as_ref());
     let result = load_from(&mut feed, run, client, program, place, starts_by, anchors).await;
     // In order, because the threads of the client library use OpenSSL, which the end of the process takes away from under them; and
@@ -170,7 +198,7 @@ async fn load_from(
     place: Place,
     starts_by: Instant,
     anchors: AnchorCheck,
-) -> Result<()> {
+) -> Result<Ended> {
     let config = run.config;
     let timeout = config.policy.timeouts.start.0;
     let Origin { kind, name, .. } = &run.origin;
@@ -389,7 +417,7 @@ struct Lane<'a> {
 
 impl Lane<'_> {
     /// Loads until there is a reason to leave, through all outages.
-    async fn keep_loading(&mut self, feed: &mut Feed, sink: Sink, source: i32, changes: &mut Changes) -> Result<()> {
+    async fn keep_loading(&mut self, feed: &mut Feed, sink: Sink, source: i32, changes: &mut Changes) -> Result<Ended> {
         let mut sink = Some(sink);
         loop {
             let mut connected = match sink.take() {
@@ -400,7 +428,7 @@ impl Lane<'_> {
                     Err(lost) => {
                         self.back_off(&lost, feed, changes).await?;
                         if self.stop.is_signalled() {
-                            return Ok(());
+                            return Ok(Ended::Done);
                         }
                         continue;
                     }
@@ -409,7 +437,7 @@ impl Lane<'_> {
             let lost = match self.stretch(feed, &mut connected, changes).await {
                 Ok(()) => {
                     let _ = connected.leave(self.member).await;
-                    return Ok(());
+                    return Ok(Ended::Done);
                 }
                 Err(lost) => lost,
             };
@@ -419,6 +447,11 @@ impl Lane<'_> {
                 Lost::Leave(error) => {
                     let _ = connected.leave(self.member).await;
                     return Err(error);
+                }
+                Lost::Failure(Failure::Superseded) => {
+                    tracing::info!("\"{}\" was created again, going over to its new incarnation", self.origin.name);
+                    let _ = connected.leave(self.member).await;
+                    return Ok(Ended::Superseded);
                 }
                 Lost::Rejoin(reason) | Lost::Abandoned(reason) => tracing::info!("claiming the parts again: {reason}"),
                 lost => {
@@ -430,7 +463,7 @@ impl Lane<'_> {
             }
             if self.stop.is_signalled() {
                 let _ = connected.leave(self.member).await;
-                return Ok(());
+                return Ok(Ended::Done);
             }
             if is_rolled_back {
                 sink = Some(connected);
@@ -547,6 +580,7 @@ impl Lane<'_> {
             }
             if self.until_end && self.is_at_end() {
                 self.close(feed, sink).await?;
+                self.check_anchors(feed, sink).await?;
                 self.fail_if_all_stopped(true)?;
                 return Ok(());
             }
@@ -579,7 +613,7 @@ impl Lane<'_> {
             Work::Change(change) => self.rebalance(feed, sink, change).await,
             Work::Share(ownership) => self.share(feed, sink, ownership).await,
             Work::Event(event) => self.handle(feed, sink, event).await,
-            Work::Changed(parts) => self.leave_changed(sink, parts).await,
+            Work::Changed(parts) => self.leave_changed(feed, sink, parts).await,
             Work::Close => self.close(feed, sink).await,
         }
     }
@@ -614,6 +648,7 @@ impl Lane<'_> {
                 self.close(feed, sink).await?;
                 return Err(Lost::Rejoin(format!("part {part} has no record at its position")));
             }
+            Event::Changed { part, finding, .. } => self.leave_changed(feed, sink, vec![(part, finding)]).await?,
             Event::Stop { part, reason, .. } => {
                 self.close(feed, sink).await?;
                 let owned = self.owned[&part];

@@ -19,7 +19,7 @@ pub fn run(arguments: RunArguments) -> Result<()> {
     runtime()?.block_on(async {
         let lanes = pipeline::lanes::number(&config).await?;
         let memory = config.memory_of_rows() / lanes;
-        let sources = (0..lanes).map(|_| open_source(&config, memory)).collect::<Result<_>>()?;
+        let open = || (0..lanes).map(|_| open_source(&config, memory)).collect();
         let stop = stop::on_signals().map_err(|error| Error::Bug(format!("cannot listen for signals: {error}")))?;
         let metrics = Arc::new(Metrics::default());
         if let Some(address) = config.metrics {
@@ -28,7 +28,7 @@ pub fn run(arguments: RunArguments) -> Result<()> {
         let start = Instant::now();
         let progress = Progress::start(metrics.clone(), Measure::Messages);
         let run = Run { config: &config, origin, until_end: arguments.until_end, metrics: metrics.clone(), stop };
-        let result = pipeline::run_lanes(run, sources).await;
+        let result = pipeline::run_lanes(run, open).await;
         drop(progress);
         let (rows, seconds) = (metrics.rows.load(Relaxed), start.elapsed().as_secs_f64());
         tracing::info!(

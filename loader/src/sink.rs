@@ -28,7 +28,7 @@ use crate::config::{Postgres, SynchronousCommit};
 use crate::copy;
 use crate::decode::Rejection;
 use crate::message::Message;
-use crate::offsets::{self, Claim, LEASE};
+use crate::offsets::{self, Anchor, Claim, ClaimError, LEASE, incarnations};
 use crate::postgres::{self, Verdict};
 use crate::program::{Format, Program};
 use blockers::Blockers;
@@ -54,6 +54,9 @@ pub enum Failure {
     Postgres(#[from] tokio_postgres::Error),
     #[error("another loader owns the part: {0}")]
     Fenced(String),
+    /// The topic was created again, and that is another source.
+    #[error("the topic was created again, and its new incarnation is loaded")]
+    Superseded,
     /// The table changed since the program was compiled.
     #[error("the table was changed")]
     TableChanged,
@@ -66,6 +69,15 @@ pub enum Failure {
     /// More rows were refused than the policy allows.
     #[error("too many rows are refused; the last error was: {0}")]
     TooManyRefused(String),
+}
+
+impl From<ClaimError> for Failure {
+    fn from(error: ClaimError) -> Self {
+        match error {
+            ClaimError::Postgres(error) => Self::Postgres(error),
+            ClaimError::Superseded => Self::Superseded,
+        }
+    }
 }
 
 /// How rows are checked.
@@ -147,9 +159,20 @@ impl Sink {
     }
 
     /// Claims parts. A session that stands in the way for long is that of a loader that hangs, and is ended.
-    pub async fn claim(&mut self, parts: &[i32], member: Uuid) -> Result<Vec<Claim>, tokio_postgres::Error> {
+    pub async fn claim(&mut self, parts: &[i32], member: Uuid) -> Result<Vec<Claim>, ClaimError> {
         let blockers = Blockers::of(self, PATIENCE);
         blockers.end_while(offsets::claim(&mut self.client, self.source, parts, member)).await
+    }
+
+    /// Makes the next incarnation of the source, see [`incarnations::supersede`]. No transaction may be open.
+    pub async fn supersede(&mut self, starts: &[(i32, i64)]) -> Result<bool, tokio_postgres::Error> {
+        let blockers = Blockers::of(self, PATIENCE);
+        blockers.end_while(incarnations::supersede(&mut self.client, self.source, starts)).await
+    }
+
+    /// The anchors of all parts of the source.
+    pub async fn anchors(&self) -> Result<Vec<(i32, Option<Anchor>)>, tokio_postgres::Error> {
+        incarnations::anchors(&self.client, self.source).await
     }
 
     pub async fn release(&self, parts: &[i32], member: Uuid) -> Result<(), tokio_postgres::Error> {

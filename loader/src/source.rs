@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-pub use self::identity::{Finding, Probe, Sight};
+pub use self::identity::{Evidence, Finding, Probe, Sight, prove_another_topic};
 use crate::message::Arena;
 use crate::offsets::Anchor;
 

@@ -110,7 +110,7 @@ fn dedupe_memory() -> Size {
 #[serde(deny_unknown_fields, default)]
 pub struct On {
     pub gap: OnGap,
-    pub(super) recreated: OnRecreated,
+    pub recreated: OnRecreated,
     pub tombstone: OnTombstone,
 }
 
@@ -125,9 +125,10 @@ pub enum OnGap {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum OnRecreated {
+pub enum OnRecreated {
     #[default]
     Stop,
+    /// Load the new topic from its first message on, as another source.
     NewIncarnation,
 }
 

@@ -108,8 +108,8 @@ impl DecoderThread {
             self.expected.remove(&part);
             // What the arena still holds of the part comes from another topic than the rows before.
             arena.retain(|message| message.part != part);
-            let reason = Finding::AnotherRecord.to_string();
-            if self.events.blocking_send(Event::Stop { assignment, part, reason }).is_err() {
+            let finding = Finding::AnotherRecord;
+            if self.events.blocking_send(Event::Changed { assignment, part, finding }).is_err() {
                 return false;
             }
         }

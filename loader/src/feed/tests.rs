@@ -78,7 +78,7 @@ async fn the_anchor_tells_a_topic_that_was_created_again() {
     (0..9).for_each(|n| _ = other.produce(0, None, Some(b"{\"a\": 77}"), Some(n)));
     let mut changed = feed(&other);
     changed.assign(vec![Start { part: 0, next: 3, anchor }]).await.unwrap();
-    assert!(matches!(changed.next().await, Some(Event::Stop { part: 0, .. })));
+    assert!(matches!(changed.next().await, Some(Event::Changed { part: 0, .. })));
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn a_window_is_filled_from_before_the_position_and_the_anchor_is_still_com
                 assert!(chunk.arena.is_duplicate(1) && !chunk.arena.is_duplicate(0));
                 assert_eq!(chunk.decode_again(chunk.program.clone(), "t").duplicates, 1);
             }
-            Event::Stop { part: 0, .. } if !is_same => {}
+            Event::Changed { part: 0, .. } if !is_same => {}
             other => panic!("{other:?}"),
         }
     }

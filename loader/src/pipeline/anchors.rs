@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::batch::{Move, Owned};
 use crate::offsets::Anchor;
-use crate::source::{Finding, Probe, SourceError};
+use crate::source::{Evidence, Finding, Probe, Sight, SourceError};
 
 /// Right after a change of leader the end of a part may lag for a moment.
 const LOOKS: u32 = 5;
@@ -26,6 +26,8 @@ pub(super) struct AnchorCheck {
     /// `None` while a look runs, and where the source needs none.
     probe: Option<Box<dyn Probe>>,
     interval: Duration,
+    /// Looks follow each other so fast that connections stay open.
+    keeps_open: bool,
     next_at: Instant,
     /// A record of each part that was read from the topic which the state tables stand for.
     proven: BTreeMap<i32, Anchor>,
@@ -45,10 +47,11 @@ struct Running {
 }
 
 impl AnchorCheck {
-    pub(super) fn new(probe: Option<Box<dyn Probe>>, interval: Duration) -> Self {
+    pub(super) fn new(probe: Option<Box<dyn Probe>>, interval: Duration, keeps_open: bool) -> Self {
         Self {
             probe,
             interval,
+            keeps_open,
             next_at: Instant::now() + interval,
             proven: BTreeMap::new(),
             last: BTreeMap::new(),
@@ -74,7 +77,7 @@ impl AnchorCheck {
         }
     }
 
-    /// Parts that are not what they were, whenever a check finds some. It may be dropped and called again.
+    /// Parts that are not what they were, whenever a check finds some; none when the topic does not have them at all. It may be dropped and called again.
     pub(super) async fn next(&mut self, owned: &BTreeMap<i32, Owned>) -> Vec<(i32, Finding)> {
         loop {
             if self.running.is_none() {
@@ -86,10 +89,8 @@ impl AnchorCheck {
             let done = (&mut running.task).await;
             let last = self.running.take().map(|running| running.last).unwrap_or_default();
             self.next_at = Instant::now() + self.interval;
-            let Ok((mut probe, found)) = done else { continue };
-            // Connections that are idle for so long are of no use.
-            probe.close();
-            self.probe = Some(probe);
+            let Ok((probe, found)) = done else { continue };
+            self.put_back(probe);
             match found {
                 Ok(found) => {
                     let changed: Vec<_> = found.into_iter().filter(|(_, finding)| finding.is_change()).collect();
@@ -99,15 +100,69 @@ impl AnchorCheck {
                         return changed;
                     }
                 }
+                Err(SourceError::NoTopic(_)) => return Vec::new(),
                 Err(error) => tracing::debug!("cannot look whether the topic is the same: {error}"),
             }
         }
     }
 
+    fn put_back(&mut self, mut probe: Box<dyn Probe>) {
+        if !self.keeps_open {
+            probe.close();
+        }
+        self.probe = Some(probe);
+    }
+
+    /// What the next check compares of these parts.
+    pub(super) fn proven(&self, owned: &BTreeMap<i32, Owned>) -> BTreeMap<i32, Anchor> {
+        let owned = self.proven.iter().filter(|(part, _)| owned.contains_key(part));
+        owned.map(|(part, anchor)| (*part, *anchor)).collect()
+    }
+
+    /// The last record that was loaded from a part.
+    pub(super) fn last(&self, part: i32) -> Option<Anchor> {
+        self.last.get(&part).copied()
+    }
+
+    /// Looks now; none where the source needs no look.
+    pub(super) async fn look_now(&mut self, anchors: BTreeMap<i32, Anchor>) -> Found {
+        if anchors.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.probe_now(move |probe, is_cancelled| look(probe, &anchors, is_cancelled)).await;
+        found.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// What these parts say of the whole topic; nothing where the source needs no look.
+    pub(super) async fn evidence(&mut self, parts: Vec<(i32, Option<Anchor>)>) -> Result<Vec<Evidence>, SourceError> {
+        let found = self.probe_now(move |probe, is_cancelled| evidence(probe, &parts, is_cancelled)).await;
+        found.unwrap_or(Ok(Vec::new()))
+    }
+
+    async fn probe_now<T: Send + 'static>(
+        &mut self,
+        action: impl FnOnce(&mut dyn Probe, &AtomicBool) -> T + Send + 'static,
+    ) -> Option<T> {
+        if let Some(running) = &mut self.running {
+            // What it says is said again by the next one.
+            let done = (&mut running.task).await;
+            self.running = None;
+            self.probe = done.ok().map(|(probe, _)| probe);
+        }
+        let mut probe = self.probe.take()?;
+        let is_cancelled = self.is_cancelled.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let done = action(probe.as_mut(), &is_cancelled);
+            (probe, done)
+        });
+        let (probe, done) = task.await.ok()?;
+        self.put_back(probe);
+        Some(done)
+    }
+
     fn start(&mut self, owned: &BTreeMap<i32, Owned>) -> Option<Running> {
         let is_owned = |part: &i32| owned.contains_key(part);
-        let proven: BTreeMap<i32, Anchor> =
-            self.proven.iter().filter(|(part, _)| is_owned(part)).map(|(part, anchor)| (*part, *anchor)).collect();
+        let proven = self.proven(owned);
         if proven.is_empty() {
             return None;
         }
@@ -126,6 +181,23 @@ impl Drop for AnchorCheck {
     fn drop(&mut self) {
         self.is_cancelled.store(true, Relaxed);
     }
+}
+
+fn evidence(
+    probe: &mut dyn Probe,
+    parts: &[(i32, Option<Anchor>)],
+    is_cancelled: &AtomicBool,
+) -> Result<Vec<Evidence>, SourceError> {
+    let anchors: BTreeMap<i32, Anchor> = parts.iter().filter_map(|(part, anchor)| Some((*part, (*anchor)?))).collect();
+    let mut all = vec![Evidence::Nothing; parts.len() - anchors.len()];
+    for (part, finding) in look(probe, &anchors, is_cancelled)? {
+        let mut first = probe.look(&[(part, 0)], is_cancelled)?;
+        if let Some((_, Sight::OutOfRange(bounds))) = first.first() {
+            first = probe.look(&[(part, bounds.start)], is_cancelled)?;
+        }
+        all.extend(first.first().map(|(_, first)| Evidence::of(anchors[&part], finding, *first)));
+    }
+    Ok(all)
 }
 
 /// Looks at the anchors, again at those that lie behind the end of their part.

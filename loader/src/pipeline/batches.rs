@@ -126,6 +126,7 @@ impl Lane<'_> {
         if self.batch.is_empty() {
             return Ok(());
         }
+        self.prove_batch(feed, sink).await?;
         let mut checks = Checks::default();
         let dead = loop {
             match self.try_close(sink, checks).await {

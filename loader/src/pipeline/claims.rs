@@ -1,17 +1,18 @@
 //! Which parts a lane reads: shares them with others, claims them, checks what the source still has of them, stops them.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::{Lane, Lost, NEW_PARTS, add_new_parts};
 use crate::batch::{Batch, Owned};
-use crate::config::OnGap;
+use crate::config::{OnGap, OnRecreated};
 use crate::control::Ownership;
 use crate::feed::{Feed, Start};
 use crate::membership;
-use crate::offsets::Claim;
+use crate::offsets::{Anchor, Claim};
 use crate::sink::{Failure, Sink};
-use crate::source::{Bounds, Finding, Kind, Resume};
+use crate::source::{Bounds, Evidence, Finding, Kind, Resume, SourceError, prove_another_topic};
 use crate::{Error, Result};
 
 impl Lane<'_> {
@@ -25,6 +26,9 @@ impl Lane<'_> {
         // A server that has crashed may have lost our last commits, and where nothing comes any more no fence would tell.
         if sink.is_closed() {
             return Err(Lost::Rejoin("the connection to PostgreSQL has ended".into()));
+        }
+        if ownership.is_superseded {
+            return Err(Failure::Superseded.into());
         }
         if Instant::now() >= self.new_parts_at {
             self.new_parts_at = Instant::now() + NEW_PARTS;
@@ -84,7 +88,12 @@ impl Lane<'_> {
                     continue;
                 }
             }
-            let bounds = self.bounds_of(feed, &claim).await?;
+            let Some(bounds) = self.bounds_of(feed, &claim).await? else {
+                let why = self.begin_anew(feed, sink).await?;
+                let gone = format!("the topic does not have the part any more: it was created again{why}");
+                self.stop_part(sink, &claim, gone).await?;
+                continue;
+            };
             let (next, anchor) = if claim.next < bounds.start {
                 let lost =
                     format!("offsets {} to {} were deleted before they were loaded", claim.next, bounds.start - 1);
@@ -103,8 +112,9 @@ impl Lane<'_> {
                 }
                 (bounds.start, None)
             } else if claim.next > bounds.end {
+                let why = self.begin_anew(feed, sink).await?;
                 let lost = format!(
-                    "position {} lies behind the end {}: the topic was created again or cut off",
+                    "position {} lies behind the end {}: the topic was created again or cut off{why}",
                     claim.next, bounds.end
                 );
                 self.stop_part(sink, &claim, lost).await?;
@@ -125,8 +135,8 @@ impl Lane<'_> {
     }
 
     /// The offsets a part holds. Right after a change of leader its end may lag for a moment, so a position behind it is
-    /// looked at several times.
-    async fn bounds_of(&self, feed: &Feed, claim: &Claim) -> Result<Bounds, Lost> {
+    /// looked at several times. `None`: the topic does not have the part.
+    async fn bounds_of(&self, feed: &Feed, claim: &Claim) -> Result<Option<Bounds>, Lost> {
         let part = claim.part;
         let mut looks = 0;
         loop {
@@ -135,21 +145,97 @@ impl Lane<'_> {
                     looks += 1;
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
-                Ok(bounds) => return Ok(bounds),
+                Ok(bounds) => return Ok(Some(bounds)),
+                Err(error @ SourceError::NoTopic(_)) => {
+                    let parts = feed.ask(|source| source.parts()).await.map_err(Lost::Source)?;
+                    return if parts.contains(&part) { Err(Lost::Source(error)) } else { Ok(None) };
+                }
                 Err(error) => return Err(Lost::Source(error)),
             }
         }
     }
 
-    /// Parts are not what they were. What was read of them and is not committed may come from another topic: it is dropped.
-    pub(super) async fn leave_changed(&mut self, sink: &mut Sink, parts: Vec<(i32, Finding)>) -> Result<(), Lost> {
+    /// Parts are not what they were; without any the claim tells. What was read of them and is not committed may come from another topic: it is dropped.
+    pub(super) async fn leave_changed(
+        &mut self,
+        feed: &Feed,
+        sink: &mut Sink,
+        parts: Vec<(i32, Finding)>,
+    ) -> Result<(), Lost> {
+        if parts.is_empty() {
+            return Err(Lost::Rejoin("the topic does not have all of its parts".into()));
+        }
         self.batch = Batch::default();
         sink.rollback().await.map_err(Failure::from)?;
+        let why = self.begin_anew(feed, sink).await?;
         for (part, finding) in parts {
             let Some(&Owned { next, epoch }) = self.owned.get(&part) else { continue };
-            self.stop_part(sink, &Claim { part, next, epoch, anchor: None }, finding.to_string()).await?;
+            self.stop_part(sink, &Claim { part, next, epoch, anchor: None }, format!("{finding}{why}")).await?;
         }
         Err(Lost::Rejoin("the topic has changed".into()))
+    }
+
+    /// Leaves for the next incarnation of the source, if that is wanted and the topic is proven to be another one. Else what there is to
+    /// add to the reason of a part that stops.
+    async fn begin_anew(&mut self, feed: &Feed, sink: &mut Sink) -> Result<String, Lost> {
+        if self.config.policy.on.recreated == OnRecreated::Stop || self.origin.kind == Kind::File {
+            return Ok(String::new());
+        }
+        let parts = feed.ask(|source| source.parts()).await.map_err(Lost::Source)?;
+        let mut starts = Vec::with_capacity(parts.len());
+        for &part in &parts {
+            starts.push((part, feed.ask(move |source| source.bounds(part)).await.map_err(Lost::Source)?.start));
+        }
+        let mut known = sink.anchors().await.map_err(Failure::from)?;
+        let all = known.len();
+        known.retain(|(part, _)| parts.contains(part));
+        let gone = vec![Evidence::Gone; all - known.len()];
+        let mut evidence = self.anchors.evidence(known).await.map_err(Lost::Source)?;
+        evidence.extend(gone);
+        match prove_another_topic(&evidence) {
+            Err(why) => Ok(format!("; {why}")),
+            Ok(()) => {
+                if sink.supersede(&starts).await.map_err(Failure::from)? {
+                    tracing::warn!("\"{}\" was created again: it is loaded from its beginning", self.origin.name);
+                }
+                Err(Failure::Superseded.into())
+            }
+        }
+    }
+
+    /// Looks whether the topic is the same before the loader leaves it.
+    pub(super) async fn check_anchors(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        let anchors = self.anchors.proven(&self.owned);
+        self.leave_if_changed(feed, sink, anchors).await
+    }
+
+    /// With `new-incarnation`, rows of two topics must never be in one batch, or the new one's would be loaded twice. A record that was
+    /// read before the batch has to be where it was after all of the batch was read; then all of it comes from the same topic.
+    pub(super) async fn prove_batch(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+        if self.config.policy.on.recreated == OnRecreated::Stop || self.origin.kind == Kind::File {
+            return Ok(());
+        }
+        let mut anchors: BTreeMap<i32, Anchor> = BTreeMap::new();
+        for moved in self.batch.moves(&self.owned) {
+            if let Some(anchor) = self.anchors.last(moved.part).or(self.batch.first(moved.part)) {
+                anchors.insert(moved.part, anchor);
+            }
+        }
+        self.leave_if_changed(feed, sink, anchors).await
+    }
+
+    async fn leave_if_changed(
+        &mut self,
+        feed: &Feed,
+        sink: &mut Sink,
+        anchors: BTreeMap<i32, Anchor>,
+    ) -> Result<(), Lost> {
+        let mut found = self.anchors.look_now(anchors).await.map_err(Lost::Source)?;
+        found.retain(|(_, finding)| finding.is_change());
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.leave_changed(feed, sink, found).await
     }
 
     pub(super) async fn stop_part(&mut self, sink: &Sink, claim: &Claim, reason: String) -> Result<(), Lost> {
@@ -187,7 +273,7 @@ impl Lane<'_> {
         let hint = match self.origin.kind {
             Kind::Kafka => {
                 "Look at tally.loader_status. Deleted offsets: policy.on.gap = \"record\" goes on behind them. A topic that was \
-                 created again: load it under another pipeline name."
+                 created again: policy.on.recreated = \"new-incarnation\" loads it from its beginning, and so does another pipeline name."
             }
             Kind::File => {
                 "What is before the position is loaded and stays loaded. Repair the file behind it and run again; a file with \

@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::{Run, load, start};
+use super::{Ended, Run, load, start};
 use crate::chunk::Budget;
 use crate::config::Config;
 use crate::gauge::Gauge;
@@ -61,7 +61,7 @@ pub async fn number(config: &Config) -> Result<usize> {
 
 /// Loads from each source in a lane of its own. When one fails the others stop, too, but for parts that are stopped to protect
 /// data: then the others go on.
-pub(super) async fn load_all(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<()> {
+pub(super) async fn load_all(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Result<Ended> {
     let (stopper, stop) = stop::channel();
     let mut outer = run.stop.clone();
     let gauge = Arc::new(Mutex::new(Gauge::new(&run.config.policy.dead_letters)));
@@ -75,15 +75,21 @@ pub(super) async fn load_all(run: Run<'_>, sources: Vec<Box<dyn Source>>) -> Res
         .collect();
     let mut failure: Option<Error> = None;
     let mut is_stopping = false;
+    let mut ended = Ended::Done;
     loop {
         tokio::select! {
             () = outer.signalled(1), if !is_stopping => {
                 is_stopping = true;
                 stopper.signal();
             }
-            ended = lanes.next() => match ended {
-                None => return failure.map_or(Ok(()), Err),
-                Some(Ok(())) => {}
+            lane = lanes.next() => match lane {
+                None if ended == Ended::Superseded => return Ok(ended),
+                None => return failure.map_or(Ok(ended), Err),
+                Some(Ok(Ended::Done)) => {}
+                Some(Ok(Ended::Superseded)) => {
+                    ended = Ended::Superseded;
+                    stopper.signal();
+                }
                 Some(Err(error)) => {
                     if !matches!(error, Error::Protected { .. }) {
                         stopper.signal();

@@ -200,7 +200,11 @@ impl Probe for FakeSource {
                     }
                 }
             };
-            at.iter().map(|(part, offset)| (*part, sight(&inner.parts[part], *offset))).collect()
-        })
+            let look = |&(number, offset): &(i32, i64)| {
+                let part = inner.parts.get(&number).ok_or_else(|| SourceError::NoTopic(format!("no part {number}")))?;
+                Ok((number, sight(part, offset)))
+            };
+            at.iter().map(look).collect()
+        })?
     }
 }

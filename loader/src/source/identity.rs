@@ -64,6 +64,58 @@ impl Finding {
     }
 }
 
+/// What a part says about the whole topic, once a change was found in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Its anchor is where it was.
+    Same,
+    /// It is another part, or was cut off, and its first record is younger than the last one that was loaded.
+    Younger,
+    /// The topic does not have it any more, and parts are never taken from a topic.
+    Gone,
+    /// It is another part, or was cut off, and has no record.
+    Empty,
+    /// It is another part, or was cut off, and its first record is not younger: it may be the old one.
+    NotYounger,
+    /// Nothing was loaded from it, or the record to recognise it by is gone.
+    Nothing,
+}
+
+impl Evidence {
+    /// `first` is what the part has at its beginning.
+    pub fn of(anchor: Anchor, finding: Finding, first: Sight) -> Self {
+        match (finding, first) {
+            (Finding::Same, _) => Self::Same,
+            (Finding::Undecided, _) => Self::Nothing,
+            (_, Sight::End { .. }) => Self::Empty,
+            (_, Sight::Record(first)) if first.time.zip(anchor.time).is_some_and(|(first, last)| first > last) => {
+                Self::Younger
+            }
+            _ => Self::NotYounger,
+        }
+    }
+}
+
+/// Whether the whole topic is another one. A log that was cut off looks alike, but its first records are rows already: they would be
+/// loaded a second time. So it takes a proof.
+///
+/// # Errors
+/// Why that is not proven, as the second half of a sentence.
+pub fn prove_another_topic(evidence: &[Evidence]) -> Result<(), &'static str> {
+    let has = |wanted: Evidence| evidence.contains(&wanted);
+    if has(Evidence::Same) {
+        return Err("other parts are the same, so it was cut off");
+    }
+    if has(Evidence::NotYounger) {
+        return Err("its first record is not younger than the last loaded one, so it may be the same topic, cut off");
+    }
+    let is_all_empty = has(Evidence::Empty) && !has(Evidence::Nothing);
+    if has(Evidence::Younger) || has(Evidence::Gone) || is_all_empty {
+        return Ok(());
+    }
+    Err("nothing proves that it is another topic")
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,6 +147,29 @@ mod tests {
         assert_eq!(record(9, Some(6), 7), Finding::AnotherRecord);
         // Compacted away.
         assert_eq!(record(10, Some(5), 7), Finding::Undecided);
+    }
+
+    #[test]
+    fn a_topic_that_may_be_the_old_one_is_not_another_one() {
+        use Evidence::{Empty, Gone, NotYounger, Nothing, Same, Younger};
+        for another in [&[Younger][..], &[Younger, Nothing, Empty], &[Empty, Empty], &[Gone, Nothing]] {
+            assert_eq!(prove_another_topic(another), Ok(()), "{another:?}");
+        }
+        for same in [&[Same, Younger][..], &[Same, Gone], &[NotYounger, Gone], &[Empty, Nothing], &[Nothing], &[]] {
+            assert!(prove_another_topic(same).is_err(), "{same:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_younger_only_when_its_first_record_is() {
+        let evidence =
+            |finding, time| Evidence::of(ANCHOR, finding, Sight::Record(Anchor { offset: 0, time, hash: 1 }));
+        assert_eq!(evidence(Finding::AnotherRecord, Some(6)), Evidence::Younger);
+        assert_eq!(evidence(Finding::AnotherRecord, Some(5)), Evidence::NotYounger);
+        assert_eq!(evidence(Finding::Shorter { end: 3 }, None), Evidence::NotYounger);
+        assert_eq!(evidence(Finding::Same, Some(6)), Evidence::Same);
+        assert_eq!(evidence(Finding::Undecided, Some(6)), Evidence::Nothing);
+        assert_eq!(Evidence::of(ANCHOR, Finding::Shorter { end: 0 }, Sight::End { position: 0 }), Evidence::Empty);
     }
 
     #[test]

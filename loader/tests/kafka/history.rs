@@ -9,11 +9,11 @@ use crate::pipeline::{Pipeline, World};
 /// A row for each change of a position or an epoch, in the transaction that made it. The lock on the row makes the numbers of one part
 /// rise in the order of the commits.
 const RECORDER: &str = "
-    CREATE TABLE public.history (seq bigserial PRIMARY KEY, part int, was_at bigint, is_at bigint, was_epoch bigint, epoch bigint,
+    CREATE TABLE public.history (seq bigserial PRIMARY KEY, source int, part int, was_at bigint, is_at bigint, was_epoch bigint, epoch bigint,
       rows bigint, dead bigint, transaction xid8 DEFAULT pg_current_xact_id());
     CREATE FUNCTION public.record_history() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-      INSERT INTO public.history (part, was_at, is_at, was_epoch, epoch, rows, dead)
-        VALUES (NEW.part, OLD.next_offset, NEW.next_offset, OLD.epoch, NEW.epoch,
+      INSERT INTO public.history (source, part, was_at, is_at, was_epoch, epoch, rows, dead)
+        VALUES (NEW.source_id, NEW.part, OLD.next_offset, NEW.next_offset, OLD.epoch, NEW.epoch,
                 NEW.rows_total - OLD.rows_total, NEW.dead_total - OLD.dead_total);
       RETURN NULL;
     END $$;
@@ -27,7 +27,7 @@ const FAULTS: &[(&str, &str)] = &[
         "ranges that do not adjoin, or epochs that jump",
         "SELECT part, seq, was_at, last_at, was_epoch, last_epoch FROM (
            SELECT *, lag(is_at, 1, 0) OVER before AS last_at, lag(epoch, 1, 0) OVER before AS last_epoch
-             FROM public.history WINDOW before AS (PARTITION BY part ORDER BY seq)) h
+             FROM public.history WINDOW before AS (PARTITION BY source, part ORDER BY seq)) h
           WHERE (was_at, was_epoch) IS DISTINCT FROM (last_at, last_epoch)",
     ),
     (

@@ -69,8 +69,13 @@ impl<'a> Loading<'a> {
 
     /// A database with nothing in it.
     pub fn without_state(server: &'a Cluster, parts: i32) -> Self {
+        Self::in_database(server.empty_database(), parts)
+    }
+
+    /// A database as it is.
+    pub fn in_database(database: Database<'a>, parts: i32) -> Self {
         Self {
-            database: server.empty_database(),
+            database,
             topic: FakeTopic::new(parts),
             source: String::new(),
             target: String::new(),
@@ -140,12 +145,12 @@ impl<'a> Loading<'a> {
         let config = self.config();
         let (_stopper, stop) = stop::channel();
         let run = Run { config: &config, origin: topic(&config)?, until_end: true, metrics: Arc::default(), stop };
-        block_on(pipeline::run_lanes(run, self.sources()))
+        block_on(pipeline::run_lanes(run, || Ok(self.sources())))
     }
 
     /// A source for each lane.
     fn sources(&self) -> Vec<Box<dyn Source>> {
-        (0..self.lanes).map(|_| Box::new(self.topic.source()) as Box<dyn Source>).collect()
+        sources(&self.topic, self.lanes)
     }
 
     /// Starts a loader that runs until it is stopped.
@@ -153,10 +158,10 @@ impl<'a> Loading<'a> {
         let config = self.config();
         let metrics: Arc<Metrics> = Arc::default();
         let (stopper, stop) = stop::channel();
-        let (sources, shared) = (self.sources(), metrics.clone());
+        let (topic_source, lanes, shared) = (self.topic.clone(), self.lanes, metrics.clone());
         let thread = thread::spawn(move || {
             let run = Run { config: &config, origin: topic(&config)?, until_end: false, metrics: shared, stop };
-            block_on(pipeline::run_lanes(run, sources))
+            block_on(pipeline::run_lanes(run, || Ok(sources(&topic_source, lanes))))
         });
         Running { thread, stopper, metrics }
     }
@@ -173,6 +178,10 @@ impl<'a> Loading<'a> {
         let counted = self.number("SELECT sum(rows_total)::bigint FROM tally.loader_offsets");
         assert_eq!(counted, messages, "rows counted with the positions");
     }
+}
+
+fn sources(topic: &FakeTopic, lanes: usize) -> Vec<Box<dyn Source>> {
+    (0..lanes).map(|_| Box::new(topic.source()) as Box<dyn Source>).collect()
 }
 
 /// Loads 10,000 messages, one of them refused by PostgreSQL: exactly that one must become a dead letter.

@@ -4,6 +4,7 @@
 //! - `dedupe`: what a producer has sent twice is one row
 //! - `fence`: who does not own a part cannot commit, and nobody waits for ever
 //! - `faults`: the faults of other loaders, and what a person has to repair
+//! - `incarnations`: a topic that was created again is another source
 //! - `lanes`: several connections of one process
 //! - `files`: files by position and content, through kills, growth and damage
 //! - `formats`: what is in a file arrives as it is there
@@ -25,6 +26,7 @@ mod files;
 mod formats;
 #[cfg(feature = "kafka")]
 mod generated;
+mod incarnations;
 mod lanes;
 mod loading;
 mod oracle;

@@ -144,5 +144,11 @@ impl Look<'_> {
 }
 
 fn failed(error: &KafkaError) -> SourceError {
+    if let Some(
+        RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition,
+    ) = error.rdkafka_error_code()
+    {
+        return SourceError::NoTopic(error.to_string());
+    }
     SourceError::Unreachable(error.to_string())
 }
