@@ -263,6 +263,11 @@ impl Cluster {
         database
     }
 
+    /// A database that came with the files of another server, as [`Cluster::backup`] and [`Cluster::upgrade`] bring them.
+    pub fn database_of_backup(&self, name: &str) -> Database<'_> {
+        Database { cluster: self, name: name.to_owned() }
+    }
+
     /// A fresh database without the extension.
     pub fn empty_database(&self) -> Database<'_> {
         // Nobody can be connected to template0, so this never waits for another test.

@@ -10,6 +10,7 @@
 //! - `formats`: what is in a file arrives as it is there
 //! - `poison`: a bad message becomes a dead letter, and only that message
 //! - `replay`: dead letters that became possible are rows once
+//! - `restore`: dumps and base backups, from which the loader goes on
 //! - `start`: outages before the first claim
 //! - `state`: state tables with and without rights, `init`, `check`
 //! - `generated`: a realistic topic becomes what its `truth.json` says
@@ -33,6 +34,7 @@ mod oracle;
 mod pipeline;
 mod poison;
 mod replay;
+mod restore;
 mod start;
 mod state;
 mod text_format;
