@@ -129,6 +129,25 @@ fn loaders_that_notice_at_once_make_one_incarnation() {
     }
 }
 
+/// It owns parts of the former incarnation, nothing comes, and its own next check is far away.
+#[test]
+fn an_idle_loader_hears_of_the_new_incarnation() {
+    let mut loading = loading();
+    loading.policy = POLICY.replace("100 ms", "1 h");
+    let running = loading.start();
+    running.wait_for_rows(100);
+    recreate(&loading, 100, BEFORE + 1);
+    let config = loading.config();
+    let made = block_on(async {
+        let mut client = connection::connect(&config.postgres, "test").await.unwrap();
+        incarnations::supersede(&mut client, 1, &[(0, 0), (1, 0)]).await.unwrap()
+    });
+    assert!(made);
+    wait_until("the new topic is loaded", || rows(&loading) >= 200);
+    running.stop().unwrap();
+    assert_both(&loading, 100);
+}
+
 /// A log that was cut off looks alike, and its rows must not be loaded a second time.
 #[test]
 fn what_may_be_the_old_topic_stops_the_loader() {
