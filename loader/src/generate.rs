@@ -147,6 +147,18 @@ fn serve(arguments: &GenerateArguments, records: Records, pace: Pace, now: i64) 
     })
 }
 
+/// Serves reference events, for tests.
+#[cfg(all(test, feature = "kafka"))]
+pub(crate) fn serve_reference(len: u64, parts: u32, rate: Option<u64>) -> std::net::SocketAddr {
+    let records = Records::Generated { events: Reference::new(1, None), len };
+    let log = serve::Log::new(records, parts, Pace::new(rate), Timestamp::now().as_millisecond());
+    let broker = serve::Broker::new("clickstream".into(), log);
+    let listening = broker.listen(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let address = listening.address();
+    listening.start();
+    address
+}
+
 fn write_lines(records: &Records, pace: Pace, progress: &ProgressBar, to: impl Write) -> io::Result<()> {
     let started = Instant::now();
     let mut to = BufWriter::with_capacity(1 << 16, to);

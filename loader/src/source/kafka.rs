@@ -38,6 +38,9 @@ pub struct KafkaSource {
     consumer: BaseConsumer<Context>,
     /// What stood between messages that were handed over already.
     failures: VecDeque<Failure>,
+    /// Parts whose end was reached, and where that is, to be told when nothing more is there. When messages come as fast as they are
+    /// read, an end stands behind every few of them, and to stop at each takes more time than they leave.
+    reached: BTreeMap<i32, i64>,
     /// Parts of which nothing has come since they were assigned.
     silent: BTreeSet<i32>,
     topic: String,
@@ -78,6 +81,7 @@ impl KafkaSource {
             queue,
             consumer,
             failures: VecDeque::new(),
+            reached: BTreeMap::new(),
             silent: BTreeSet::new(),
             topic,
             brokers,
@@ -142,8 +146,11 @@ impl KafkaSource {
         Some(SourceError::Denied { message, hint })
     }
 
-    /// Whether nothing to read means that there is nothing, or that nobody answers.
-    fn idle(&self) -> Result<Polled, SourceError> {
+    /// Nothing more is there now: the end of a part, or nothing at all; or nobody answers.
+    fn idle(&mut self) -> Result<Polled, SourceError> {
+        if let Some((part, position)) = self.reached.pop_first() {
+            return Ok(Polled::EndOfPart { part, position });
+        }
         if let Some(denied) = self.denied() {
             return Err(denied);
         }
@@ -187,7 +194,7 @@ impl KafkaSource {
 
     /// In a group, all comes by the consumer.
     fn poll_consumer(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
-        let mut wait = wait;
+        let mut wait = if self.reached.is_empty() { wait } else { Duration::ZERO };
         loop {
             let polled = match self.consumer.poll(wait) {
                 None => return self.idle(),
@@ -199,6 +206,7 @@ impl KafkaSource {
                     let headers = message
                         .headers()
                         .map(|headers| headers_as_json(headers.iter().map(|header| (header.key, header.value))));
+                    self.reached.remove(&message.partition());
                     into.push(Message {
                         part: message.partition(),
                         offset: message.offset(),
@@ -214,8 +222,9 @@ impl KafkaSource {
                 Err(KafkaError::PartitionEOF(part)) => {
                     let position = self.position(part).or(self.starts.get(&part).copied());
                     // Nothing is known of a part that is not assigned any more.
-                    let Some(position) = position else { continue };
-                    return Ok(Polled::EndOfPart { part, position });
+                    if let Some(position) = position {
+                        self.reached.insert(part, position);
+                    }
                 }
                 Err(error) => match error.rdkafka_error_code() {
                     Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
@@ -246,13 +255,11 @@ impl KafkaSource {
         }
         // The end of the former assignment, some time after the new one was made, takes the parts' queues back.
         self.silent.iter().for_each(|part| queue.take(&self.consumer, &self.topic, *part));
-        let mut wait = wait;
+        let mut wait = if self.reached.is_empty() { wait } else { Duration::ZERO };
         while into.size() < limit {
-            while let Some(failure) = self.failures.pop_front() {
-                let error = KafkaError::MessageConsumption(failure.code);
-                let Failure { part, offset, code } = failure;
+            while let Some(Failure { part, code, .. }) = self.failures.pop_front() {
+                let error = KafkaError::MessageConsumption(code);
                 match code {
-                    RDKafkaErrorCode::PartitionEOF => return Ok(Polled::EndOfPart { part, position: offset }),
                     RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
                         return Ok(Polled::OutOfRange { part });
                     }
@@ -264,7 +271,8 @@ impl KafkaSource {
             // One is waited for. Then as many as still fit if they are as long as those before.
             let average = into.size() / into.len().max(1);
             let room = if into.is_empty() { 1 } else { (limit - into.size()) / average.max(1) };
-            let (failures, silent, starts) = (&mut self.failures, &mut self.silent, &mut self.starts);
+            let (failures, reached) = (&mut self.failures, &mut self.reached);
+            let (silent, starts) = (&mut self.silent, &mut self.starts);
             let mut last = None;
             let count = queue.poll(room, wait, |next| {
                 let (part, offset) = match next {
@@ -274,18 +282,22 @@ impl KafkaSource {
                     }
                     Err(failure) => {
                         let Failure { part, offset, code } = failure;
-                        failures.push_back(failure);
                         silent.remove(&part);
                         if code != RDKafkaErrorCode::PartitionEOF {
+                            failures.push_back(failure);
                             return;
                         }
-                        (part, offset)
+                        reached.insert(part, offset);
+                        last.take_if(|(same, _)| *same == part);
+                        starts.insert(part, offset);
+                        return;
                     }
                 };
                 // Most messages are of the part that the one before is of.
                 match &mut last {
                     Some((same, next)) if *same == part => *next = offset,
                     _ => {
+                        reached.remove(&part);
                         last.replace((part, offset)).map(|(part, next)| starts.insert(part, next));
                         silent.remove(&part);
                     }
@@ -355,6 +367,7 @@ impl Source for KafkaSource {
         if self.in_group {
             let group = &self.consumer.context().group;
             group.assign(&self.consumer, &self.topic, starts, &mut self.current).map_err(|error| self.error(&error))?;
+            self.reached.clear();
             self.starts = starts.iter().copied().collect();
             return Ok(());
         }
@@ -366,6 +379,7 @@ impl Source for KafkaSource {
         }
         self.consumer.assign(&list).map_err(|error| self.error(&error))?;
         self.failures.clear();
+        self.reached.clear();
         self.silent = starts.iter().map(|(part, _)| *part).collect();
         self.starts = starts.iter().copied().collect();
         Ok(())
@@ -430,14 +444,53 @@ fn is_away(error: &KafkaError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generate::serve_reference;
+
+    fn source(keys: &str) -> Result<KafkaSource, SourceError> {
+        let config: config::Source = toml::from_str(keys).unwrap();
+        KafkaSource::new(&config, config.topic().unwrap(), "p", 128 << 20)
+    }
+
+    /// Messages come one by one and are fetched at once, so that the end of a part stands behind almost every one of them.
+    #[test]
+    fn a_poll_does_not_stop_at_ends_that_are_ends_no_more() {
+        const PARTS: i32 = 4;
+        let address = serve_reference(1_000_000, PARTS.unsigned_abs(), Some(10_000));
+        let mut source = source(&format!("kafka = {{ brokers = [\"{address}\"], topic = \"clickstream\" }}")).unwrap();
+        source.assign(&(0..PARTS).map(|part| (part, 0)).collect::<Vec<_>>()).unwrap();
+        let mut poll = |wait| {
+            let mut arena = Arena::default();
+            let polled = source.poll(&mut arena, 1 << 20, wait).unwrap();
+            if let Polled::EndOfPart { part, position } = polled {
+                assert!(arena.iter().all(|message| message.part != part || message.offset < position));
+                return (arena.len(), Some(part));
+            }
+            (arena.len(), None)
+        };
+        let (started, mut ended) = (Instant::now(), BTreeSet::new());
+        while ended.len() < PARTS as usize {
+            assert!(started.elapsed() < Duration::from_secs(60), "the ends are not told");
+            ended.extend(poll(Duration::from_millis(20)).1);
+        }
+        // While nobody polls the client library fetches. Of several such pauses, for busy machines.
+        let fewest = (0..5).map(|_| {
+            std::thread::sleep(Duration::from_millis(200));
+            let (mut messages, mut polls) = (0, 0);
+            while messages < 1_000 {
+                messages += poll(Duration::from_millis(20)).0;
+                polls += 1;
+            }
+            polls
+        });
+        let fewest = fewest.min().unwrap();
+        assert!(fewest <= 20, "{fewest} polls for 1,000 messages");
+    }
 
     #[test]
     fn unknown_settings_are_refused_by_name() {
-        let config: config::Source = toml::from_str(
-            "kafka = { brokers = [\"127.0.0.1:1\"], topic = \"t\" }\nlibrdkafka = { \"no.such.setting\" = \"1\" }",
-        )
-        .unwrap();
-        let error = KafkaSource::new(&config, config.topic().unwrap(), "p", 128 << 20).unwrap_err().to_string();
+        let keys =
+            "kafka = { brokers = [\"127.0.0.1:1\"], topic = \"t\" }\nlibrdkafka = { \"no.such.setting\" = \"1\" }";
+        let error = source(keys).unwrap_err().to_string();
         assert!(error.contains("no.such.setting"), "{error}");
     }
 }
