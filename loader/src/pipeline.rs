@@ -40,6 +40,8 @@ use crate::{Error, Result, catalog, csv};
 /// Pauses between attempts after an outage.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The same while PostgreSQL takes no connections: to look costs next to nothing, and rows wait.
+const LONGEST_LOOK: Duration = Duration::from_millis(200);
 /// The pause when a person has to repair something.
 const LONG_WAIT: Duration = Duration::from_secs(30);
 /// How often new parts of the topic are looked for.
@@ -354,6 +356,9 @@ enum Lost {
     Failure(#[from] Failure),
     #[error("{0}")]
     Source(SourceError),
+    /// PostgreSQL takes no connections: it is down, starting, or out of reach.
+    #[error("{0}")]
+    Away(String),
     /// Parts are to be claimed again, with the same connection.
     #[error("{0}")]
     Rejoin(String),
@@ -363,6 +368,13 @@ enum Lost {
     /// The loader leaves.
     #[error(transparent)]
     Leave(#[from] Error),
+}
+
+impl Lost {
+    /// The longest pause before another attempt.
+    fn longest_pause(&self) -> Duration {
+        if matches!(self, Self::Away(_)) { LONGEST_LOOK } else { LONGEST_PAUSE }
+    }
 }
 
 /// What there is to do next.
@@ -485,17 +497,17 @@ impl Lane<'_> {
                 return Err(error);
             }
         }
-        if matches!(lost, Lost::Failure(Failure::Postgres(_))) {
+        if matches!(lost, Lost::Failure(Failure::Postgres(_)) | Lost::Away(_)) {
             self.metrics.postgres_up.store(false, Relaxed);
         }
-        let pause = if waits { LONG_WAIT } else { self.pause };
+        let pause = if waits { LONG_WAIT } else { self.pause.min(lost.longest_pause()) };
         if !std::mem::replace(&mut self.paused, true) || waits {
             let what = if self.started { "loading pauses, the batch will be read again" } else { "the start pauses" };
             tracing::warn!("{what}: {lost}");
         }
         // Half of the pause is random, so that many loaders do not come back in step.
         let jitter = 0.5 + 0.5 * (Uuid::new_v4().as_u128() as u32 as f64 / f64::from(u32::MAX));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause = (self.pause * 2).min(lost.longest_pause());
         let over = tokio::time::sleep(pause.mul_f64(jitter));
         tokio::pin!(over);
         loop {
@@ -517,6 +529,9 @@ impl Lane<'_> {
             postgres::connect(&self.config.postgres, &self.config.pipeline).await.map_err(|error| match error {
                 error if !self.started && error.refusal().is_some() => {
                     Lost::Leave(postgres::unreachable(&self.config.postgres, &error))
+                }
+                postgres::ConnectError::Postgres(error) if postgres::is_away(&error) => {
+                    Lost::Away(postgres::describe(&error))
                 }
                 postgres::ConnectError::Postgres(error) => Lost::Failure(error.into()),
                 error => Lost::Source(SourceError::Refused(error.to_string())),
@@ -664,5 +679,26 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_server_is_looked_at_more_often_than_one_that_refuses() {
+        assert!(Lost::Away("starting".into()).longest_pause() <= Duration::from_millis(200));
+        assert_eq!(Lost::Rejoin("a reason".into()).longest_pause(), LONGEST_PAUSE);
+        assert_eq!(Lost::Source(SourceError::Unreachable("away".into())).longest_pause(), LONGEST_PAUSE);
+    }
+
+    /// A socket that nobody listens at, and nothing that a server said.
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = folder.path().to_str().unwrap();
+        let failed = tokio_postgres::Config::new().host(host).user("u").connect(tokio_postgres::NoTls).await;
+        assert!(postgres::is_away(&failed.err().unwrap()));
     }
 }

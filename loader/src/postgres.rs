@@ -212,6 +212,11 @@ fn verdict_of(code: &SqlState, names_constraint: bool) -> Verdict {
     }
 }
 
+/// Whether a connection failed because nobody takes any there, now.
+pub fn is_away(error: &tokio_postgres::Error) -> bool {
+    error.code().is_none_or(|code| *code == SqlState::CANNOT_CONNECT_NOW)
+}
+
 /// An error before the first rows: exit 4 when the server or the connection has gone, exit 3 when something does not fit.
 pub fn at_start(doing: &str, error: &tokio_postgres::Error) -> Error {
     let text = format!("cannot {doing}: {}", describe(error));
