@@ -59,6 +59,18 @@ enum Measure {
     Sketch,
     /// The loader from a Kafka broker, against psql's \copy of the same rows.
     Stream,
+    /// What bad messages cost the loader.
+    StreamPoison,
+    /// How soon the loader is back after PostgreSQL or the broker were away.
+    StreamOutage,
+    /// How long a message takes from the broker to its row.
+    StreamLatency,
+    /// The memory of the loader: many parts, and a table that is locked.
+    StreamMemory,
+    /// What more data connections bring the loader.
+    StreamConnections,
+    /// Parquet files, against psql's \copy of the same rows and against lines of JSON.
+    Files,
     /// The queries of the dashboard from rollups, against the same from raw rows.
     Dashboard,
     /// The same over a year, from hourly rollups.
@@ -94,6 +106,12 @@ fn main() {
             Measure::Late => late::measure,
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
+            Measure::StreamPoison => stream::poison::measure,
+            Measure::StreamOutage => stream::outage::measure,
+            Measure::StreamLatency => stream::latency::measure,
+            Measure::StreamMemory => stream::memory::measure,
+            Measure::StreamConnections => stream::connections::measure,
+            Measure::Files => stream::files::measure,
             Measure::Dashboard => dashboard::measure,
             Measure::Year => year::measure,
         };

@@ -19,6 +19,8 @@ pub enum Goal {
     MillisecondsAtMost(f64),
     /// Milliseconds above the baseline, at most.
     MillisecondsAbove(f64),
+    /// Reported without a goal: time of tally in milliseconds.
+    Milliseconds,
     /// Reported without a goal: time of tally divided by time of the baseline.
     Times,
     /// Reported without a goal: time of the baseline divided by time of tally.
@@ -44,6 +46,17 @@ impl Samples {
     pub fn median(&self) -> Duration {
         let middle = self.0.len() / 2;
         if self.0.len() % 2 == 1 { self.0[middle] } else { (self.0[middle - 1] + self.0[middle]) / 2 }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The smallest of them that at least this share does not exceed, as a sample of its own: 0.99 of a few is the largest.
+    pub fn quantile(&self, share: f64) -> Samples {
+        let rank = (share * self.0.len() as f64).ceil() as usize;
+        Samples(vec![self.0[rank.clamp(1, self.0.len()) - 1]])
     }
 }
 
@@ -73,6 +86,11 @@ impl Report {
     pub fn new(rounds: u32, settings: &[(&str, &str)]) -> Self {
         let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         Report { rounds, settings: settings.join(", "), lines: Vec::new() }
+    }
+
+    /// Rounds that count.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
     }
 
     /// Runs the contenders in turn, one round to warm up and then those that count. A contender is a name for the log and
@@ -139,11 +157,20 @@ impl Report {
                 let above = (ours - base) * 1e3;
                 (format!("{above:+.2} ms"), format!("<= +{limit} ms"), verdict(above <= limit))
             }
+            Goal::Milliseconds => (format!("{:.2} ms", ours * 1e3), String::new(), ""),
             Goal::Times => (format!("{:.2}x the time", ours / base), String::new(), ""),
             Goal::Faster => (format!("{:.1}x as fast", base / ours), String::new(), ""),
             Goal::Above { rows } => (format!("{:+.1} ns/row", above(rows)), String::new(), ""),
         };
         self.add_line(format!("| {what} | {baseline} | {tally} | {figure} | {goal} | {verdict} |"));
+    }
+
+    /// Memory in bytes, and how much it may be.
+    pub fn add_bytes(&mut self, what: &str, bytes: u64, at_most: u64) {
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (found, limit) = (mebibytes(bytes), mebibytes(at_most));
+        let verdict = if bytes <= at_most { "met" } else { "**missed**" };
+        self.add_line(format!("| {what} | | | {found:.1} MiB | <= {limit:.0} MiB | {verdict} |"));
     }
 
     /// Something that is counted and not timed.

@@ -1,16 +1,22 @@
 //! How fast the loader is: JSON messages from a Kafka broker to committed rows, exactly once, against psql's \copy of the same
 //! rows and against INSERT. All are timed from the start of the program to its end. Broker, loader and server share the machine.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+pub mod connections;
+pub mod files;
+pub mod latency;
+pub mod memory;
+pub mod outage;
+pub mod poison;
+mod process;
+
+use std::path::Path;
+use std::time::Duration;
 
 use tally_server_tests::cluster::{Cluster, Database};
 
 use crate::reference::{COLUMNS, create_events};
 use crate::report::{Goal, Report, Samples, time};
+use process::{Broker, children_seconds, configure, loader, run};
 
 /// The floor: what one loader must manage on one server.
 const FLOOR: f64 = 50_000.0;
@@ -97,7 +103,8 @@ fn plain(cluster: &Cluster, folder: &Path, table: &Plain, rows: u32, report: &mu
     let from = path("ndjson");
     let broker = Broker::serve(folder, &["--from", from.to_str().unwrap(), "--topic", name]);
     let mut pipelines = 0;
-    let mut processor = Vec::new();
+    // The rounds that count; the first one warms up.
+    let (mut processor, mut is_warm) = (Vec::new(), false);
     let mut run_way = |way: &Way| {
         session.batch_execute(&format!("TRUNCATE {name}; CHECKPOINT")).unwrap();
         pipelines += 1;
@@ -112,7 +119,7 @@ fn plain(cluster: &Cluster, folder: &Path, table: &Plain, rows: u32, report: &mu
             Way::Loader { policy } => {
                 let target = format!("[target]\ntable = \"public.{name}\"\n[policy]\n{policy}\n");
                 let taken = load(&database, folder, &broker, name, pipelines, &target);
-                if policy.is_empty() {
+                if policy.is_empty() && std::mem::replace(&mut is_warm, true) {
                     processor.push(Duration::from_secs_f64(children_seconds() - before));
                 }
                 taken
@@ -167,14 +174,6 @@ fn insert_script(session: &mut postgres::Client, table: &str, path: &Path) {
             path.display()
         ))
         .unwrap();
-}
-
-/// Processor time of all children that have ended, in seconds.
-fn children_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name, which may hold anything, the 14th and 15th field are the children's user and system time in ticks of 10 ms.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(13).take(2);
-    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn psql(database: &Database, arguments: &[&str]) -> Duration {
@@ -236,71 +235,9 @@ fn copy_in(database: &Database, file: &Path) -> Duration {
 
 /// Loads the topic from its beginning, under a name that no earlier round had.
 fn load(database: &Database, folder: &Path, broker: &Broker, topic: &str, pipeline: u32, target: &str) -> Duration {
-    let config = folder.join("loader.toml");
-    let conninfo = database.conninfo();
-    let socket = folder_of_socket(&conninfo);
-    let text = format!(
-        r#"
-        pipeline = "{topic}-{pipeline}"
-        memory = "1 GiB"
-        postgres = {{ host = "{socket}", dbname = "{}", user = "postgres" }}
-        [source]
-        kafka = {{ brokers = ["{}"], topic = "{topic}" }}
-        {target}
-        "#,
-        database.name(),
-        broker.address,
-    );
-    fs::write(&config, text).unwrap();
+    let address = &broker.address;
+    let sections =
+        format!("memory = \"1 GiB\"\n[source]\nkafka = {{ brokers = [\"{address}\"], topic = \"{topic}\" }}\n{target}");
+    let config = configure(database, folder, &format!("{topic}-{pipeline}"), &sections);
     time(|| run(loader().arg("run").arg("--until-end").arg("--config").arg(&config)))
-}
-
-fn folder_of_socket(conninfo: &str) -> &str {
-    conninfo.split(' ').find_map(|word| word.strip_prefix("host=")).expect("the server listens on a socket")
-}
-
-/// The release build beside this program; `make bench` makes both.
-fn loader() -> Command {
-    let program = std::env::current_exe().unwrap().with_file_name("tally-loader");
-    assert!(program.exists(), "{} is missing: cargo build --release --package tally-loader", program.display());
-    Command::new(program)
-}
-
-fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// `tally-loader generate --serve`, stopped when dropped.
-struct Broker {
-    process: Child,
-    address: String,
-}
-
-impl Broker {
-    fn serve(folder: &Path, arguments: &[&str]) -> Broker {
-        let file: PathBuf = folder.join("broker");
-        let _ = fs::remove_file(&file);
-        let mut command = loader();
-        command.args(["generate", "--serve"]).args(arguments).arg("--address-file").arg(&file);
-        let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let started = Instant::now();
-        loop {
-            match fs::read_to_string(&file) {
-                Ok(address) if !address.trim().is_empty() => {
-                    return Broker { process, address: address.trim().to_owned() };
-                }
-                _ => thread::sleep(Duration::from_millis(20)),
-            }
-            assert!(process.try_wait().unwrap().is_none(), "the broker ended");
-            assert!(started.elapsed() < Duration::from_secs(60), "the broker does not answer");
-        }
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
