@@ -197,7 +197,7 @@ impl Config {
                 return Err(Error::unfit(format!("source.librdkafka.\"{key}\" {why}")));
             }
         }
-        Ok(())
+        self.source.check_group_protocol()
     }
 }
 
@@ -354,6 +354,26 @@ mod tests {
             let text = MINIMAL.replace("[target]", &format!("librdkafka = {{ \"{key}\" = \"x\" }}\n[target]"));
             assert!(Config::parse(&text).unwrap_err().to_string().contains(key));
         }
+    }
+
+    #[test]
+    fn the_protocol_of_a_group_needs_a_group() {
+        let text = |source: &str| MINIMAL.replace("[target]", &format!("{source}\n[target]"));
+        let set = |ownership: &str, protocol: &str| {
+            Config::parse(&text(&format!(
+                "ownership = \"{ownership}\"\nlibrdkafka = {{ \"group.protocol\" = \"{protocol}\" }}"
+            )))
+        };
+        assert!(message(set("leases", "consumer")).contains("is for consumer groups"));
+        assert!(message(set("consumer-group", "newest")).contains("\"classic\" or \"consumer\""));
+        let event_hubs: Source = toml::from_str(
+            "kafka = { brokers = [], topic = \"t\", profile = \"event-hubs\" }\nownership = \"consumer-group\"\n\
+             librdkafka = { \"group.protocol\" = \"consumer\" }",
+        )
+        .unwrap();
+        assert!(event_hubs.check_group_protocol().unwrap_err().to_string().contains("not spoken by Event Hubs"));
+        assert!(set("consumer-group", "consumer").unwrap().source.has_new_group_protocol());
+        assert!(!set("consumer-group", "classic").unwrap().source.has_new_group_protocol());
     }
 
     #[test]

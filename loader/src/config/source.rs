@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer};
 use super::{FileSettings, Sasl, Tls};
 use crate::{Error, Result};
 
+/// The key of the client library for the protocol of consumer groups.
+const GROUP_PROTOCOL: &str = "group.protocol";
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -39,6 +42,34 @@ impl Source {
                 "Add source.kafka = { brokers = [\"host:9092\"], topic = \"name\" }, or load files: tally-loader files PATH, with --dry-run to check.",
             )
         })
+    }
+
+    /// The group is one of the protocol in which the brokers share the parts (KIP-848), Kafka 4.0 and later.
+    pub fn has_new_group_protocol(&self) -> bool {
+        self.librdkafka.get(GROUP_PROTOCOL).is_some_and(|protocol| protocol == "consumer")
+    }
+
+    /// # Errors
+    /// A protocol without a group, one that does not exist, or that the brokers do not speak.
+    pub(super) fn check_group_protocol(&self) -> Result<()> {
+        match self.librdkafka.get(GROUP_PROTOCOL).map(String::as_str) {
+            None => Ok(()),
+            Some(_) if self.ownership != Ownership::ConsumerGroup => Err(Error::unfit_hint(
+                "source.librdkafka: \"group.protocol\" is for consumer groups, and source.ownership is \"leases\"",
+                "Leave it out, or set source.ownership = \"consumer-group\".",
+            )),
+            // Its brokers tell no topic ids, without which nobody is given a part, in silence.
+            Some("consumer") if self.kafka.as_ref().is_some_and(|kafka| kafka.profile == Profile::EventHubs) => {
+                Err(Error::unfit_hint(
+                    "source.librdkafka: \"group.protocol\" = \"consumer\" is not spoken by Event Hubs",
+                    "Leave it out for the classic protocol, or set source.ownership = \"leases\", which needs no group.",
+                ))
+            }
+            Some("classic" | "consumer") => Ok(()),
+            Some(protocol) => Err(Error::unfit(format!(
+                "source.librdkafka: \"group.protocol\" is \"classic\" or \"consumer\", not \"{protocol}\""
+            ))),
+        }
     }
 }
 
@@ -92,8 +123,7 @@ pub(super) fn refused_librdkafka_setting(key: &str) -> Option<&'static str> {
         | "enable.partition.eof"
         | "check.crcs"
         | "statistics.interval.ms"
-        | "partition.assignment.strategy"
-        | "group.protocol" => Some("is set by the loader, because its promise rests on it"),
+        | "partition.assignment.strategy" => Some("is set by the loader, because its promise rests on it"),
         "bootstrap.servers" | "metadata.broker.list" => Some("is set by source.kafka.brokers"),
         "sasl.username" | "sasl.password" | "sasl.mechanism" | "sasl.mechanisms" => Some("is set by source.sasl"),
         "ssl.key.password"

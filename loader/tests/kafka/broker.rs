@@ -208,6 +208,10 @@ impl Broker {
              log.dirs={folder}/logs\n\
              auto.create.topics.enable=false\n\
              group.initial.rebalance.delay.ms=0\n\
+             group.consumer.session.timeout.ms=6000\n\
+             group.consumer.min.session.timeout.ms=6000\n\
+             group.consumer.heartbeat.interval.ms=500\n\
+             group.consumer.min.heartbeat.interval.ms=500\n\
              broker.heartbeat.interval.ms=500\n\
              broker.session.timeout.ms=2000\n\
              offsets.topic.num.partitions=1\n\

@@ -2,19 +2,22 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rustix::process::Signal;
 use tally_server_tests::cluster::Cluster;
 
 use crate::broker::{self, Broker, PASSWORD, USER};
-use crate::pipeline::{PARTITIONS, Pipeline, World, wait_until};
+use crate::pipeline::{DEADLINE, PARTITIONS, Pipeline, World, wait_until};
 use crate::stand_in::{JOIN_GROUP, OFFSET_COMMIT, OFFSET_FETCH, StandIn};
 
 /// Members that do not show up for the shortest time that brokers allow are replaced.
-const GROUP: &str = "ownership = \"consumer-group\"\nlibrdkafka = { \"session.timeout.ms\" = \"6000\" }\n";
+const CLASSIC: &str = "ownership = \"consumer-group\"\nlibrdkafka = { \"session.timeout.ms\" = \"6000\" }\n";
+/// In the newer protocol the broker says for how long. Ours says 6 seconds, too.
+const CONSUMER: &str = "ownership = \"consumer-group\"\nlibrdkafka = { \"group.protocol\" = \"consumer\" }\n";
 
-fn pipeline(broker: &Broker) -> Pipeline<'_> {
+fn pipeline<'a>(broker: &'a Broker, group: &str) -> Pipeline<'a> {
     let mut pipeline = Pipeline::new(broker, Cluster::shared(), World::Plain);
-    pipeline.source = GROUP.into();
+    pipeline.source = group.into();
     pipeline
 }
 
@@ -31,14 +34,32 @@ fn wait_for_owners(pipeline: &Pipeline<'_>, owners: i64) {
     });
 }
 
+/// Whether the group is described by the request for groups of the classic protocol, which knows no others.
+fn has_classic_members(pipeline: &Pipeline<'_>) -> bool {
+    let consumer: BaseConsumer = pipeline.broker.client().create().expect("a consumer");
+    let name = format!("tally-loader-{}", pipeline.topic);
+    let groups = consumer.client().fetch_group_list(Some(&name), DEADLINE).expect("an answer of the broker");
+    groups.groups().iter().any(|group| !group.members().is_empty())
+}
+
 #[test]
 fn members_of_a_group_come_and_go_without_losing_or_doubling_a_row() {
+    members_come_and_go(CLASSIC);
+}
+
+#[test]
+fn members_of_a_group_of_the_newer_protocol_come_and_go_without_losing_or_doubling_a_row() {
+    members_come_and_go(CONSUMER);
+}
+
+fn members_come_and_go(group: &str) {
     let Some(broker) = broker::shared() else { return };
-    let pipeline = pipeline(broker);
+    let pipeline = pipeline(broker, group);
     let first = pipeline.start(&[]);
     pipeline.produce(3_000, 1);
     pipeline.wait_for_progress(1);
     wait_for_owners(&pipeline, 1);
+    assert_eq!(has_classic_members(&pipeline), group == CLASSIC);
     let second = pipeline.start(&[]);
     wait_for_owners(&pipeline, 2);
     pipeline.produce(3_000, 2);
@@ -65,8 +86,17 @@ fn members_of_a_group_come_and_go_without_losing_or_doubling_a_row() {
 /// The group takes its parts from a member that does not show up. It wakes up in the middle of its transaction.
 #[test]
 fn a_member_that_was_frozen_commits_nothing_that_another_has_loaded() {
+    freeze_a_member(CLASSIC);
+}
+
+#[test]
+fn a_member_of_the_newer_protocol_that_was_frozen_commits_nothing_that_another_has_loaded() {
+    freeze_a_member(CONSUMER);
+}
+
+fn freeze_a_member(group: &str) {
     let Some(broker) = broker::shared() else { return };
-    let pipeline = pipeline(broker);
+    let pipeline = pipeline(broker, group);
     pipeline.produce(100, 1);
     let frozen = pipeline.start(&[]);
     pipeline.wait_for_progress(100);
@@ -95,7 +125,7 @@ fn a_member_that_was_frozen_commits_nothing_that_another_has_loaded() {
 #[test]
 fn a_member_whose_server_is_stuck_gives_up_its_parts() {
     let Some(broker) = broker::shared() else { return };
-    let pipeline = pipeline(broker);
+    let pipeline = pipeline(broker, CLASSIC);
     pipeline.produce(100, 1);
     let first = pipeline.start(&[]);
     pipeline.wait_for_progress(100);
@@ -118,7 +148,7 @@ fn a_member_whose_server_is_stuck_gives_up_its_parts() {
 fn a_group_is_joined_and_its_offsets_are_left_alone() {
     let Some(broker) = broker::shared() else { return };
     let stand_in = StandIn::start(broker);
-    let mut pipeline = pipeline(broker);
+    let mut pipeline = pipeline(broker, CLASSIC);
     pipeline.servers = stand_in.servers();
     pipeline.source += &format!(
         "sasl = {{ mechanism = \"PLAIN\", username_file = {:?}, password_file = {:?} }}\ntls = {{ ca_file = {:?} }}\n",

@@ -37,7 +37,6 @@ const OWN: &[(&str, &str)] = &[
     ("enable.partition.eof", "true"),
     ("check.crcs", "true"),
     ("statistics.interval.ms", "1000"),
-    ("partition.assignment.strategy", "cooperative-sticky"),
 ];
 
 /// All settings that differ from the defaults of librdkafka. `memory` is the limit of the whole loader, in bytes.
@@ -51,7 +50,8 @@ pub fn settings(source: &config::Source, kafka: &config::Kafka, pipeline: &str, 
     settings.set("queued.max.messages.kbytes", (memory / 16 / 1024).clamp(1024, 32_768).to_string());
     // One answer holds up to this much, of all parts together; the client library wants 1 MB at least.
     settings.set("fetch.max.bytes", (memory / 16).clamp(1 << 20, 50 << 20).to_string());
-    if source.ownership == Ownership::ConsumerGroup {
+    // The newer protocol (KIP-848) leaves times and shares to the brokers, and the client library refuses them then.
+    if source.ownership == Ownership::ConsumerGroup && !source.has_new_group_protocol() {
         set(&mut settings, GROUP);
     }
     if kafka.profile == Profile::EventHubs {
@@ -84,6 +84,9 @@ pub fn settings(source: &config::Source, kafka: &config::Kafka, pipeline: &str, 
         settings.set(key, value);
     }
     set(&mut settings, OWN);
+    if !source.has_new_group_protocol() {
+        settings.set("partition.assignment.strategy", "cooperative-sticky");
+    }
     settings.set_log_level(RDKafkaLogLevel::Warning);
     settings
 }
@@ -155,6 +158,14 @@ mod tests {
         // Azure wants longer times.
         let azure = effective(&format!("{AZURE}ownership = \"consumer-group\""), &keys);
         assert_eq!(azure[1..3], ["30000", "3000"]);
+    }
+
+    #[test]
+    fn the_new_group_protocol_leaves_times_and_shares_to_the_brokers() {
+        let source = "kafka = { brokers = [\"127.0.0.1:9092\"], topic = \"t\" }\nownership = \"consumer-group\"\n\
+                      librdkafka = { \"group.protocol\" = \"consumer\" }\n";
+        // The client library takes them together.
+        assert_eq!(effective(source, &["group.protocol", "enable.auto.commit"]), ["consumer", "false"]);
     }
 
     #[test]
