@@ -2,6 +2,7 @@
 //! is the number of the next row. The file is written once and as a whole, so a hash over all of it recognises it.
 
 mod json;
+mod reader;
 
 use std::fs::File;
 use std::io;
@@ -13,11 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parquet::basic::{ConvertedType, Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::FileReader;
-use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader};
-use parquet::record::Row;
-use parquet::record::reader::RowIter;
+use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::schema::types::ColumnDescriptor;
 
+use self::reader::Reader;
 use super::input::Input;
 use super::{PART, Proof, Reading, State};
 use crate::config::Compression;
@@ -28,8 +28,7 @@ use crate::{Error, Result};
 
 /// An open file.
 pub struct Rows {
-    rows: RowIter<'static>,
-    forms: Vec<json::Form>,
+    reader: Reader,
     /// The next row and how many there are.
     position: i64,
     count: i64,
@@ -94,27 +93,9 @@ pub(super) fn resume(file: &Reading, next: i64, anchor: Option<Anchor>, read: &A
     if anchor.is_some_and(|anchor| anchor.hash != hash) {
         return Ok(Proof::Refused("the file is not the one that was loaded: it was changed or replaced".into()));
     }
-    let open = guarded(|| {
-        let metadata = SerializedFileReader::new(File::open(&file.path)?)?.metadata().clone();
-        let (mut first, mut before) = (0, 0);
-        for group in metadata.row_groups() {
-            if before + group.num_rows() > next {
-                break;
-            }
-            (first, before) = (first + 1, before + group.num_rows());
-        }
-        let options = ReadOptionsBuilder::new().with_predicate(Box::new(move |_, group| group >= first)).build();
-        let reader = SerializedFileReader::new_with_options(File::open(&file.path)?, options)?;
-        let schema = metadata.file_metadata().schema();
-        let forms = schema.get_fields().iter().map(|field| json::Form::of(field, file.is_utc)).collect();
-        let mut rows = RowIter::from_file_into(Box::new(reader));
-        for _ in before..next {
-            rows.next().transpose()?;
-        }
-        let (count, read) = (metadata.file_metadata().num_rows(), read.clone());
-        Ok(Rows { rows, forms, position: next, count, hash, bytes, read, buffer: Vec::new() })
-    });
-    let rows = open.map_err(io::Error::other)?;
+    let open = guarded(|| Reader::open(&file.path, next, file.is_utc));
+    let (reader, count) = open.map_err(io::Error::other)?;
+    let rows = Rows { reader, position: next, count, hash, bytes, read: read.clone(), buffer: Vec::new() };
     Ok(Proof::Same(State::Parquet(Box::new(rows))))
 }
 
@@ -125,18 +106,17 @@ impl Rows {
             if into.size() >= limit {
                 break Polled::Messages;
             }
-            match self.next() {
-                Ok(Some(row)) => {
-                    self.buffer.clear();
-                    json::object(&mut self.buffer, &row, &self.forms);
+            self.buffer.clear();
+            match guarded(|| self.reader.append_next(&mut self.buffer)) {
+                Ok(true) => {
                     let (offset, value) = (self.position, Some(&self.buffer[..]));
                     into.push(Message { part: PART, offset, time: None, key: None, value, headers: None });
                     self.position += 1;
                 }
-                Ok(None) if self.position >= self.count => {
+                Ok(false) if self.position >= self.count => {
                     break Polled::EndOfPart { part: PART, position: self.position };
                 }
-                Ok(None) => break self.broken("it ends"),
+                Ok(false) => break self.broken("it ends"),
                 Err(error) => break self.broken(&error),
             }
         };
@@ -145,10 +125,6 @@ impl Rows {
         let anchor = Anchor { offset: self.position, time: None, hash: self.hash };
         into.set_end(End { part: PART, next: self.position, anchor });
         polled
-    }
-
-    fn next(&mut self) -> std::result::Result<Option<Row>, String> {
-        guarded(|| self.rows.next().transpose())
     }
 
     fn broken(&self, error: &str) -> Polled {

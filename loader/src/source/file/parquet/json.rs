@@ -4,7 +4,7 @@
 use std::fmt::{Display, Write as _};
 
 use jiff::SignedDuration;
-use jiff::civil::{Date, DateTime, Time, date};
+use jiff::civil::{Date, Time, date};
 use parquet::basic::{ConvertedType, LogicalType, TimeUnit};
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -67,7 +67,8 @@ pub(super) fn object(out: &mut Vec<u8>, row: &Row, forms: &[Form]) {
     out.push(b'}');
 }
 
-fn value(out: &mut Vec<u8>, field: &Field, form: Form) {
+/// Appends a value.
+pub(super) fn value(out: &mut Vec<u8>, field: &Field, form: Form) {
     match (field, form) {
         (Field::Null, _) => out.extend_from_slice(b"null"),
         (
@@ -142,6 +143,11 @@ fn value(out: &mut Vec<u8>, field: &Field, form: Form) {
     }
 }
 
+/// Appends a text as a string.
+pub(super) fn text(out: &mut Vec<u8>, text: &str) {
+    json(out, text);
+}
+
 fn json(out: &mut Vec<u8>, value: impl serde::Serialize) {
     serde_json::to_writer(out, &value).expect("a plain value is JSON, and memory takes it");
 }
@@ -173,15 +179,88 @@ fn time_of_day(out: &mut Vec<u8>, microseconds: i64) {
 }
 
 fn timestamp(out: &mut Vec<u8>, count: i64, unit: Unit, has_zone: bool) {
-    let since = match unit {
-        Unit::Milliseconds => SignedDuration::from_millis(count),
-        Unit::Microseconds => SignedDuration::from_micros(count),
-        Unit::Nanoseconds => SignedDuration::from_nanos(count),
+    let (per_second, digits) = match unit {
+        Unit::Milliseconds => (1_000, 3),
+        Unit::Microseconds => (1_000_000, 6),
+        Unit::Nanoseconds => (1_000_000_000, 9),
     };
-    let time: Result<DateTime, _> = date(1970, 1, 1).at(0, 0, 0, 0).checked_add(since);
-    match time {
-        Ok(time) if has_zone => string(out, format_args!("{time}Z")),
-        Ok(time) => string(out, time),
-        Err(_) => string(out, count),
+    let (days, rest) = (count.div_euclid(86_400 * per_second), count.rem_euclid(86_400 * per_second));
+    match i32::try_from(days).ok().and_then(day) {
+        Some(day) if day.year() >= 0 => {
+            let (seconds, fraction) = (rest / per_second, rest % per_second);
+            out.push(b'"');
+            number(out, i64::from(day.year()), 4);
+            for (before, part) in [(b'-', i64::from(day.month())), (b'-', i64::from(day.day()))] {
+                out.push(before);
+                number(out, part, 2);
+            }
+            for (before, part) in [(b'T', seconds / 3_600), (b':', seconds / 60 % 60), (b':', seconds % 60)] {
+                out.push(before);
+                number(out, part, 2);
+            }
+            if fraction > 0 {
+                out.push(b'.');
+                number(out, fraction, digits);
+                while out.last() == Some(&b'0') {
+                    out.pop();
+                }
+            }
+            out.extend_from_slice(if has_zone { b"Z\"" } else { b"\"" });
+        }
+        // A year before 0, which is written with a sign.
+        Some(day) => {
+            let time = day.to_datetime(Time::midnight()).checked_add(match unit {
+                Unit::Milliseconds => SignedDuration::from_millis(rest),
+                Unit::Microseconds => SignedDuration::from_micros(rest),
+                Unit::Nanoseconds => SignedDuration::from_nanos(rest),
+            });
+            match time {
+                Ok(time) if has_zone => string(out, format_args!("{time}Z")),
+                Ok(time) => string(out, time),
+                Err(_) => string(out, count),
+            }
+        }
+        None => string(out, count),
+    }
+}
+
+/// Appends a number with so many digits.
+fn number(out: &mut Vec<u8>, mut number: i64, digits: usize) {
+    let start = out.len();
+    out.resize(start + digits, b'0');
+    for digit in out[start..].iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// As the library for times writes them, years before 0 among them.
+        #[test]
+        fn times_are_written_as_by_jiff(
+            count in prop_oneof![any::<i64>(), -70_000_000_000_000_000..300_000_000_000_000_000i64, -100_000_000_000_000..100_000_000_000_000i64],
+            unit in 0..3usize,
+            has_zone: bool,
+        ) {
+            let (unit, since) = [
+                (Unit::Milliseconds, SignedDuration::from_millis(count)),
+                (Unit::Microseconds, SignedDuration::from_micros(count)),
+                (Unit::Nanoseconds, SignedDuration::from_nanos(count)),
+            ][unit];
+            let time: Result<jiff::civil::DateTime, _> = date(1970, 1, 1).at(0, 0, 0, 0).checked_add(since);
+            let expected = match time {
+                Ok(time) => format!("\"{time}{}\"", if has_zone { "Z" } else { "" }),
+                Err(_) => format!("\"{count}\""),
+            };
+            let mut out = Vec::new();
+            timestamp(&mut out, count, unit, has_zone);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
     }
 }

@@ -8,7 +8,9 @@ use ::parquet::schema::parser::parse_message_type;
 
 use super::*;
 
-const SCHEMA: &str = "message m {
+const LIST: &str = "optional group list (LIST) { repeated group list { optional int32 element; } }";
+const FLAT: &str = "
+
     required int64 id;
     optional double d;
     required binary s (UTF8);
@@ -19,12 +21,15 @@ const SCHEMA: &str = "message m {
     optional fixed_len_byte_array(16) u (UUID);
     optional binary raw;
     optional binary j (JSON);
-    optional group list (LIST) { repeated group list { optional int32 element; } }
-}";
+";
 
 /// Writes row groups of these sizes; the ids count through.
 fn write(path: &Path, groups: &[i64]) {
-    let schema = Arc::new(parse_message_type(SCHEMA).unwrap());
+    write_fields(path, &format!("{FLAT} {LIST}"), groups);
+}
+
+fn write_fields(path: &Path, fields: &str, groups: &[i64]) {
+    let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
     let mut writer =
         SerializedFileWriter::new(File::create(path).unwrap(), schema, Arc::new(WriterProperties::default())).unwrap();
     let mut first = 0;
@@ -139,6 +144,30 @@ fn any_row_is_one_to_go_on_from() {
     assert_eq!(found, (0..13).collect::<Vec<_>>());
 }
 
+/// The library's own rows are the oracle; a file with a list is read by them.
+#[test]
+fn a_flat_file_read_by_columns_has_the_rows_of_the_library() {
+    let folder = tempfile::tempdir().unwrap();
+    let (flat, nested) = (folder.path().join("flat.parquet"), folder.path().join("nested.parquet"));
+    // More than one batch in a group, and a group that ends with one.
+    let groups = [3, 2_500, 1_024, 1];
+    write_fields(&flat, FLAT, &groups);
+    write(&nested, &groups);
+    for next in [0, 1, 3, 4, 1_030, 2_503, 3_526, 3_527, 3_528] {
+        let (mut columns, count) = Reader::open(&flat, next, false).unwrap();
+        let (mut rows, _) = Reader::open(&nested, next, false).unwrap();
+        assert!(matches!((&columns, &rows), (Reader::Columns(_), Reader::Rows(..))));
+        assert_eq!(count, 3_528);
+        for row in next..=count {
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            assert_eq!(columns.append_next(&mut found).unwrap(), row < count);
+            assert_eq!(rows.append_next(&mut expected).unwrap(), row < count);
+            let expected = String::from_utf8(expected).unwrap().replace(",\"list\":[7,null]", "");
+            assert_eq!(String::from_utf8(found).unwrap(), expected, "row {row} from {next}");
+        }
+    }
+}
+
 #[test]
 fn another_or_a_damaged_file_is_refused() {
     use crate::source::{Resume, Source};
@@ -150,12 +179,16 @@ fn another_or_a_damaged_file_is_refused() {
     write(&path, &[5, 1]);
     let answer = source(&path, "").resume(0, end.next, Some(end.anchor));
     assert!(matches!(&answer, Ok(Resume::Refused(reason)) if reason.contains("changed or replaced")), "{answer:?}");
-    let mut bytes = fs::read(&path).unwrap();
+    for fields in [FLAT.to_owned(), format!("{FLAT} {LIST}")] {
+        write_fields(&path, &fields, &[5, 1]);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100..300].fill(0xff);
+        fs::write(&path, &bytes).unwrap();
+        let (_, _, polled) = read(&path, 0, None, 1 << 20);
+        assert!(matches!(polled, Polled::Broken { .. }), "{polled:?}");
+    }
+    let bytes = fs::read(&path).unwrap();
     let whole = bytes.len();
-    bytes[100..300].fill(0xff);
-    fs::write(&path, &bytes).unwrap();
-    let (_, _, polled) = read(&path, 0, None, 1 << 20);
-    assert!(matches!(polled, Polled::Broken { .. }), "{polled:?}");
     fs::write(&path, &bytes[..whole - 10]).unwrap();
     let error = fields(&path, Compression::None).unwrap_err();
     assert_eq!(error.code(), 3, "{error}");
