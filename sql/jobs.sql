@@ -4,7 +4,7 @@
 
 CREATE TABLE tally.jobs (
     job_id      integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{refresh,premake,retention}'::text[])),
+    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{refresh,premake,retention}'::pg_catalog.text[])),
     object      regclass NOT NULL,
     object_name text NOT NULL,
     every       interval NOT NULL CHECK (every OPERATOR(pg_catalog.>=) interval '1 second'),
@@ -214,7 +214,8 @@ WITH server AS (
 ), facts AS (
     SELECT j.job_id, j.kind, j.object, j.object_name, j.paused, c.oid IS NULL AS gone, c.relowner, o.rolcanlogin, o.rolname,
            s.preloaded, s.enabled, s.launcher_pid, s.waiting_since,
-           CASE j.kind WHEN 'refresh' THEN s.refresh_enabled WHEN 'premake' THEN s.premake_enabled ELSE s.retention_enabled END AS kind_enabled,
+           CASE WHEN j.kind OPERATOR(pg_catalog.=) 'refresh' THEN s.refresh_enabled WHEN j.kind OPERATOR(pg_catalog.=) 'premake' THEN s.premake_enabled
+                ELSE s.retention_enabled END AS kind_enabled,
            coalesce(a.failures, d.failures, 0) AS failures,
            coalesce(a.crashes, d.crashes, 0) AS crashes,
            coalesce(a.waits, d.waits, 0) AS waits,
@@ -262,27 +263,27 @@ WITH server AS (
     FROM facts f
 )
 SELECT g.job_id, g.kind, g.object, g.object_name,
-       CASE WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{crashed,object_gone,owner_cannot_log_in,no_launcher}'::text[]) THEN 'critical'
+       CASE WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{crashed,object_gone,owner_cannot_log_in,no_launcher}'::pg_catalog.text[]) THEN 'critical'
             WHEN g.reason OPERATOR(pg_catalog.=) 'failing' AND g.failures OPERATOR(pg_catalog.>=) 10 THEN 'critical'
-            WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{failing,paused,switched_off,locked_out,not_scheduled,no_worker_slot}'::text[]) THEN 'warning'
+            WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{failing,paused,switched_off,locked_out,not_scheduled,no_worker_slot}'::pg_catalog.text[]) THEN 'warning'
             ELSE 'ok'
        END AS verdict,
        g.reason,
-       CASE g.reason
-            WHEN 'object_gone' THEN pg_catalog.format('DELETE FROM tally.jobs WHERE job_id = %s;', g.job_id)
-            WHEN 'paused' THEN pg_catalog.format('SELECT tally.resume_job(%s);', g.job_id)
-            WHEN 'crashed' THEN pg_catalog.format('SELECT tally.resume_job(%s);', g.job_id)
-            WHEN 'switched_off' THEN pg_catalog.format('ALTER SYSTEM SET %s = on; SELECT pg_reload_conf();',
+       CASE
+            WHEN g.reason OPERATOR(pg_catalog.=) 'object_gone' THEN pg_catalog.format('DELETE FROM tally.jobs WHERE job_id = %s;', g.job_id)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'paused' THEN pg_catalog.format('SELECT tally.resume_job(%s);', g.job_id)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'crashed' THEN pg_catalog.format('SELECT tally.resume_job(%s);', g.job_id)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'switched_off' THEN pg_catalog.format('ALTER SYSTEM SET %s = on; SELECT pg_reload_conf();',
                                                        CASE WHEN g.enabled THEN 'tally.' OPERATOR(pg_catalog.||) g.kind OPERATOR(pg_catalog.||) '_enabled' ELSE 'tally.enabled' END)
-            WHEN 'owner_cannot_log_in' THEN pg_catalog.format('ALTER ROLE %I LOGIN;', g.rolname)
-            WHEN 'failing' THEN pg_catalog.format('SELECT tally.run_job(%s);', g.job_id)
-            WHEN 'no_worker_slot' THEN 'ALTER SYSTEM SET max_worker_processes = '
-                OPERATOR(pg_catalog.||) (pg_catalog.current_setting('max_worker_processes')::integer OPERATOR(pg_catalog.+) 8)::text
+            WHEN g.reason OPERATOR(pg_catalog.=) 'owner_cannot_log_in' THEN pg_catalog.format('ALTER ROLE %I LOGIN;', g.rolname)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'failing' THEN pg_catalog.format('SELECT tally.run_job(%s);', g.job_id)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'no_worker_slot' THEN 'ALTER SYSTEM SET max_worker_processes = '
+                OPERATOR(pg_catalog.||) (pg_catalog.current_setting('max_worker_processes')::integer OPERATOR(pg_catalog.+) 8)::pg_catalog.text
                 OPERATOR(pg_catalog.||) '; -- then restart the server'
-            WHEN 'due' THEN CASE WHEN NOT g.preloaded THEN 'CALL tally.run_due_jobs();' END
+            WHEN g.reason OPERATOR(pg_catalog.=) 'due' THEN CASE WHEN NOT g.preloaded THEN 'CALL tally.run_due_jobs();' END
        END AS next_sql,
        CASE WHEN g.pid IS NOT NULL THEN 'running'
-            WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{paused,crashed,switched_off,object_gone}'::text[]) THEN 'paused'
+            WHEN g.reason OPERATOR(pg_catalog.=) ANY ('{paused,crashed,switched_off,object_gone}'::pg_catalog.text[]) THEN 'paused'
             WHEN g.next_due_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp() THEN 'waiting'
             ELSE 'due'
        END AS state,

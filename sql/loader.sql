@@ -4,14 +4,14 @@
 
 CREATE FUNCTION tally.loader_format() RETURNS integer
   LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-  RETURN 1;
+  AS 'SELECT 1';
 COMMENT ON FUNCTION tally.loader_format() IS
   'format of the state tables of tally-loader; a loader that expects another number does not start';
 
 CREATE TABLE tally.loader_sources (
   source_id   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   pipeline    text NOT NULL,
-  kind        text NOT NULL CHECK (kind IN ('kafka', 'file')),
+  kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY (ARRAY['kafka', 'file'])),
   cluster     text NOT NULL,
   name        text NOT NULL,
   incarnation integer NOT NULL DEFAULT 1,
@@ -184,15 +184,15 @@ COMMENT ON FUNCTION tally.advance_offsets(integer, integer[], bigint[], bigint[]
 
 CREATE VIEW tally.loader_status AS
   SELECT s.pipeline, s.kind, s.cluster, s.name AS source, s.incarnation, o.part, o.next_offset AS position, o.epoch,
-         m.member_id AS owner, m.host AS owner_host, (m.expires_at > pg_catalog.clock_timestamp()) AS owner_alive,
+         m.member_id AS owner, m.host AS owner_host, (m.expires_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()) AS owner_alive,
          o.rows_total, o.dead_total, o.skipped_total,
          (SELECT pg_catalog.count(*) FROM tally.dead_letters d
-           WHERE d.source_id = o.source_id AND d.part = o.part AND d.replayed_at IS NULL) AS dead_pending,
+           WHERE d.source_id OPERATOR(pg_catalog.=) o.source_id AND d.part OPERATOR(pg_catalog.=) o.part AND d.replayed_at IS NULL) AS dead_pending,
          o.advanced_at, o.stopped_reason
     FROM tally.loader_offsets o
     JOIN tally.loader_sources s USING (source_id)
     LEFT JOIN tally.loader_leases l USING (source_id, part)
-    LEFT JOIN tally.loader_members m ON m.member_id = l.member_id;
+    LEFT JOIN tally.loader_members m ON m.member_id OPERATOR(pg_catalog.=) l.member_id;
 COMMENT ON VIEW tally.loader_status IS 'what tally-loader has done and who does it now: one row for each part of each source';
 COMMENT ON COLUMN tally.loader_status.pipeline IS 'name from the configuration';
 COMMENT ON COLUMN tally.loader_status.kind IS 'kafka or file';

@@ -12,7 +12,7 @@ CREATE TABLE tally.retirements (
     table_name   name NOT NULL,
     lower_bound  timestamp NOT NULL,
     upper_bound  timestamp NOT NULL,
-    state        text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['fenced', 'counted', 'verified', 'detaching', 'trash', 'returning', 'kept', 'mismatch']::text[])),
+    state        text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['fenced', 'counted', 'verified', 'detaching', 'trash', 'returning', 'kept', 'mismatch']::pg_catalog.text[])),
     fenced_at    timestamptz NOT NULL,
     changed_at   timestamptz NOT NULL,
     changed_by   xid8 NOT NULL,

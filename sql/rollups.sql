@@ -4,7 +4,7 @@
 
 -- No unique index: the first writers after a restore may all write the row of the new cluster, and none may wait for another.
 CREATE TABLE tally.incarnations (
-  id smallint NOT NULL CHECK (id > 0),
+  id smallint NOT NULL CHECK (id OPERATOR(pg_catalog.>) 0),
   system_identifier bigint NOT NULL,
   noted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
@@ -422,8 +422,9 @@ DECLARE
   bounds timestamptz[];
 BEGIN
   COMMIT;
-  SELECT r.stored, (SELECT e.key ->> 'name' FROM pg_catalog.jsonb_array_elements(r.columns -> 'keys') WITH ORDINALITY AS e (key, number)
-                     WHERE (e.key ->> 'is_time')::boolean ORDER BY e.number LIMIT 1) AS bucket
+  SELECT r.stored, (SELECT e.key OPERATOR(pg_catalog.->>) 'name'
+                     FROM pg_catalog.jsonb_array_elements(r.columns OPERATOR(pg_catalog.->) 'keys') WITH ORDINALITY AS e (key, number)
+                     WHERE (e.key OPERATOR(pg_catalog.->>) 'is_time')::boolean ORDER BY e.number LIMIT 1) AS bucket
     INTO entry FROM tally.rollups AS r WHERE r.rollup OPERATOR(pg_catalog.=) rebuild.rollup;
   IF entry.bucket IS NOT NULL THEN
     -- About 100,000 stored groups at a time.

@@ -11,14 +11,15 @@ SELECT r.rollup,
        r.refresh_interval,
        tally.pending_rows(r.source) AS pending_rows,
        (SELECT pg_catalog.format('%s, since %s', w.who, w.since)
-          FROM (SELECT COALESCE('pid ' || a.pid || ', ' || a.usename, 'prepared transaction ' || p.gid) AS who,
+          FROM (SELECT CASE WHEN a.pid IS NOT NULL THEN pg_catalog.format('pid %s, %s', a.pid, a.usename)
+                            WHEN p.gid IS NOT NULL THEN pg_catalog.format('prepared transaction %s', p.gid) END AS who,
                        COALESCE(a.xact_start, p.prepared) AS since
                   FROM pg_catalog.pg_locks l
-                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-                  LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
-                 WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
-                   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-                   AND (l.relation = r.source
+                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+                  LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.virtualtransaction OPERATOR(pg_catalog.=) ('-1/' OPERATOR(pg_catalog.||) p.transaction::pg_catalog.text)
+                 WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock' AND l.granted
+                   AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+                   AND (l.relation OPERATOR(pg_catalog.=) r.source
                         OR l.relation IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(r.source) t))) w
          WHERE w.who IS NOT NULL
          ORDER BY w.since LIMIT 1) AS oldest_open_writer,
@@ -27,26 +28,26 @@ SELECT r.rollup,
        s.refreshed_rows,
        pg_catalog.pg_table_size(r.stored) AS stored_bytes,
        g.stored_groups,
-       CASE WHEN g.stored_groups > 0 AND g.source_rows > 0
-            THEN pg_catalog.round((g.source_rows / g.stored_groups)::numeric, 1) END AS rows_per_group,
+       CASE WHEN g.stored_groups OPERATOR(pg_catalog.>) 0 AND g.source_rows OPERATOR(pg_catalog.>) 0
+            THEN pg_catalog.round((g.source_rows OPERATOR(pg_catalog./) g.stored_groups)::numeric, 1) END AS rows_per_group,
        j.last_message AS last_error,
        j.last_hint,
-       NULLIF(b.unbuilt_before, '-infinity') AS unbuilt_before,
+       CASE WHEN b.unbuilt_before OPERATOR(pg_catalog.<>) '-infinity' THEN b.unbuilt_before END AS unbuilt_before,
        b.rows_done AS build_rows_done,
        b.rows_expected AS build_rows_expected,
        b.ranges_done AS build_ranges_done,
        b.ranges_total AS build_ranges_total
   FROM tally.rollups r
-  JOIN tally.sources s ON s.source = r.source
-  JOIN pg_catalog.pg_class c ON c.oid = r.source
+  JOIN tally.sources s ON s.source OPERATOR(pg_catalog.=) r.source
+  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) r.source
   CROSS JOIN LATERAL (
-       SELECT (SELECT NULLIF(t.reltuples, -1)::bigint FROM pg_catalog.pg_class t WHERE t.oid = r.stored) AS stored_groups,
+       SELECT (SELECT CASE WHEN t.reltuples OPERATOR(pg_catalog.>=) 0 THEN t.reltuples::bigint END FROM pg_catalog.pg_class t WHERE t.oid OPERATOR(pg_catalog.=) r.stored) AS stored_groups,
               (SELECT pg_catalog.sum(t.reltuples) FROM pg_catalog.pg_class t
-                WHERE t.reltuples > 0 AND t.relkind = 'r'
-                  AND (t.oid = r.source OR t.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.source) p))) AS source_rows) g
-  LEFT JOIN tally.builds b ON b.stored = r.stored
-  LEFT JOIN tally.jobs o ON o.object = r.source AND o.kind = 'refresh'
-  LEFT JOIN tally.job_states j ON j.job_id = o.job_id AND j.last_sqlstate IS NOT NULL
+                WHERE t.reltuples OPERATOR(pg_catalog.>) 0 AND t.relkind OPERATOR(pg_catalog.=) 'r'
+                  AND (t.oid OPERATOR(pg_catalog.=) r.source OR t.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.source) p))) AS source_rows) g
+  LEFT JOIN tally.builds b ON b.stored OPERATOR(pg_catalog.=) r.stored
+  LEFT JOIN tally.jobs o ON o.object OPERATOR(pg_catalog.=) r.source AND o.kind OPERATOR(pg_catalog.=) 'refresh'
+  LEFT JOIN tally.job_states j ON j.job_id OPERATOR(pg_catalog.=) o.job_id AND j.last_sqlstate IS NOT NULL
  WHERE pg_catalog.pg_has_role(c.relowner, 'MEMBER') OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER');
 COMMENT ON VIEW tally.rollup_status IS 'one row per rollup: how far the stored groups are behind, what the last refresh did, and what went wrong';
 COMMENT ON COLUMN tally.rollup_status.rollup IS 'the view that users read';
