@@ -24,8 +24,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(50);
 
 /// One record is wanted, not what follows it.
-const SETTINGS: &[(&str, &str)] =
-    &[("queued.min.messages", "1"), ("fetch.message.max.bytes", "65536"), ("statistics.interval.ms", "0")];
+const SETTINGS: &[(&str, &str)] = &[
+    ("queued.min.messages", "1"),
+    ("queued.max.messages.kbytes", "64"),
+    ("fetch.message.max.bytes", "4096"),
+    ("fetch.max.bytes", "1048576"),
+    ("statistics.interval.ms", "0"),
+];
 
 pub(super) struct KafkaProbe {
     settings: ClientConfig,
