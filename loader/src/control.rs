@@ -1,9 +1,10 @@
 //! The control connection: it proves that this loader lives, every 2 seconds, and looks at who owns what.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -42,6 +43,7 @@ pub struct Member {
 pub struct Control {
     task: JoinHandle<()>,
     ownership: watch::Receiver<Ownership>,
+    stop: Arc<Notify>,
 }
 
 impl Control {
@@ -49,10 +51,15 @@ impl Control {
     pub async fn start(member: Member, client: Client) -> Result<Self, tokio_postgres::Error> {
         let first = renew(&member, &client).await?;
         let (sender, ownership) = watch::channel(first);
+        let stop = Arc::new(Notify::new());
+        let stopped = stop.clone();
         let task = tokio::spawn(async move {
             let mut client = Some(client);
             for look in 0u64.. {
-                tokio::time::sleep(if look < FIRST_RENEWALS.0.into() { FIRST_RENEWALS.1 } else { RENEWAL }).await;
+                tokio::select! {
+                    () = stopped.notified() => return,
+                    () = tokio::time::sleep(if look < FIRST_RENEWALS.0.into() { FIRST_RENEWALS.1 } else { RENEWAL }) => {}
+                }
                 if client.as_ref().is_none_or(Client::is_closed) {
                     client = postgres::connect(&member.settings, &member.pipeline).await.ok();
                 }
@@ -71,7 +78,15 @@ impl Control {
                 }
             }
         });
-        Ok(Self { task, ownership })
+        Ok(Self { task, ownership, stop })
+    }
+
+    /// Renews no more. Whoever leaves waits for it: a renewal on its way would make the member again.
+    pub async fn stop(&mut self) {
+        self.stop.notify_one();
+        if !self.task.is_finished() {
+            let _ = tokio::time::timeout(RENEWAL, &mut self.task).await;
+        }
     }
 
     /// The last look at who owns what.

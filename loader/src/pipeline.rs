@@ -448,7 +448,7 @@ impl Lane<'_> {
             };
             let lost = match self.stretch(feed, &mut connected, changes).await {
                 Ok(()) => {
-                    let _ = connected.leave(self.member).await;
+                    self.leave(&connected).await;
                     return Ok(Ended::Done);
                 }
                 Err(lost) => lost,
@@ -457,12 +457,12 @@ impl Lane<'_> {
             let is_rolled_back = !matches!(lost, Lost::Abandoned(_)) && connected.rollback().await.is_ok();
             match lost {
                 Lost::Leave(error) => {
-                    let _ = connected.leave(self.member).await;
+                    self.leave(&connected).await;
                     return Err(error);
                 }
                 Lost::Failure(Failure::Superseded) => {
                     tracing::info!("\"{}\" was created again, going over to its new incarnation", self.origin.name);
-                    let _ = connected.leave(self.member).await;
+                    self.leave(&connected).await;
                     return Ok(Ended::Superseded);
                 }
                 Lost::Rejoin(reason) | Lost::Abandoned(reason) => tracing::info!("claiming the parts again: {reason}"),
@@ -474,13 +474,19 @@ impl Lane<'_> {
                 }
             }
             if self.stop.is_signalled() {
-                let _ = connected.leave(self.member).await;
+                self.leave(&connected).await;
                 return Ok(Ended::Done);
             }
             if is_rolled_back {
                 sink = Some(connected);
             }
         }
+    }
+
+    /// Gives up the membership and all leases, if PostgreSQL lets us; else they expire.
+    async fn leave(&mut self, sink: &Sink) {
+        self.control.stop().await;
+        let _ = sink.leave(self.member).await;
     }
 
     /// Waits before the next attempt; an error at the very start leaves instead, unless its time is not over and waiting may help.
