@@ -23,7 +23,7 @@ const LINGER_PER_COMMIT: u32 = 10;
 /// A part that this loader owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owned {
-    /// Position as committed.
+    /// Position as committed, or as it will be once the batch before has committed.
     pub next: i64,
     pub epoch: i64,
 }
@@ -138,6 +138,11 @@ impl Batch {
     /// All chunks, and the first that is not copied.
     pub fn chunks(&self) -> (&[Chunk], usize) {
         (&self.chunks, self.copied)
+    }
+
+    /// Whether something is left to copy.
+    pub fn has_waiting_chunks(&self) -> bool {
+        self.copied < self.chunks.len()
     }
 
     pub fn messages(&self) -> u64 {

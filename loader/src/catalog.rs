@@ -17,6 +17,8 @@ pub struct Table {
     /// The enums of the columns, whose labels the fingerprint covers.
     pub enums: Vec<u32>,
     pub leaves: Leaves,
+    /// A row may have to wait for another transaction that has an equal key.
+    pub is_unique: bool,
     /// Things that make every COPY slow, for `check`.
     pub warnings: Vec<String>,
 }
@@ -126,7 +128,9 @@ const RELATION: &str = "\
 SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relpersistence::text,
        pg_catalog.row_security_active(c.oid),
        (SELECT string_agg(t.tgname, ', ') FROM pg_catalog.pg_trigger t
-         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7) AS before_triggers, c.relname::text
+         WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7) AS before_triggers, c.relname::text,
+       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE (i.indisunique OR i.indisexclusion) AND (i.indrelid = c.oid
+               OR i.indrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) AS p)))
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = pg_catalog.to_regclass($1)";
 
@@ -270,8 +274,8 @@ async fn read_table(client: &Client, name: &str) -> Result<Table, CatalogError> 
     }
     let fingerprint = client.query_one(FINGERPRINT, &[&oid, &enums]).await?.get::<_, Option<i64>>(0).unwrap_or(0);
     let leaves = leaves(client, oid).await?;
-    let relation = relation.get(6);
-    Ok(Table { name: qualified, relation, oid, columns, fingerprint, enums, leaves, warnings })
+    let (relation, is_unique) = (relation.get(6), relation.get(7));
+    Ok(Table { name: qualified, relation, oid, columns, fingerprint, enums, leaves, is_unique, warnings })
 }
 
 /// The value of a constant default. The text is the catalog's own, printed by PostgreSQL.

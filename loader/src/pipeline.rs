@@ -1,5 +1,5 @@
-//! Polls, decodes, copies, commits; backs off, gives up parts, stops. One lane: one data connection with all parts that this
-//! loader owns.
+//! Polls, decodes, copies, commits; backs off, gives up parts, stops. One lane: two data connections that alternate (`pair`), with
+//! all parts that this loader owns.
 //!
 //! After any failure that leaves the position in doubt the way is the same: claim the parts again and go on from what the
 //! claim returns. A commit whose answer got lost has either moved the position or not; the claim knows which.
@@ -9,6 +9,8 @@ mod batches;
 mod claims;
 mod group;
 pub mod lanes;
+mod order;
+mod pair;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,7 @@ use uuid::Uuid;
 use self::anchors::AnchorCheck;
 use self::group::{Changes, next_change, overdue_change};
 use self::lanes::Place;
+use self::pair::{Finished, Other};
 use crate::batch::{Batch, Limits, Owned};
 use crate::catalog::{CatalogError, Table};
 use crate::config::{Config, OnRecreated, Start as StartRule};
@@ -270,6 +273,9 @@ async fn load_from(
         leaves_read_at: Instant::now(),
         leaves_next_at: Instant::now(),
         batch: Batch::default(),
+        other: Other::new(),
+        is_single: false,
+        in_turn: 0,
         owned: BTreeMap::new(),
         stopped: BTreeMap::new(),
         ends,
@@ -383,6 +389,7 @@ enum Work {
     Share(Ownership),
     Event(Event),
     Changed(Vec<(i32, Finding)>),
+    Committed(Box<Finished>),
     Close,
 }
 
@@ -404,6 +411,13 @@ struct Lane<'a> {
     leaves_read_at: Instant,
     leaves_next_at: Instant,
     batch: Batch,
+    /// The second connection, perhaps with the batch before this one.
+    other: Other,
+    /// A second connection could not be opened, and that is logged.
+    is_single: bool,
+    /// So many batches commit before the next one is copied.
+    in_turn: u32,
+    /// Positions as they are once the batches before this one have committed.
     owned: BTreeMap<i32, Owned>,
     /// Parts that are stopped to protect data, with the reason.
     stopped: BTreeMap<i32, String>,
@@ -454,7 +468,12 @@ impl Lane<'_> {
                 Err(lost) => lost,
             };
             self.batch = Batch::default();
-            let is_rolled_back = !matches!(lost, Lost::Abandoned(_)) && connected.rollback().await.is_ok();
+            // In this order: the batch before may wait for rows of this one.
+            let mut is_rolled_back = !matches!(lost, Lost::Abandoned(_)) && connected.rollback().await.is_ok();
+            is_rolled_back = is_rolled_back && self.end_commit().await;
+            if !is_rolled_back {
+                self.other = Other::new();
+            }
             match lost {
                 Lost::Leave(error) => {
                     self.leave(&connected).await;
@@ -613,6 +632,7 @@ impl Lane<'_> {
                 change = next_change(changes) => Work::Change(change),
                 ownership = self.control.changed() => Work::Share(ownership),
                 changed = self.anchors.next(&self.owned) => Work::Changed(changed),
+                finished = self.other.finished() => Work::Committed(finished?),
                 // While more is there, the batch grows: its limits close it.
                 event = feed.next() => {
                     Work::Event(event.ok_or_else(|| Error::Bug("the threads of the source have ended".into()))?)
@@ -635,7 +655,8 @@ impl Lane<'_> {
             Work::Share(ownership) => self.share(feed, sink, ownership).await,
             Work::Event(event) => self.handle(feed, sink, event).await,
             Work::Changed(parts) => self.leave_changed(feed, sink, parts).await,
-            Work::Close => self.close(feed, sink).await,
+            Work::Committed(finished) => self.conclude(feed, sink, finished).await,
+            Work::Close => self.pass_on(feed, sink, false).await,
         }
     }
 
@@ -649,11 +670,10 @@ impl Lane<'_> {
                 };
                 let chunk = self.with_fresh_leaves(feed, sink, chunk).await?;
                 self.batch.push(chunk, Instant::now());
-                if self.batch.should_copy(self.careful > 0) {
-                    self.copy(feed, sink).await?;
-                }
                 if self.batch.should_close(&self.limits, Instant::now()) {
-                    self.close(feed, sink).await?;
+                    self.pass_on(feed, sink, true).await?;
+                } else if self.batch.should_copy(self.careful > 0) {
+                    self.copy(feed, sink).await?;
                 }
             }
             Event::EndOfPart { part, position, .. } => {

@@ -35,6 +35,8 @@ pub struct Program {
     /// The name alone, as the server's context has it.
     pub relation: String,
     pub table_oid: u32,
+    /// A row may have to wait for another transaction that has an equal key.
+    pub is_unique: bool,
     pub fingerprint: i64,
     /// The enums whose labels are part of the fingerprint.
     pub enums: Vec<u32>,
@@ -196,6 +198,7 @@ impl Program {
             table: table.name.clone(),
             relation: table.relation.clone(),
             table_oid: table.oid,
+            is_unique: table.is_unique,
             fingerprint: table.fingerprint,
             enums: table.enums.clone(),
             left_out,

@@ -11,14 +11,15 @@ mod blockers;
 pub mod dead_letters;
 
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::fmt;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, CopyInSink, Statement};
 use uuid::Uuid;
 
 use crate::batch::{Move, Owned, ROWS_PER_CAREFUL_COPY, Refused};
@@ -57,6 +58,9 @@ pub enum Failure {
     /// The topic was created again, and that is another source.
     #[error("the topic was created again, and its new incarnation is loaded")]
     Superseded,
+    /// The server does not take the rows that were sent last; which of them is not looked at.
+    #[error("the rows are refused: {}", postgres::describe(.0))]
+    Rows(tokio_postgres::Error),
     /// The table changed since the program was compiled.
     #[error("the table was changed")]
     TableChanged,
@@ -89,8 +93,10 @@ pub struct Checks {
     pub immediate: bool,
 }
 
+/// A COPY of which everything is sent but its end.
+type SentCopy = Pin<Box<CopyInSink<Bytes>>>;
+
 /// One connection with its prepared statements.
-#[derive(Debug)]
 pub struct Sink {
     client: Client,
     pid: i32,
@@ -104,7 +110,15 @@ pub struct Sink {
     advance: Statement,
     /// A transaction is open.
     open: bool,
+    /// Rows that the server may not have taken yet.
+    sent: Option<SentCopy>,
     max_value: usize,
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sink").field("pid", &self.pid).field("open", &self.open).finish_non_exhaustive()
+    }
 }
 
 impl Sink {
@@ -142,12 +156,22 @@ impl Sink {
             begin,
             advance,
             open: false,
+            sent: None,
             max_value,
         })
     }
 
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// A transaction is open.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    pub fn source(&self) -> i32 {
+        self.source
     }
 
     pub async fn table(&self, name: &str) -> Result<Table, CatalogError> {
@@ -198,16 +222,16 @@ impl Sink {
 
     /// Opens the transaction, unless it is open, and compares positions and epochs a first time.
     async fn begin(&mut self, owned: &BTreeMap<i32, Owned>, checks: Checks) -> Result<(), Failure> {
-        if self.open {
-            return Ok(());
-        }
+        if std::mem::replace(&mut self.open, true) { Ok(()) } else { self.open(owned, checks).await }
+    }
+
+    async fn open(&self, owned: &BTreeMap<i32, Owned>, checks: Checks) -> Result<(), Failure> {
         let parts: Vec<i32> = owned.keys().copied().collect();
         let constraints = if checks.immediate { "; SET CONSTRAINTS ALL IMMEDIATE" } else { "" };
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = {}{constraints}",
             self.synchronous_commit.as_str()
         );
-        self.open = true;
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.source, &parts];
         let (begun, positions) =
             tokio::join!(self.client.batch_execute(&begin), self.client.query(&self.begin, &parameters));
@@ -215,7 +239,8 @@ impl Sink {
         let mut missing = owned.len();
         for row in positions? {
             let found = Owned { next: row.get(1), epoch: row.get(2) };
-            if owned.get(&row.get(0)) != Some(&found) {
+            // The batch before may not have committed yet.
+            if owned.get(&row.get(0)).is_none_or(|own| own.epoch != found.epoch || own.next < found.next) {
                 return Err(Failure::Fenced(format!(
                     "part {} is at {}/{}",
                     row.get::<_, i32>(0),
@@ -242,18 +267,36 @@ impl Sink {
         checks: Checks,
         allowance: u64,
     ) -> Result<Vec<Refused>, Failure> {
-        self.begin(owned, checks).await?;
-        let statement = self.statement(program).await?;
-        let whole: Vec<Bytes> =
-            chunks[first..].iter().map(|chunk| chunk.rows.clone()).filter(|rows| !rows.is_empty()).collect();
-        if whole.is_empty() {
-            return Ok(Vec::new());
-        }
-        let Err(error) = self.attempt(program.format, &statement, whole).await else { return Ok(Vec::new()) };
+        self.send(program, owned, chunks, first, checks).await?;
+        let Some(copy) = self.sent.take() else { return Ok(Vec::new()) };
+        let Err(error) = self.end_copy(copy).await else { return Ok(Vec::new()) };
         let rows: Vec<(usize, usize)> = (first..chunks.len())
             .flat_map(|chunk| (0..chunks[chunk].starts.len()).map(move |row| (chunk, row)))
             .collect();
         self.find_poison(program, chunks, rows, error, checks, allowance).await
+    }
+
+    /// Sends the same rows and does not wait until the server has them all. Whether it takes them, [`Self::commit`] finds out.
+    pub async fn send(
+        &mut self,
+        program: &Arc<Program>,
+        owned: &BTreeMap<i32, Owned>,
+        chunks: &[Chunk],
+        first: usize,
+        checks: Checks,
+    ) -> Result<(), Failure> {
+        let statement = self.statement(program).await?;
+        let rows: Vec<Bytes> =
+            chunks[first..].iter().map(|chunk| chunk.rows.clone()).filter(|rows| !rows.is_empty()).collect();
+        if rows.is_empty() {
+            return self.begin(owned, checks).await;
+        }
+        let was_open = std::mem::replace(&mut self.open, true);
+        let begin = async { if was_open { Ok(()) } else { self.open(owned, checks).await } };
+        let copy = async { Ok(self.send_rows(program.format, &statement, rows).await?) };
+        // In one round trip: the server does not wait for us between the first statement and the rows.
+        self.sent = Some(tokio::try_join!(begin, copy)?.1);
+        Ok(())
     }
 
     /// The COPY of a program, prepared once.
@@ -337,33 +380,46 @@ impl Sink {
         statement: &Statement,
         rows: Vec<Bytes>,
     ) -> Result<(), tokio_postgres::Error> {
-        Blockers::of(self, PATIENCE_OF_ROWS).end_while(self.copy_rows(format, statement, rows)).await
+        self.end_copy(self.send_rows(format, statement, rows).await?).await
     }
 
-    async fn copy_rows(
+    async fn send_rows(
         &self,
         format: Format,
         statement: &Statement,
         rows: Vec<Bytes>,
-    ) -> Result<(), tokio_postgres::Error> {
-        let (savepoint, sink) =
-            tokio::join!(self.client.batch_execute("SAVEPOINT tally_rows"), self.client.copy_in::<_, Bytes>(statement));
-        savepoint?;
-        let mut sink = pin!(sink?);
+    ) -> Result<SentCopy, tokio_postgres::Error> {
         let (header, trailer) = match format {
             Format::Binary => (copy::HEADER, copy::TRAILER),
             Format::Text => (&b""[..], &b""[..]),
         };
-        sink.send(Bytes::from_static(header)).await?;
-        for rows in rows {
-            let mut rest = rows;
-            while !rest.is_empty() {
-                sink.send(rest.split_to(rest.len().min(BUFFER))).await?;
+        let sending = async {
+            let (savepoint, sink) = tokio::join!(
+                self.client.batch_execute("SAVEPOINT tally_rows"),
+                self.client.copy_in::<_, Bytes>(statement)
+            );
+            savepoint?;
+            let mut sink = Box::pin(sink?);
+            sink.send(Bytes::from_static(header)).await?;
+            for rows in rows {
+                let mut rest = rows;
+                while !rest.is_empty() {
+                    sink.send(rest.split_to(rest.len().min(BUFFER))).await?;
+                }
             }
-        }
-        sink.send(Bytes::from_static(trailer)).await?;
-        sink.finish().await?;
-        self.client.batch_execute("RELEASE SAVEPOINT tally_rows").await
+            sink.send(Bytes::from_static(trailer)).await?;
+            Ok(sink)
+        };
+        Blockers::of(self, PATIENCE_OF_ROWS).end_while(sending).await
+    }
+
+    async fn end_copy(&self, mut copy: SentCopy) -> Result<(), tokio_postgres::Error> {
+        // Behind the rows, in one round trip; after an error of theirs this one fails as well, and the savepoint stays.
+        let ending =
+            async { tokio::join!(copy.as_mut().finish(), self.client.batch_execute("RELEASE SAVEPOINT tally_rows")) };
+        let (copied, released) = Blockers::of(self, PATIENCE_OF_ROWS).end_while(ending).await;
+        copied?;
+        released
     }
 
     /// Writes the dead letters, moves the positions and commits. Returns how long the two last took.
@@ -376,6 +432,12 @@ impl Sink {
         checks: Checks,
     ) -> Result<(Duration, Duration), Failure> {
         self.begin(owned, checks).await?;
+        if let Some(copy) = self.sent.take() {
+            self.end_copy(copy).await.map_err(|error| match postgres::verdict(&error) {
+                Verdict::Poison | Verdict::NoLeaf | Verdict::Recompile => Failure::Rows(error),
+                _ => error.into(),
+            })?;
+        }
         // Another loader has written them, and the position is behind them: the fence would say the same.
         Blockers::of(self, PATIENCE_OF_ROWS).end_while(self.write_dead_letters(dead)).await.map_err(
             |error| match error.as_db_error() {
@@ -454,6 +516,7 @@ impl Sink {
 
     /// Ends the transaction without a trace; after an error of the connection there is none to end.
     pub async fn rollback(&mut self) -> Result<(), tokio_postgres::Error> {
+        self.sent = None;
         if std::mem::take(&mut self.open) {
             self.client.batch_execute("ROLLBACK").await?;
         }

@@ -1,9 +1,11 @@
 //! What a lane does with its batch: copies it, begins again when the table turns out to be another one, commits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::order::may_repeat;
 use super::{FIRST_PAUSE, Lane, Lost, unfit};
 use crate::Error;
 use crate::batch::{Batch, Owned};
@@ -11,7 +13,6 @@ use crate::catalog::CatalogError;
 use crate::chunk::Chunk;
 use crate::feed::Feed;
 use crate::metrics::Phase;
-use crate::postgres::{self, Verdict};
 use crate::sink::{Checks, Failure, Sink};
 
 /// Batches in small pieces after a refused row.
@@ -68,25 +69,21 @@ impl Lane<'_> {
     }
 
     /// Prepares another attempt at the whole batch, or passes the failure on.
-    async fn start_over(
+    pub(super) async fn start_over(
         &mut self,
         feed: &Feed,
         sink: &mut Sink,
         failure: Failure,
         mut checks: Checks,
     ) -> Result<Checks, Lost> {
-        match &failure {
-            Failure::TableChanged => {}
-            Failure::NoLeaf => {}
-            Failure::Deferred(_) if !checks.immediate => {}
-            Failure::Postgres(error) if postgres::verdict(error) == Verdict::Recompile => {}
-            Failure::TooManyRefused(error) => {
-                return Err(Error::TooManyDeadLetters(format!(
-                    "more rows are refused than policy.dead_letters allows; the last error was: {error}"
-                ))
-                .into());
-            }
-            _ => return Err(failure.into()),
+        if let Failure::TooManyRefused(error) = &failure {
+            return Err(Error::TooManyDeadLetters(format!(
+                "more rows are refused than policy.dead_letters allows; the last error was: {error}"
+            ))
+            .into());
+        }
+        if !may_repeat(&failure, checks) {
+            return Err(failure.into());
         }
         sink.rollback().await.map_err(Failure::from)?;
         self.metrics.replays.fetch_add(1, Relaxed);
@@ -96,6 +93,7 @@ impl Lane<'_> {
                 self.refresh_leaves(feed, sink).await?;
             }
             Failure::Deferred(_) => checks.immediate = true,
+            Failure::Rows(_) => self.careful = CAREFUL_BATCHES,
             failure => {
                 self.recompiled += 1;
                 if self.recompiled >= 2 {
@@ -114,37 +112,71 @@ impl Lane<'_> {
                 }
             }
         }
+        self.copy_again();
+        Ok(checks)
+    }
+
+    /// The whole batch is to be copied again, as rows of the present program.
+    pub(super) fn copy_again(&mut self) {
         let (program, topic) = (self.program.clone(), &self.origin.name);
         self.batch.start_over(|chunk| {
             (!Arc::ptr_eq(&chunk.program, &program)).then(|| chunk.decode_again(program.clone(), topic))
         });
-        Ok(checks)
     }
 
-    /// Copies what waits and commits the batch.
-    pub(super) async fn close(&mut self, feed: &Feed, sink: &mut Sink) -> Result<(), Lost> {
+    /// Copies what waits and commits the batch, while nothing else happens.
+    pub(super) async fn commit(&mut self, feed: &Feed, sink: &mut Sink, mut checks: Checks) -> Result<(), Lost> {
         if self.batch.is_empty() {
             return Ok(());
         }
         self.prove_batch(feed, sink).await?;
-        let mut checks = Checks::default();
-        let dead = loop {
-            match self.try_close(sink, checks).await {
-                Ok(dead) => break dead,
+        let times = loop {
+            match self.try_commit(sink, checks).await {
+                Ok(times) => break times,
                 Err(Lost::Failure(failure)) => checks = self.start_over(feed, sink, failure, checks).await?,
                 Err(lost) => return Err(lost),
             }
         };
-        let moves = self.batch.moves(&self.owned);
-        self.anchors.note_moves(&moves);
-        for moved in &moves {
+        let (batch, owned) = (std::mem::take(&mut self.batch), self.owned.clone());
+        for moved in batch.moves(&owned) {
             self.owned.insert(moved.part, Owned { next: moved.next, epoch: moved.epoch });
         }
+        self.note_commit(&batch, &owned, times);
+        Ok(())
+    }
+
+    async fn try_commit(&mut self, sink: &mut Sink, checks: Checks) -> Result<(Duration, Duration), Lost> {
+        if self.batch.has_waiting_chunks() {
+            self.try_copy(sink, checks).await?;
+        }
+        self.check_dead_letters()?;
+        let moves = self.batch.moves(&self.owned);
+        Ok(sink.commit(&self.program, &self.owned, &moves, self.batch.dead(), checks).await?)
+    }
+
+    /// Whether the present batch keeps the limits of dead letters.
+    pub(super) fn check_dead_letters(&self) -> Result<(), Lost> {
+        let (messages, dead) = (self.batch.messages(), self.batch.dead_count());
+        match self.place.gauge().passed_limit(messages, dead, Instant::now()) {
+            Some(limit) => Err(Error::TooManyDeadLetters(limit).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts what a batch was that has committed. `owned`: positions before it; `times`: what moving them and COMMIT took.
+    pub(super) fn note_commit(&mut self, batch: &Batch, owned: &BTreeMap<i32, Owned>, times: (Duration, Duration)) {
+        let (advance, commit) = times;
+        let (moves, dead) = (batch.moves(owned), batch.dead_count());
+        self.anchors.note_moves(&moves);
+        self.place.gauge().note(batch.messages(), dead, Instant::now());
+        self.metrics.add_time(Phase::Advance, advance);
+        self.metrics.add_time(Phase::Commit, commit);
+        self.last_commit = advance + commit;
         let rows: i64 = moves.iter().map(|moved| moved.rows).sum();
         self.metrics.rows.fetch_add(rows as u64, Relaxed);
         self.metrics.batches.fetch_add(1, Relaxed);
-        self.metrics.duplicates.fetch_add(self.batch.duplicates(), Relaxed);
-        for (_, _, rejection) in self.batch.dead() {
+        self.metrics.duplicates.fetch_add(batch.duplicates(), Relaxed);
+        for (_, _, rejection) in batch.dead() {
             self.metrics.add_dead(rejection.reason, 1);
         }
         self.metrics.set_positions(self.place.number, self.owned.iter().map(|(part, owned)| (*part, owned.next)));
@@ -152,31 +184,12 @@ impl Lane<'_> {
         if dead > 0 {
             tracing::debug!("{dead} message(s) became dead letters");
         }
-        self.careful = if self.batch.refused.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL_BATCHES };
-        self.batch = Batch::default();
+        self.careful = if batch.refused.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL_BATCHES };
+        self.in_turn = self.in_turn.saturating_sub(1);
         self.recompiled = 0;
         self.pause = FIRST_PAUSE;
         if std::mem::take(&mut self.paused) {
             tracing::info!("loading again");
         }
-        Ok(())
-    }
-
-    async fn try_close(&mut self, sink: &mut Sink, checks: Checks) -> Result<u64, Lost> {
-        let (chunks, copied) = self.batch.chunks();
-        if copied < chunks.len() {
-            self.try_copy(sink, checks).await?;
-        }
-        let (messages, dead) = (self.batch.messages(), self.batch.dead_count());
-        if let Some(limit) = self.place.gauge().passed_limit(messages, dead, Instant::now()) {
-            return Err(Error::TooManyDeadLetters(limit).into());
-        }
-        let moves = self.batch.moves(&self.owned);
-        let (advance, commit) = sink.commit(&self.program, &self.owned, &moves, self.batch.dead(), checks).await?;
-        self.place.gauge().note(messages, dead, Instant::now());
-        self.metrics.add_time(Phase::Advance, advance);
-        self.metrics.add_time(Phase::Commit, commit);
-        self.last_commit = advance + commit;
-        Ok(dead)
     }
 }

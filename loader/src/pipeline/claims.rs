@@ -24,7 +24,7 @@ impl Lane<'_> {
         mut ownership: Ownership,
     ) -> Result<(), Lost> {
         // A server that has crashed may have lost our last commits, and where nothing comes any more no fence would tell.
-        if sink.is_closed() {
+        if sink.is_closed() || self.other.is_closed() {
             return Err(Lost::Rejoin("the connection to PostgreSQL has ended".into()));
         }
         if ownership.is_superseded {

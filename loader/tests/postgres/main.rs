@@ -6,6 +6,7 @@
 //! - `faults`: the faults of other loaders, and what a person has to repair
 //! - `incarnations`: a topic that was created again is another source
 //! - `lanes`: several connections of one process
+//! - `pair`: a batch is copied while the one before commits, and whatever happens to either
 //! - `files`: files by position and content, through kills, growth and damage
 //! - `formats`: what is in a file arrives as it is there
 //! - `poison`: a bad message becomes a dead letter, and only that message
@@ -31,6 +32,7 @@ mod incarnations;
 mod lanes;
 mod loading;
 mod oracle;
+mod pair;
 mod pipeline;
 mod poison;
 mod replay;
