@@ -31,7 +31,7 @@ use crate::source::{Finding, Polled, Rebalance, Source, SourceError};
 
 /// A chunk is at most this large: with the rows made of it, it is sent by one COPY.
 const ARENA_BYTES: usize = 512 << 10;
-/// Chunks that may wait in each queue: together as many rows as the COPY that runs meanwhile.
+/// Most chunks that may wait in each queue: together as many rows as the COPY that runs meanwhile.
 const QUEUE: usize = 12;
 /// How long a poll waits when nothing comes; a command waits as long.
 const WAIT: Duration = Duration::from_millis(20);
@@ -120,8 +120,10 @@ impl Feed {
         dedupe: Option<&config::Dedupe>,
     ) -> Self {
         let (commands, command_receiver) = mpsc::channel();
-        let (items, item_receiver) = mpsc::sync_channel(QUEUE);
-        let (event_sender, events) = async_mpsc::channel(QUEUE);
+        // What waits to be decoded is not counted as memory yet, so it is a small part of it.
+        let queue = (memory / (8 * ARENA_BYTES)).clamp(2, QUEUE);
+        let (items, item_receiver) = mpsc::sync_channel(queue);
+        let (event_sender, events) = async_mpsc::channel(queue);
         let program = Arc::new(RwLock::new(program));
         let reader = Reader {
             assignment: 0,
