@@ -24,7 +24,7 @@ pub enum Record {
 pub enum Order {
     /// There is one transaction at a time.
     OneAtATime,
-    /// Two; the second calls `advance_offsets` after the COMMIT of the first has returned.
+    /// Two; the second calls `advance_offsets` after the COMMIT of the first has returned: `pipeline::order`.
     AfterCommit,
     /// Two; the second calls `advance_offsets` after that call of the first has returned.
     AfterAdvance,
