@@ -161,8 +161,8 @@ fn the_extension_adopts_the_state() {
     adopt(&loading).unwrap();
     assert_eq!((loading.texts(state), loading.number(rights)), before);
     assert_eq!(loading.init().unwrap(), State::Extension);
-    let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'tally%'";
-    assert_eq!(loading.texts(schemas), ["tally"]);
+    let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'tally%' ORDER BY 1";
+    assert_eq!(loading.texts(schemas), ["tally", "tally_trash"]);
     // It goes on where it was, and another source gets another number.
     loading.produce(0, r#"{"a": 10}"#);
     loading.load().unwrap();
