@@ -9,6 +9,7 @@
 
 mod blockers;
 pub mod dead_letters;
+mod poison;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,13 +17,13 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, CopyInSink, Statement};
 use uuid::Uuid;
 
-use crate::batch::{Move, Owned, ROWS_PER_CAREFUL_COPY, Refused};
+use crate::batch::{Move, Owned, Refused};
 use crate::catalog::{self, CatalogError, FINGERPRINT, Leaves, Table};
 use crate::chunk::Chunk;
 use crate::config::{Postgres, SynchronousCommit};
@@ -36,8 +37,6 @@ use blockers::Blockers;
 
 /// Buffers are handed over whole; this size keeps the socket busy without much memory.
 const BUFFER: usize = 256 << 10;
-/// Rows that a context may name within one COPY before it is split instead.
-const PINPOINTS: u32 = 8;
 /// A claim that waits longer than this ends the sessions of former loaders that it waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for rows and dead letters, which may wait for the equal keys of another session: one that does not end its
@@ -311,76 +310,10 @@ impl Sink {
         Ok(statement)
     }
 
-    /// Finds the rows at fault after a COPY of `rows` has failed with `error`, and copies all others.
-    async fn find_poison(
-        &mut self,
-        program: &Arc<Program>,
-        chunks: &[Chunk],
-        rows: Vec<(usize, usize)>,
-        error: tokio_postgres::Error,
-        checks: Checks,
-        allowance: u64,
-    ) -> Result<Vec<Refused>, Failure> {
-        let statement = self.statement(program).await?;
-        let mut refused: Vec<Refused> = Vec::new();
-        // Parts still to copy, the next one last; with it the error of the attempt, if there was one.
-        let mut work = vec![(rows, PINPOINTS, Some(error))];
-        while let Some((mut rows, pinpoints, error)) = work.pop() {
-            let error = match error {
-                Some(error) => error,
-                None => match self.attempt(program.format, &statement, gather(chunks, &rows)).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-            };
-            match postgres::verdict(&error) {
-                Verdict::Poison => {}
-                Verdict::NoLeaf if checks.leaves_are_fresh => {}
-                Verdict::NoLeaf => return Err(Failure::NoLeaf),
-                Verdict::Recompile => return Err(Failure::TableChanged),
-                _ => return Err(error.into()),
-            }
-            let Some(db) = error.as_db_error() else { return Err(error.into()) };
-            self.client.batch_execute("ROLLBACK TO SAVEPOINT tally_rows; RELEASE SAVEPOINT tally_rows").await?;
-            // A changed type can make every row fail; those are no bad rows then.
-            if refused.is_empty() && self.is_changed(program).await? {
-                return Err(Failure::TableChanged);
-            }
-            let named =
-                postgres::line(db, &program.relation).filter(|line| pinpoints > 0 && (1..=rows.len()).contains(line));
-            let at = if rows.len() == 1 { Some(0) } else { named.map(|line| line - 1) };
-            if let Some(at) = at {
-                let (chunk, row) = rows.remove(at);
-                let message = chunks[chunk].starts[row].0;
-                refused.push(Refused { chunk, message, rejection: postgres::rejection(db) });
-                if refused.len() as u64 > allowance {
-                    return Err(Failure::TooManyRefused(postgres::without_value(db)));
-                }
-                if !rows.is_empty() && rows.len() <= ROWS_PER_CAREFUL_COPY {
-                    work.push((rows, pinpoints.saturating_sub(1), None));
-                    continue;
-                }
-            }
-            let size = if rows.len() > ROWS_PER_CAREFUL_COPY { ROWS_PER_CAREFUL_COPY } else { rows.len().div_ceil(2) };
-            work.extend(rows.chunks(size.max(1)).rev().map(|piece| (piece.to_vec(), PINPOINTS, None)));
-        }
-        Ok(refused)
-    }
-
     /// Whether the target is another one than the program was compiled for.
     async fn is_changed(&self, program: &Program) -> Result<bool, tokio_postgres::Error> {
         let row = self.client.query_one(FINGERPRINT, &[&program.table_oid, &program.enums]).await?;
         Ok(row.get::<_, Option<i64>>(0) != Some(program.fingerprint))
-    }
-
-    /// One COPY under a savepoint, which is released; after an error it is still there.
-    async fn attempt(
-        &self,
-        format: Format,
-        statement: &Statement,
-        rows: Vec<Bytes>,
-    ) -> Result<(), tokio_postgres::Error> {
-        self.end_copy(self.send_rows(format, statement, rows).await?).await
     }
 
     async fn send_rows(
@@ -530,20 +463,6 @@ fn deferred(error: tokio_postgres::Error) -> Failure {
         Verdict::Poison => Failure::Deferred(error),
         _ => error.into(),
     }
-}
-
-/// The bytes of chosen rows, in buffers of a good size.
-fn gather(chunks: &[Chunk], rows: &[(usize, usize)]) -> Vec<Bytes> {
-    let mut buffers = Vec::new();
-    let mut buffer = BytesMut::new();
-    for &(chunk, row) in rows {
-        buffer.extend_from_slice(&chunks[chunk].row(row));
-        if buffer.len() > BUFFER {
-            buffers.push(buffer.split().freeze());
-        }
-    }
-    buffers.push(buffer.freeze());
-    buffers
 }
 
 /// Appends one row of `tally.dead_letters`.

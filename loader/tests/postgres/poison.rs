@@ -206,6 +206,25 @@ fn many_bad_rows_are_found_and_the_others_load() {
     assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters"), 300);
 }
 
+/// However many rows of a COPY are refused, each of its rows goes to the server a few times at most, and they keep their order. The
+/// sequence of an identity column counts them, and forgets nothing when rows are rolled back.
+#[test]
+fn many_bad_rows_cost_each_row_little() {
+    const TABLE: &str = "CREATE TABLE public.t (a int CHECK (a % 50 <> 49), n bigint GENERATED ALWAYS AS IDENTITY);";
+    let mut loading = Loading::new(1, TABLE);
+    loading.policy = "dead_letters = { stop_above_ratio = 1.0, stop_above_per_minute = 1000000 }".into();
+    let messages = 4000;
+    (0..messages).for_each(|a| _ = loading.produce(0, &format!("{{\"a\": {a}}}")));
+    loading.load().unwrap();
+    assert_eq!(loading.number("SELECT count(*) FROM tally.dead_letters WHERE sqlstate = '23514'"), messages / 50);
+    assert_eq!(loading.number("SELECT count(*) FROM public.t"), messages - messages / 50);
+    let order =
+        "SELECT count(*) FROM (SELECT a < lag(a) OVER (ORDER BY n) AS is_behind FROM public.t) s WHERE is_behind";
+    assert_eq!(loading.number(order), 0);
+    let tried = loading.number("SELECT last_value FROM public.t_n_seq");
+    assert!(tried <= 3 * messages, "{tried} rows were sent for {messages}");
+}
+
 #[test]
 fn too_many_dead_letters_stop_the_loader_and_change_nothing() {
     for value in ["broken", r#"{"a": -1}"#] {
