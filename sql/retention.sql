@@ -57,8 +57,11 @@ BEGIN
     RAISE EXCEPTION 'partition %.% is being removed by retention and takes no more changes', pg_catalog.quote_ident(TG_TABLE_SCHEMA), pg_catalog.quote_ident(TG_TABLE_NAME)
         USING ERRCODE = 'TL002',
               DETAIL = 'Its rows are older than the retention of the table.',
-              HINT = (SELECT pg_catalog.format('To keep it: SELECT tally.undo_retention(%L, %L);', r.parent, r.partition)
-                      FROM tally.retirements r WHERE r.partition OPERATOR(pg_catalog.=) TG_RELID);
+              -- A snapshot from before it was fenced does not see the record.
+              HINT = pg_catalog.format('To keep it: SELECT tally.undo_retention(%L, %L);', (
+                      SELECT coalesce((SELECT r.parent FROM tally.retirements r WHERE r.partition OPERATOR(pg_catalog.=) TG_RELID),
+                                      (SELECT i.inhparent::regclass FROM pg_catalog.pg_inherits i WHERE i.inhrelid OPERATOR(pg_catalog.=) TG_RELID))
+                      ), TG_RELID::regclass);
 END
 $$;
 COMMENT ON FUNCTION tally._refuse_change() IS 'trigger of a partition that is being removed by retention';

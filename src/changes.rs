@@ -8,8 +8,8 @@ use crate::pg::{self, Oid, Snapshot};
 use crate::{refresh, seal, tags};
 use pgrx::prelude::*;
 use tally_core::ident::{QualifiedName, quote};
-use tally_core::rollup::definition::{SIGN, TAG, WRITER};
-use tally_core::rollup::sql::{self, Member};
+use tally_core::rollup::definition::{Definition, SIGN, TAG, WRITER};
+use tally_core::rollup::sql::{self, Member, Relations};
 use tally_core::snapshot::{self, BEFORE_TRACKING};
 
 /// A table is about to be truncated. With a whole source its rollups become empty at once, as the table does; of a partition
@@ -147,14 +147,34 @@ pub(crate) fn retain_ahead(source: Oid, partition: Oid, owner: Oid) -> Result<i6
     Ok(departure)
 }
 
+/// Keeps the groups of the partitions that are about to leave for a rollup that is being made: their rows are not read when its groups
+/// are. Answers the numbers of their departures.
+pub(crate) fn retain_leaving(source: Oid, definition: &Definition, relations: &Relations) -> Result<Vec<i64>> {
+    let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
+    let time = tags::time_column(source, None)?.map(|time| time.name);
+    let leaving = leaving_seen(source)?;
+    for (partition, departure) in &leaving {
+        let times = times_in(*partition, time.as_ref(), owner)?;
+        let statement = sql::retain_table(definition, relations, partition.to_u32(), times.as_ref(), *departure);
+        pg::as_user(owner, || Snapshot::latest().execute::<0>(&statement))?;
+    }
+    Ok(leaving.into_iter().map(|(_, departure)| departure).collect())
+}
+
+/// The partitions that are about to leave and whose rows can be seen, which stays so until the end of the transaction: a DETACH
+/// CONCURRENTLY that has begun and not committed for the first time is waited for. The caller holds the refresh lock.
+pub(crate) fn leaving_seen(source: Oid) -> Result<Vec<(Oid, i64)>> {
+    if Snapshot::latest().read(|| departures::leaving(source))?.is_empty() {
+        return Ok(vec![]);
+    }
+    pg::relation::lock(source, Mode::ShareUpdateExclusive);
+    Snapshot::latest().read(|| departures::leaving(source))
+}
+
 /// Keeps the groups of the rows of a table itself.
 fn retain_table(source: Oid, table: Oid, time: Option<&String>, families: &[Vec<Member>], owner: Oid) -> Result<i64> {
-    let name = catalog::name_of(table)?;
     let departure = departures::insert(source, table)?;
-    let times = match time {
-        Some(time) => pg::as_user(owner, || times_of(&name, time))?,
-        None => None,
-    };
+    let times = times_in(table, time, owner)?;
     let rows = |member: &Member| {
         sql::retain_table(member.definition, member.relations, table.to_u32(), times.as_ref(), departure)
     };
@@ -182,6 +202,12 @@ pub(crate) fn retain(
         }
     }
     Ok(())
+}
+
+fn times_in(table: Oid, time: Option<&String>, owner: Oid) -> Result<Option<(String, String)>> {
+    let Some(time) = time else { return Ok(None) };
+    let name = catalog::name_of(table)?;
+    pg::as_user(owner, || times_of(&name, time))
 }
 
 /// The first and the last time in a table, unless it is empty or has rows without a time.

@@ -4,11 +4,11 @@ mod parts;
 mod plan;
 
 use crate::catalog::rollups::{self, Rollup};
-use crate::catalog::{self, aggregates, builds, departures, sources};
+use crate::catalog::{self, aggregates, builds, departures, retirements, sources};
 use crate::error::{Error, Result, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
-use crate::{build, refresh, tags};
+use crate::{build, changes, refresh, tags};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -71,17 +71,26 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     let owner = owner_of(source)?;
     let below = plan.below_relations.as_ref().zip(plan.base.as_ref());
     let below = below.map(|(relations, base)| (&base.rollup.definition, relations));
-    if let Some(retained) = below.and_then(|below| sql::build_retained(&plan.columns, &relations, below)) {
-        pg::as_user(owner, || now.execute::<0>(&retained))?;
-    }
-    if slices.is_none() {
-        // The groups below may have got theirs from this transaction, which sees that.
-        pg::as_user(owner, || now.execute::<0>(&sql::build(&plan.columns, &relations, &counted, below)))?;
-    }
+    let gathered = below.and_then(|below| sql::build_retained(&plan.columns, &relations, below));
+    let departures = match &gathered {
+        Some(retained) => {
+            pg::as_user(owner, || now.execute::<0>(retained))?;
+            changes::leaving_seen(source)?.into_iter().map(|(_, departure)| departure).collect()
+        }
+        None => changes::retain_leaving(source, &plan.columns, &relations)?,
+    };
+    // The groups below may have got theirs from this transaction, which sees that.
+    let first = match slices {
+        Some(_) => sql::restore_retained(&plan.columns, &relations),
+        None if gathered.is_some() || departures.is_empty() => sql::build(&plan.columns, &relations, &counted, below),
+        None => sql::rebuild(&plan.columns, &relations, &counted, None)[1].clone(),
+    };
+    pg::as_user(owner, || now.execute::<0>(&first))?;
     plan.create_indexes(&relations)?;
     let query = plan.query(&relations);
     let rollup = plan.into_rollup(&relations, log)?;
     rollups::insert(&rollup, &query, refresh_interval)?;
+    departures.iter().try_for_each(|departure| retirements::add_rollup(*departure, rollup.rollup))?;
     begin_build(&rollup, &relations, slices)?;
     schedule(source)?;
     Ok(rollup.rollup)
@@ -174,7 +183,12 @@ fn redefine(rollup: Oid, definition: &str) -> Result<()> {
     }
     let relations = old.relations()?;
     plan.lay_out(&relations)?;
-    let has_retained = now.is_there(&format!("SELECT EXISTS (SELECT FROM {})", relations.retained))?;
+    let owner = owner_of(source)?;
+    // Groups of partitions that are about to leave are made of their rows once more.
+    for (_, departure) in changes::leaving_seen(source)? {
+        pg::as_user(owner, || now.execute::<0>(&sql::forget_departure(&relations, departure)))?;
+    }
+    let has_retained = Snapshot::latest().is_there(&format!("SELECT EXISTS (SELECT FROM {})", relations.retained))?;
     plan.columns.is_altered = has_retained;
     if has_retained && let Some(what) = plan.columns.retained_differently(&old.definition) {
         return Err(Error::new("55000", format!("rollup {public} counts rows that have left its table, and {what} would miss them"))
@@ -196,11 +210,12 @@ fn redefine(rollup: Oid, definition: &str) -> Result<()> {
     run(&sql::replace_public_view(&plan.columns, &relations, build))?;
     parts::describe(&relations)?;
     parts::give_to_owner(source, &relations, &plan.columns.aggregates)?;
+    changes::retain_leaving(source, &plan.columns, &relations)?;
     let first = match slices {
         Some(_) => sql::restore_retained(&plan.columns, &relations),
         None => sql::rebuild(&plan.columns, &relations, &counted, None)[1].clone(),
     };
-    pg::as_user(owner_of(source)?, || now.execute::<0>(&first))?;
+    pg::as_user(owner, || now.execute::<0>(&first))?;
     plan.create_indexes(&relations)?;
     let query = plan.query(&relations);
     let altered = plan.into_rollup(&relations, old.log)?;

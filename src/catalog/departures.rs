@@ -35,6 +35,24 @@ pub(crate) fn release(source: Oid, partition: Oid) -> Result<()> {
     .map_err(spi)
 }
 
+/// The partitions that retention is about to detach and whose rows can be seen, with the numbers of their departures.
+pub(crate) fn leaving(source: Oid) -> Result<Vec<(Oid, i64)>> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT d.partition::pg_catalog.oid, d.departure FROM tally.sources AS s \
+               JOIN tally.departures AS d ON d.source OPERATOR(pg_catalog.=) s.source AND d.released_by IS NULL \
+                    AND d.partition OPERATOR(pg_catalog.=) ANY (s.leaving) \
+               JOIN pg_catalog.pg_inherits AS i ON i.inhrelid OPERATOR(pg_catalog.=) d.partition AND NOT i.inhdetachpending \
+              WHERE s.source OPERATOR(pg_catalog.=) $1 ORDER BY d.departure",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| Ok((row.get(1)?.unwrap_or(Oid::INVALID), row.get(2)?.unwrap_or_default())))
+            .collect::<pgrx::spi::Result<_>>()
+    })
+    .map_err(spi)
+}
+
 /// Forgets a departure that never was.
 pub(crate) fn delete(departure: i64) -> Result<()> {
     pg::as_extension_owner(|| {

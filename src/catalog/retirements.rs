@@ -117,6 +117,15 @@ pub(crate) fn set_counted(id: i64, rows: i64, counted: Option<(i64, &[Oid], &Cou
     set_state(id, State::Counted)
 }
 
+/// Notes that a rollup which is being made keeps the groups of this departure as well.
+pub(crate) fn add_rollup(departure: i64, rollup: Oid) -> Result<()> {
+    write(
+        "UPDATE tally.retirements SET rollups = pg_catalog.array_append(rollups, $2::pg_catalog.oid::pg_catalog.regclass) \
+         WHERE departure OPERATOR(pg_catalog.=) $1",
+        &[departure.into(), rollup.into()],
+    )
+}
+
 pub(crate) fn set_drop_after(id: i64, at: Timestamp) -> Result<()> {
     write(
         "UPDATE tally.retirements SET drop_after = $2 WHERE retirement OPERATOR(pg_catalog.=) $1",
@@ -146,7 +155,7 @@ pub(crate) fn resume(parent: Oid) -> Result<()> {
         &[parent.into()],
     )?;
     write(
-        "UPDATE tally.retirements SET state = 'counted', note = NULL WHERE parent OPERATOR(pg_catalog.=) $1 \
+        "UPDATE tally.retirements SET state = CASE WHEN drop_after IS NULL THEN 'counted' ELSE 'trash' END, note = NULL WHERE parent OPERATOR(pg_catalog.=) $1 \
          AND state OPERATOR(pg_catalog.=) 'mismatch'",
         &[parent.into()],
     )

@@ -16,7 +16,7 @@ use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, Snapshot, process};
-use crate::{changes, refresh, settings};
+use crate::{changes, refresh, seal, settings};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::{SECOND, Timestamp};
@@ -313,11 +313,7 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
         return Progress::wait(record, "somebody reads the detached table");
     }
     let name = catalog::name_of(record.partition)?;
-    run_as(facts.owner, &format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}"))?;
-    if sources::is_source(facts.oid)? {
-        pg::lock_refresh(sources::table()?, facts.oid, true);
-        sources::forget_leaving(facts.oid, record.partition)?;
-    }
+    part(facts, record.partition)?;
     if name.schema != TRASH {
         let mut there = QualifiedName::new(TRASH, name.name.clone());
         if facts::is_taken(TRASH, &there.name)? {
@@ -325,11 +321,47 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
             run_as(facts.owner, &format!("ALTER TABLE {name} RENAME TO {}", quote(&there.name)))?;
         }
         let here = QualifiedName::new(name.schema, there.name);
+        free_names(record.partition, TRASH)?;
         pg::as_extension_owner(|| Spi::run(&format!("ALTER TABLE {here} SET SCHEMA {TRASH}"))).map_err(spi)?;
     }
     retirements::set_state(record.id, State::Trash)?;
     retirements::set_drop_after(record.id, process::clock().plus(plan.policy.grace))?;
     Ok(Progress::done())
+}
+
+/// Takes away what DETACH CONCURRENTLY has left of the source at a table that has gone: triggers of its own, and the mark that its rows
+/// are not read, which they cannot be.
+fn part(facts: &Facts, partition: Oid) -> Result<()> {
+    let name = catalog::name_of(partition)?;
+    run_as(facts.owner, &format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}"))?;
+    pg::as_user(facts.owner, || seal::drop_trigger(partition))?;
+    if sources::is_source(facts.oid)? {
+        pg::lock_refresh(sources::table()?, facts.oid, true);
+        sources::forget_leaving(facts.oid, partition)?;
+    }
+    Ok(())
+}
+
+/// Renames indexes and sequences of a table that would move along to a schema where their names are taken.
+fn free_names(table: Oid, schema: &str) -> Result<()> {
+    let taken = facts::rows(
+        "SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace AND n.nspname OPERATOR(pg_catalog.<>) $2::pg_catalog.name \
+         WHERE (EXISTS (SELECT FROM pg_catalog.pg_index x WHERE x.indexrelid OPERATOR(pg_catalog.=) c.oid AND x.indrelid OPERATOR(pg_catalog.=) $1) \
+             OR c.relkind OPERATOR(pg_catalog.=) 'S' AND EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) c.oid \
+                  AND d.refclassid OPERATOR(pg_catalog.=) d.classid AND d.refobjid OPERATOR(pg_catalog.=) $1)) \
+           AND EXISTS (SELECT FROM pg_catalog.pg_class o JOIN pg_catalog.pg_namespace w ON w.oid OPERATOR(pg_catalog.=) o.relnamespace \
+                WHERE w.nspname OPERATOR(pg_catalog.=) $2::pg_catalog.name AND o.relname OPERATOR(pg_catalog.=) c.relname)",
+        &[table.into(), schema.into()],
+        |row| Ok((row.get::<Oid>(1)?.unwrap_or(Oid::INVALID), facts::text(row, 2)?, facts::text(row, 3)?)),
+    )?;
+    for (oid, schema, name) in taken {
+        let free = quote(&fit(&name, &format!("_{}", oid.to_u32())));
+        let rename = format!("ALTER TABLE {} RENAME TO {free}", QualifiedName::new(schema, name));
+        pg::as_extension_owner(|| Spi::run(&rename)).map_err(spi)?;
+    }
+    Ok(())
 }
 
 /// Drops the table, if it is proven once more that all of its rows are counted.
@@ -386,18 +418,32 @@ fn release(facts: &Facts, record: &Row) -> Result<Progress> {
     if !try_lock(record.partition) {
         return Progress::wait(record, "somebody has locked the partition");
     }
+    lock_out(facts)?;
+    if place(facts.oid, record)? != Place::Attached {
+        return Ok(Progress::done());
+    }
     take_back(facts, record)?;
     unfence(facts.owner, record.partition)?;
     retirements::set_state(record.id, State::Kept)?;
     Ok(Progress::done())
 }
 
-/// The retained groups stop counting: the rows are where they were, and have not changed.
+/// Keeps refreshes and other DDL of the set away until the end of the transaction, in the order of whoever else does. Among the DDL is a
+/// DETACH CONCURRENTLY that has found the partition leaving and has not committed for the first time.
+fn lock_out(facts: &Facts) -> Result<()> {
+    if sources::is_source(facts.oid)? {
+        pg::lock_refresh(sources::table()?, facts.oid, true);
+    }
+    relation::lock(facts.oid, Mode::ShareUpdateExclusive);
+    relation::begin_writing();
+    Ok(())
+}
+
+/// The retained groups stop counting, under the locks of [`lock_out`]: the rows are where they were, and have not changed.
 fn take_back(facts: &Facts, record: &Row) -> Result<()> {
     let Some(departure) = record.departure.filter(|_| sources::is_source(facts.oid).unwrap_or(false)) else {
         return Ok(());
     };
-    pg::lock_refresh(sources::table()?, facts.oid, true);
     for rollup in Snapshot::latest().read(|| rollups::of_source(facts.oid))? {
         let statement = sql::forget_departure(&rollup.relations()?, departure);
         pg::as_user(facts.owner, || Snapshot::latest().execute::<0>(&statement))?;

@@ -108,6 +108,8 @@ pub fn next(state: State, place: Place, grace_is_over: bool) -> Step {
         (State::Trash, Place::Trash) => Step::Wait,
         (State::Returning, Place::Attached) => Step::Release,
         (State::Kept | State::Mismatch, Place::Attached) => Step::Wait,
+        // Rows came to the trash by force.
+        (State::Mismatch, Place::Trash) => Step::Wait,
         // A DETACH CONCURRENTLY by hand that was interrupted: the status says how to end it.
         (_, Place::Pending) => Step::Wait,
         // Detached, attached or moved by hand.
@@ -232,5 +234,6 @@ mod tests {
             }
         }
         assert_eq!(next(State::Trash, Place::Trash, false), Step::Wait);
+        assert_eq!(next(State::Mismatch, Place::Trash, true), Step::Wait);
     }
 }

@@ -1,13 +1,12 @@
 //! The way back: a partition that retention has begun to remove, or has moved to the trash, becomes what it was.
 
-use super::{place, run_as, take_back, unfence};
+use super::{free_names, lock_out, part, place, run_as, take_back, unfence};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, rollups, sources};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
 use crate::partition::{Plan, every, owned, registered, with_fixed_settings};
-use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
@@ -20,6 +19,8 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
     let facts = owned(parent)?;
     let row = registered(&facts)?;
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    refresh::require_read_committed()?;
+    lock_out(&facts)?;
     let records = retirements::list(parent)?;
     let Some(record) = records.iter().find(|record| record.partition == partition) else {
         return Err(Error::new(
@@ -31,7 +32,6 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
     if record.state == State::Kept || record.state == State::Returning {
         return Ok(());
     }
-    refresh::require_read_committed()?;
     with_fixed_settings(None, || match place(parent, record)? {
         Place::Gone => Err(Error::new("42P01", format!("{} does not exist any more", record.name))),
         Place::Pending => Err(Error::new("55000", format!("{} is being detached just now", record.name))
@@ -50,12 +50,12 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
 /// Attaches a table from the trash. Its rows are seen at once; that it stays fenced and its groups stay apart for a moment is for plans
 /// that were made without it.
 fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
-    relation::lock(facts.oid, Mode::ShareUpdateExclusive);
     let now = catalog::name_of(record.partition)?;
     if facts::is_taken(&record.name.schema, &record.name.name)? && now != record.name {
         return Err(Error::new("42P07", format!("{} exists", record.name)).hint("Rename that table first."));
     }
     if now.schema != record.name.schema {
+        free_names(record.partition, &record.name.schema)?;
         run_as(facts.owner, &format!("ALTER TABLE {now} SET SCHEMA {}", quote(&record.name.schema)))?;
     }
     if now.name != record.name.name {
@@ -63,8 +63,8 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
         run_as(facts.owner, &format!("ALTER TABLE {here} RENAME TO {}", quote(&record.name.name)))?;
     }
     add_columns(facts, record)?;
+    part(facts, record.partition)?;
     if sources::is_source(facts.oid)? {
-        pg::lock_refresh(sources::table()?, facts.oid, true);
         match record.departure {
             // With the trigger there, the event trigger of ATTACH takes it for a partition that it knows.
             Some(_) if record.state != State::Mismatch && knows_all(facts.oid, record)? => {

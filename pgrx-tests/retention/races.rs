@@ -1,0 +1,190 @@
+//! What comes between two steps of retention, or in the middle of one.
+
+use std::thread;
+
+use postgres::Client;
+use tally_server_tests::cluster::{self, Database};
+
+use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside, step_to, text};
+use crate::oracle::{assert_equal, own_pid, wait_until_blocked};
+
+const BY_VALUE: &str = "SELECT v, count(*) AS n, sum(k) AS keys FROM events GROUP BY v";
+
+fn retained_by_hand(database: &Database<'_>) -> Client {
+    let mut session = session_with_set(database);
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
+    session
+}
+
+fn partition(session: &mut Client) -> String {
+    text(
+        session,
+        "SELECT partition::text FROM tally.retirements WHERE state <> 'kept' ORDER BY retirement DESC LIMIT 1",
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_partition_comes_back_that_is_detached_and_not_yet_in_the_trash() {
+    let database = cluster::database();
+    let mut session = retained_by_hand(&database);
+    step_to(&mut session, "detaching");
+    let partition = partition(&mut session);
+    assert_eq!(
+        number(&mut session, &format!("SELECT count(*) FROM pg_inherits WHERE inhrelid = '{partition}'::regclass")),
+        0
+    );
+    session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+    for _ in 0..2 {
+        assert_kept(&mut session);
+        touch_recent(&mut session);
+        assert_kept(&mut session);
+        step(&mut session);
+    }
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.retirements WHERE state = 'kept'"), 1);
+    session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+    assert_kept(&mut session);
+}
+
+/// As `touch`, while older rows are fenced.
+fn touch_recent(session: &mut Client) {
+    let update = "UPDATE events SET v = v + 1 WHERE at >= now() - interval '2 days'";
+    session.batch_execute(&format!("{update}; {}", update.replace('+', "-"))).unwrap();
+}
+
+#[test]
+fn a_rollup_made_on_the_way_out_knows_all_rows_that_can_be_seen() {
+    for made_in in ["fenced", "counted", "verified"] {
+        let database = cluster::database();
+        let mut session = retained_by_hand(&database);
+        step_to(&mut session, made_in);
+        session.batch_execute(&format!("SELECT tally.create_rollup('by_value', '{BY_VALUE}')")).unwrap();
+        session
+            .batch_execute(
+                "SELECT tally.create_rollup('in_all', 'SELECT k % 2 AS half, sum(n) AS n FROM by_key GROUP BY 1')",
+            )
+            .unwrap();
+        session.batch_execute("CREATE TABLE truth AS TABLE events").unwrap();
+        let all = BY_VALUE.replace("events", "truth");
+        assert_equal(&mut session, "by_value", BY_VALUE);
+        step_to(&mut session, "trash");
+        for _ in 0..2 {
+            assert_equal(&mut session, "by_value", &all);
+            assert_equal(&mut session, "in_all", "SELECT k % 2 AS half, sum(n) AS n FROM by_key GROUP BY 1");
+            touch_recent(&mut session);
+        }
+        let partition = partition(&mut session);
+        session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+        for _ in 0..2 {
+            assert_equal(&mut session, "by_value", &all);
+            assert_equal(&mut session, "by_value", BY_VALUE);
+            touch_recent(&mut session);
+            step(&mut session);
+            session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+        }
+        assert_kept(&mut session);
+    }
+}
+
+#[test]
+fn an_aggregate_added_on_the_way_out_knows_all_rows_that_can_be_seen() {
+    let database = cluster::database();
+    let mut session = retained_by_hand(&database);
+    let query = "SELECT k, count(*) AS n, sum(v) AS total, max(v) AS top FROM events GROUP BY k";
+    step_to(&mut session, "verified");
+    session.batch_execute("SELECT tally.add_aggregate('by_key', 'top', 'max(v)')").unwrap();
+    session.batch_execute("SELECT tally.alter_rollup('by_day', 'SELECT date_trunc(''day'', at, ''UTC'') AS day, k, count(*) AS n, sum(v) AS total, max(v) AS top, min(v) AS least FROM events GROUP BY 1, 2')").unwrap();
+    assert_equal(&mut session, "by_key", query);
+    touch_recent(&mut session);
+    assert_equal(&mut session, "by_key", query);
+    session.batch_execute("CREATE TABLE truth AS TABLE events").unwrap();
+    step_to(&mut session, "trash");
+    assert_equal(&mut session, "by_key", &query.replace("events", "truth"));
+    let partition = partition(&mut session);
+    session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+    for _ in 0..2 {
+        assert_equal(&mut session, "by_key", query);
+        touch_recent(&mut session);
+        step(&mut session);
+    }
+}
+
+#[test]
+fn undo_waits_for_a_detach_that_has_begun() {
+    let database = cluster::database();
+    let mut session = retained_by_hand(&database);
+    step_to(&mut session, "verified");
+    step_inside(&mut session);
+    assert_eq!(state(&mut session).as_deref(), Some("detaching"));
+    let partition = partition(&mut session);
+    let [mut blocker, mut detacher, mut undoer] = [(); 3].map(|()| database.connect());
+    blocker.batch_execute(&format!("BEGIN; LOCK TABLE {partition} IN SHARE UPDATE EXCLUSIVE MODE")).unwrap();
+    let pids = [own_pid(&mut detacher), own_pid(&mut undoer)];
+    thread::scope(|scope| {
+        let detach = format!("ALTER TABLE events DETACH PARTITION {partition} CONCURRENTLY");
+        let detached = scope.spawn(move || detacher.batch_execute(&detach));
+        wait_until_blocked(&mut session, pids[0]);
+        let undo = format!("SELECT tally.undo_retention('events', '{partition}')");
+        let undone = scope.spawn(move || undoer.batch_execute(&undo));
+        wait_until_blocked(&mut session, pids[1]);
+        blocker.batch_execute("COMMIT").unwrap();
+        detached.join().unwrap().unwrap();
+        // Too early by a moment.
+        if let Err(error) = undone.join().unwrap() {
+            assert_eq!(error.code().unwrap().code(), "55000", "{error:?}");
+        }
+    });
+    assert_kept(&mut session);
+    touch_recent(&mut session);
+    assert_kept(&mut session);
+    step_to(&mut session, "trash");
+    assert_kept(&mut session);
+}
+
+#[test]
+fn tables_of_one_name_meet_in_the_trash() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    for schema in ["one", "two"] {
+        session
+            .batch_execute(&format!(
+                "CREATE SCHEMA {schema}; SET search_path = {schema};
+                 CREATE TABLE events (id bigserial, at timestamptz NOT NULL, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+                 CREATE INDEX ON events (at DESC);
+                 BEGIN; SELECT tally.partition_by_time('events', '1 day', lateness => '3 days');
+                 SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
+                 SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT"
+            ))
+            .unwrap();
+    }
+    let mut partitions = vec![];
+    for schema in ["one", "two"] {
+        session.batch_execute(&format!("SET search_path = {schema}")).unwrap();
+        let job = "SELECT job_id::bigint FROM tally.jobs WHERE kind = 'retention' AND object = 'events'::regclass";
+        let job = number(&mut session, job);
+        while state(&mut session).as_deref() != Some("trash") || partitions.len() + 1 > trash(&mut session).len() {
+            session.query_one(&format!("SELECT tally.run_job({job})"), &[]).unwrap();
+            super::detach_what_is_asked_for(&mut session);
+        }
+        partitions = trash(&mut session);
+    }
+    assert_eq!(partitions.len(), 2, "{partitions:?}");
+    // Back again, though somebody has taken a name of an index meanwhile.
+    session.batch_execute("SET search_path = ''").unwrap();
+    for (schema, partition) in ["one", "two"].iter().zip(&partitions) {
+        let index = text(
+            &mut session,
+            &format!("SELECT min(indexrelid::regclass::text) FROM pg_index WHERE indrelid = '{partition}'::regclass"),
+        )
+        .unwrap();
+        let name = index.rsplit('.').next().unwrap();
+        session.batch_execute(&format!("CREATE SEQUENCE {schema}.{name}")).unwrap();
+        session.batch_execute(&format!("SELECT tally.undo_retention('{schema}.events', '{partition}')")).unwrap();
+    }
+    assert_eq!(trash(&mut session).len(), 0);
+}
+
+fn trash(session: &mut Client) -> Vec<String> {
+    let query = "SELECT c.oid::regclass::text FROM pg_class c WHERE relkind = 'r' AND relnamespace = 'tally_trash'::regnamespace ORDER BY c.oid";
+    session.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+}
