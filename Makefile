@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash retention differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -36,6 +36,10 @@ oracle: install-debug ## random histories against the defining queries (SECONDS=
 crash: install-debug ## kill sessions, workers and servers during load and refresh (KILLS=30, SEED=a random one)
 	TALLY_CRASH_KILLS=$(KILLS) TALLY_CRASH_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture crash::killed_again_and_again
+
+retention: install-debug ## random schedules of retention beside everything else (SECONDS=25, SEED=a random one)
+	TALLY_RETENTION_SECONDS=$(SECONDS) TALLY_RETENTION_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
+	    --nocapture retention::model::random_schedules
 
 differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
 	scripts/setup differential

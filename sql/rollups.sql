@@ -74,7 +74,7 @@ COMMENT ON COLUMN tally.sources.settled_before IS
 COMMENT ON COLUMN tally.sources.watched_since IS 'since when it is watched which partitions get rows';
 COMMENT ON COLUMN tally.sources.watched_tag IS 'rows that have come since then have this tag or a later one';
 COMMENT ON COLUMN tally.sources.leaving IS
-  'partitions that retention is about to detach: their rows are in the retained groups already, and are read no more when groups are made anew';
+  'partitions that retention is about to detach, or has moved to the trash: their rows are in the retained groups, and are read no more when groups are made anew';
 SELECT pg_catalog.pg_extension_config_dump('tally.sources', '');
 GRANT SELECT ON tally.sources TO PUBLIC;
 

@@ -63,6 +63,9 @@ fn follow_attach(partition: Oid) -> Result<()> {
     }
     if let Some(source) = now.read(|| sources::source_of(partition))? {
         departures::release(source, partition)?;
+        if now.read(|| sources::leaving(source))?.contains(&partition) {
+            sources::forget_leaving(source, partition)?;
+        }
         seal::follow_arrival(source, partition)?;
     }
     log_rows(partition, 1, &now)

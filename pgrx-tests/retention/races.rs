@@ -188,3 +188,21 @@ fn trash(session: &mut Client) -> Vec<String> {
     let query = "SELECT c.oid::regclass::text FROM pg_class c WHERE relkind = 'r' AND relnamespace = 'tally_trash'::regnamespace ORDER BY c.oid";
     session.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
 }
+
+#[test]
+fn a_snapshot_from_before_an_undo_counts_no_row_twice() {
+    let database = cluster::database();
+    let mut session = retained_by_hand(&database);
+    step_to(&mut session, "trash");
+    // Groups that have to be made anew by whoever reads them.
+    touch_recent(&mut session);
+    let mut old = database.connect();
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").unwrap();
+    let partition = partition(&mut session);
+    session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+    for session in [&mut old, &mut session] {
+        for rollup in ["by_day", "by_key"] {
+            assert_equal(session, rollup, &format!("TABLE truth_{rollup}"));
+        }
+    }
+}

@@ -265,8 +265,10 @@ fn verify(facts: &Facts, record: &Row) -> Result<Progress> {
 
 /// Asks for DETACH CONCURRENTLY, once no snapshot is left that does not know of the retained groups.
 fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
-    if record.departure.is_none() && sources::is_source(facts.oid)? {
+    if sources::is_source(facts.oid)? && !(record.departure.is_some() && knows_all(facts.oid, record)?) {
         // A rollup has been created meanwhile.
+        lock_out(facts)?;
+        take_back(facts, record)?;
         retirements::set_state(record.id, State::Fenced)?;
         return Ok(Progress::done());
     }
@@ -282,6 +284,11 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
     let is_connected = !facts::connected_tables(facts.oid)?.is_empty();
     let lock_timeout = is_connected.then(settings::lock_try_timeout);
     Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout }) })
+}
+
+/// Does every rollup of the source keep groups of the partition?
+fn knows_all(source: Oid, record: &Row) -> Result<bool> {
+    Ok(rollups::of_source(source)?.iter().all(|rollup| record.rollups.contains(&rollup.rollup)))
 }
 
 /// The oldest transaction of the database, but for this one, that may have a snapshot from before the record was changed last.
@@ -329,17 +336,12 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
     Ok(Progress::done())
 }
 
-/// Takes away what DETACH CONCURRENTLY has left of the source at a table that has gone: triggers of its own, and the mark that its rows
-/// are not read, which they cannot be.
+/// Takes the triggers of the source away that DETACH CONCURRENTLY has left at a table. That it is leaving stays noted as long as it can come
+/// back: a snapshot from before it does counts its retained groups, and must not read its rows.
 fn part(facts: &Facts, partition: Oid) -> Result<()> {
     let name = catalog::name_of(partition)?;
     run_as(facts.owner, &format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}"))?;
-    pg::as_user(facts.owner, || seal::drop_trigger(partition))?;
-    if sources::is_source(facts.oid)? {
-        pg::lock_refresh(sources::table()?, facts.oid, true);
-        sources::forget_leaving(facts.oid, partition)?;
-    }
-    Ok(())
+    pg::as_user(facts.owner, || seal::drop_trigger(partition))
 }
 
 /// Renames indexes and sequences of a table that would move along to a schema where their names are taken.
@@ -394,6 +396,10 @@ fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
         }
     }
     retirements::delete(record.id)?;
+    if sources::is_source(facts.oid)? {
+        pg::lock_refresh(sources::table()?, facts.oid, true);
+        sources::forget_leaving(facts.oid, record.partition)?;
+    }
     run_as(facts.owner, &format!("DROP TABLE {name}"))?;
     let rows = record.counted.as_ref().map_or(0, |(rows, _)| *rows);
     log!("tally retention dropped partition {} with {rows} rows", record.name);

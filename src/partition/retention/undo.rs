@@ -1,8 +1,8 @@
 //! The way back: a partition that retention has begun to remove, or has moved to the trash, becomes what it was.
 
-use super::{free_names, lock_out, part, place, run_as, take_back, unfence};
+use super::{free_names, knows_all, lock_out, part, place, run_as, take_back, unfence};
 use crate::catalog::retirements::{self, Row};
-use crate::catalog::{self, rollups, sources};
+use crate::catalog::{self, sources};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
@@ -75,7 +75,6 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
                         record.partition.to_u32()
                     ),
                 )?;
-                sources::note_leaving(facts.oid, record.partition)?;
             }
             // A rollup has come that does not know of it, or its rows are not what they were: they are counted as those of any table
             // that is attached.
@@ -107,11 +106,6 @@ fn bound(key: Key, at: Timestamp) -> String {
         Timestamp::INFINITY => "MAXVALUE".into(),
         _ => partition_sql::bound(key, at),
     }
-}
-
-/// Does every rollup of the source keep groups of the partition?
-fn knows_all(source: Oid, record: &Row) -> Result<bool> {
-    Ok(rollups::of_source(source)?.iter().all(|rollup| record.rollups.contains(&rollup.rollup)))
 }
 
 /// Columns that the parent has gained since; those that it has lost or retyped are told by ATTACH.
