@@ -1,5 +1,6 @@
 //! Retention: old partitions leave without anybody waiting, with no row that a rollup has not counted, and with a way back.
 
+mod crash;
 mod model;
 mod races;
 
