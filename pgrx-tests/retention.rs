@@ -1,6 +1,7 @@
 //! Retention: old partitions leave without anybody waiting, with no row that a rollup has not counted, and with a way back.
 
 mod crash;
+mod locks;
 mod model;
 mod races;
 

@@ -206,3 +206,31 @@ fn a_snapshot_from_before_an_undo_counts_no_row_twice() {
         }
     }
 }
+
+#[test]
+fn a_partition_that_was_away_by_hand_is_counted_again() {
+    for undoes in [false, true] {
+        let database = cluster::database();
+        let mut session = retained_by_hand(&database);
+        step_to(&mut session, "verified");
+        let partition = partition(&mut session);
+        let bounds = format!("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '{partition}'::regclass");
+        let bounds = text(&mut session, &bounds).unwrap();
+        session
+            .batch_execute(&format!(
+                "ALTER TABLE events DETACH PARTITION {partition}; ALTER TABLE events ATTACH PARTITION {partition} {bounds}"
+            ))
+            .unwrap();
+        assert_kept(&mut session);
+        if undoes {
+            session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+            session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+        } else {
+            step_to(&mut session, "trash");
+        }
+        assert_kept(&mut session);
+        touch_recent(&mut session);
+        session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+        assert_kept(&mut session);
+    }
+}

@@ -265,8 +265,8 @@ fn verify(facts: &Facts, record: &Row) -> Result<Progress> {
 
 /// Asks for DETACH CONCURRENTLY, once no snapshot is left that does not know of the retained groups.
 fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
-    if sources::is_source(facts.oid)? && !(record.departure.is_some() && knows_all(facts.oid, record)?) {
-        // A rollup has been created meanwhile.
+    if sources::is_source(facts.oid)? && !(is_leaving(facts.oid, record)? && knows_all(facts.oid, record)?) {
+        // A rollup has been created meanwhile, or somebody has taken it away and brought it back.
         lock_out(facts)?;
         take_back(facts, record)?;
         retirements::set_state(record.id, State::Fenced)?;
@@ -284,6 +284,11 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
     let is_connected = !facts::connected_tables(facts.oid)?.is_empty();
     let lock_timeout = is_connected.then(settings::lock_try_timeout);
     Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout }) })
+}
+
+/// Are its rows retained and not read?
+fn is_leaving(source: Oid, record: &Row) -> Result<bool> {
+    Ok(record.departure.is_some() && sources::leaving(source)?.contains(&record.partition))
 }
 
 /// Does every rollup of the source keep groups of the partition?
@@ -447,9 +452,11 @@ fn lock_out(facts: &Facts) -> Result<()> {
 
 /// The retained groups stop counting, under the locks of [`lock_out`]: the rows are where they were, and have not changed.
 fn take_back(facts: &Facts, record: &Row) -> Result<()> {
-    let Some(departure) = record.departure.filter(|_| sources::is_source(facts.oid).unwrap_or(false)) else {
+    let Some(departure) = record.departure else { return Ok(()) };
+    // What has come back by hand has been released by that.
+    if !sources::is_source(facts.oid)? || !is_leaving(facts.oid, record)? {
         return Ok(());
-    };
+    }
     for rollup in Snapshot::latest().read(|| rollups::of_source(facts.oid))? {
         let statement = sql::forget_departure(&rollup.relations()?, departure);
         pg::as_user(facts.owner, || Snapshot::latest().execute::<0>(&statement))?;
