@@ -3,6 +3,7 @@
 mod crash;
 mod locks;
 mod model;
+mod neighbours;
 mod races;
 
 use postgres::Client;

@@ -12,7 +12,7 @@ use super::{RETAIN, assert_kept, eventually, number, session_with_set, state, st
 use crate::oracle::{own_pid, wait_until, wait_until_blocked};
 
 /// A set that refers to `customers` and that `notes` refer to, with old partitions.
-const CONNECTED: &str = "
+pub const CONNECTED: &str = "
     CREATE TABLE customers (id bigint PRIMARY KEY);
     CREATE TABLE events (id bigint, at timestamptz, customer bigint REFERENCES customers, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
     CREATE TABLE notes (id bigint, at timestamptz, FOREIGN KEY (id, at) REFERENCES events);
@@ -187,7 +187,7 @@ impl Traffic<'_> {
 }
 
 /// Also when the work fails: the sessions would go on for ever.
-struct StopAtEnd<'a>(&'a AtomicBool);
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
