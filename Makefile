@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash retention differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash retention lifecycle differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -40,6 +40,10 @@ crash: install-debug ## kill sessions, workers and servers during load and refre
 retention: install-debug ## random schedules of retention beside everything else (SECONDS=25, SEED=a random one)
 	TALLY_RETENTION_SECONDS=$(SECONDS) TALLY_RETENTION_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture retention::model::random_schedules
+
+lifecycle: install-debug ## stop servers, drop databases and use up all places for workers (STOPS=200, DATABASES=500, EXHAUSTED=300 seconds)
+	TALLY_STOPS=$(or $(STOPS),200) TALLY_DATABASES=$(or $(DATABASES),500) TALLY_EXHAUSTED=$(or $(EXHAUSTED),300) \
+	    cargo test --package tally-server-tests --test server -- --nocapture --test-threads=1 workers::lifecycle
 
 differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
 	scripts/setup differential

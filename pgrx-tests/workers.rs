@@ -2,6 +2,8 @@
 //!
 //! A rollup over `events` with `slow()` in it makes a job that runs for as long as a test wants.
 
+mod lifecycle;
+
 use postgres::Client;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -50,6 +50,8 @@ struct Header {
     last_token: u32,
     /// Since when no worker could be started for want of a place.
     refused_since: Option<Timestamp>,
+    /// When the log was told so.
+    refusal_said: Option<Timestamp>,
     /// Jobs did not fit.
     is_full: bool,
     databases: [Database; DATABASES],
@@ -64,6 +66,7 @@ impl Default for Header {
             used: 0,
             last_token: 0,
             refused_since: None,
+            refusal_said: None,
             is_full: false,
             databases: [Database::default(); DATABASES],
             crashed: [marks::Mark::default(); CRASHED],

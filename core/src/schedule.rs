@@ -161,6 +161,20 @@ impl Retry {
     }
 }
 
+/// The least time between two lines in the log about the same want: six an hour.
+const LOG_PAUSE: Duration = Duration::from_secs(600);
+
+/// May the log say again what it said at `last`? However often a want comes and goes, the log is not filled with it.
+pub fn may_say_again(last: Option<Timestamp>, now: Timestamp) -> bool {
+    // A clock that was set back must not silence it.
+    last.is_none_or(|last| now < last || now.since(last) >= micros(LOG_PAUSE))
+}
+
+/// Is this failure in a row worth a line in the log? The first one, then fewer and fewer: what fails for days must not fill it.
+pub fn is_worth_a_line(failures: u32) -> bool {
+    failures.is_power_of_two() || failures > 0 && failures.is_multiple_of(100)
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -6,6 +6,7 @@ use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString};
 use std::panic::AssertUnwindSafe;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
 
@@ -154,6 +155,21 @@ pub(crate) fn at_top_level(statement: &str, lock_timeout: Option<Duration>) -> s
     let outcome = super::portal::execute(statement);
     set(LOCK_TIMEOUT);
     outcome
+}
+
+/// Has `last` called when this process ends in order, by itself or by SIGTERM: not when it crashes, and not in a crash of the server.
+pub(crate) fn before_exit(last: fn()) {
+    static LAST: OnceLock<fn()> = OnceLock::new();
+    #[pg_guard]
+    unsafe extern "C-unwind" fn callback(_code: i32, _argument: pg_sys::Datum) {
+        if let Some(last) = LAST.get() {
+            last();
+        }
+    }
+    if LAST.set(last).is_ok() {
+        // SAFETY: a callback of this library, which stays loaded, with an argument that it does not use.
+        unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::null()) }
+    }
 }
 
 /// Has the current transaction wait for the disk when it commits, whatever `synchronous_commit` says.

@@ -2,7 +2,7 @@
 //! database, and ends. Started for each burst of work, so that no user code has a process of ours for long.
 
 use super::run::perform;
-use super::{Assignment, Phase, SHARED, is_enabled};
+use super::{Assignment, Phase, SHARED, is_enabled, marks};
 use crate::catalog::jobs;
 use crate::error::Result;
 use crate::jobs::Kind;
@@ -18,6 +18,7 @@ pub extern "C-unwind" fn tally_job_main(_argument: Datum) {
     process::accept_signals();
     let Some(mine) = Assignment::read(process::extra()) else { return };
     process::connect(mine.database, Some(mine.owner));
+    marks::wipe_at_exit();
     // On demand somebody waits for this one job, and it has no slot, or none that says so.
     if mine.token == 0 {
         while run_one(mine.job, None, process::clock()) {}

@@ -117,16 +117,19 @@ impl Launcher {
                 now,
                 random(),
             );
-            pgrx::warning!(
-                "the worker of tally job {} in database {} ended without a result{}",
-                slot.job,
-                slot.database,
-                if slot.phase == Phase::Starting {
-                    " before it could connect; the lines before this one say why"
-                } else {
-                    ""
-                }
-            );
+            if schedule::is_worth_a_line(troubles.failures) {
+                pgrx::warning!(
+                    "the worker of tally job {} in database {} ended without a result{} ({} failures in a row)",
+                    slot.job,
+                    slot.database,
+                    if slot.phase == Phase::Starting {
+                        " before it could connect; the lines before this one say why"
+                    } else {
+                        ""
+                    },
+                    troubles.failures
+                );
+            }
             SHARED.write(|_, slots| {
                 let current = &mut slots[at];
                 if current.is_taken() && current.token == slot.token {
@@ -350,18 +353,21 @@ impl Launcher {
         true
     }
 
-    /// There is no place for another worker: say so once, and try again later.
+    /// There is no place for another worker: say so, at most every ten minutes, and try again later.
     fn refuse(&mut self, now: Timestamp) {
         let pause = (SECOND as f64 * (0.5 + random())) as i64;
         self.next_start = now.0.saturating_add(pause);
-        let is_news = SHARED
+        let say = SHARED
             .write(|header, _| {
-                let is_news = header.refused_since.is_none();
+                let say = schedule::may_say_again(header.refusal_said, now);
                 header.refused_since.get_or_insert(now);
-                is_news
+                if say {
+                    header.refusal_said = Some(now);
+                }
+                say
             })
             .unwrap_or(false);
-        if is_news {
+        if say {
             pgrx::warning!(
                 "tally jobs wait: all of max_worker_processes are in use. They run as soon as one is free; raise max_worker_processes if this lasts"
             );

@@ -7,11 +7,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Result};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Relative to the data folder, where every process of the server works.
 const PATH: &str = "pg_stat_tmp/tally_running";
 /// Database, job: 4 bytes each.
 const SIZE: usize = 8;
+
+/// The slot that this process has marked.
+static OWN: AtomicUsize = AtomicUsize::new(NONE);
+const NONE: usize = usize::MAX;
 
 /// A job that is being run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,12 +30,25 @@ pub(crate) fn set(slot: usize, mark: Mark) -> Result<()> {
     let mut bytes = [0; SIZE];
     bytes[..4].copy_from_slice(&mark.database.to_ne_bytes());
     bytes[4..].copy_from_slice(&mark.job.to_ne_bytes());
+    OWN.store(slot, Ordering::Relaxed);
     write(slot, bytes)
 }
 
 /// The job of the slot runs no longer.
 pub(crate) fn wipe(slot: usize) -> Result<()> {
+    OWN.store(NONE, Ordering::Relaxed);
     write(slot, [0; SIZE])
+}
+
+/// Has the mark of this process wiped when it ends in order: whoever is told to stop, by a fast stop of the server too, did not crash it.
+pub(crate) fn wipe_at_exit() {
+    crate::pg::process::before_exit(|| {
+        let slot = OWN.load(Ordering::Relaxed);
+        if slot != NONE {
+            // Nobody is left to be told of an error.
+            let _ = wipe(slot);
+        }
+    });
 }
 
 fn write(slot: usize, bytes: [u8; SIZE]) -> Result<()> {

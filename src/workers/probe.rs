@@ -8,7 +8,7 @@ use crate::pg::{Datum, process};
 use crate::settings;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
-use tally_core::schedule::Outcome;
+use tally_core::schedule::{self, Outcome};
 
 /// Of the SQL objects that this library works with.
 pub(super) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -55,11 +55,14 @@ pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
             }
         }
         Err(failure) => {
-            pgrx::warning!(
-                "tally could not look into database {database}: {} (SQLSTATE {})",
-                failure.message,
-                failure.sqlstate
-            );
+            let failures = SHARED.write(|header, _| header.database(database).map_or(0, |line| line.failures));
+            if schedule::is_worth_a_line(failures.unwrap_or(0).saturating_add(1)) {
+                pgrx::warning!(
+                    "tally could not look into database {database}: {} (SQLSTATE {})",
+                    failure.message,
+                    failure.sqlstate
+                );
+            }
             // Counted as a failure of the probe when the launcher sees that it has ended.
             return;
         }

@@ -8,7 +8,7 @@ use crate::pg::{self, process};
 use crate::{build, partition, refresh, seal, settings};
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
-use tally_core::schedule::Outcome;
+use tally_core::schedule::{self, Outcome};
 
 /// What became of it.
 enum Work {
@@ -147,12 +147,8 @@ fn busy() -> Failure {
     Error::new("55P03", "the job is being run by another session").into()
 }
 
-/// The first failure, then fewer and fewer of the repetitions: a job that fails for days must not fill the log.
 fn report(job: &Job, failure: &Failure, failures: u32) {
-    if failures == 0 {
-        return;
-    }
-    if failures.is_power_of_two() || failures.is_multiple_of(100) {
+    if schedule::is_worth_a_line(failures) {
         pgrx::warning!(
             "tally {} job {} for {} failed ({} in a row): {} (SQLSTATE {}){}{}",
             job.kind.name(),

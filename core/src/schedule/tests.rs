@@ -181,3 +181,30 @@ fn patient_jobs_have_slots_of_their_own() {
     assert_eq!(next_look(&jobs, 1, Timestamp(5)), None);
     assert_eq!(next_look(&jobs, 2, Timestamp(5)), Some(Timestamp(1).plus(PATIENCE.as_micros() as i64)));
 }
+
+#[test]
+fn the_log_gets_six_lines_an_hour() {
+    let minute = |number: i64| Timestamp(number * 60_000_000);
+    let mut said = Vec::new();
+    for now in (0..600).map(minute) {
+        if may_say_again(said.last().copied(), now) {
+            said.push(now);
+        }
+    }
+    assert_eq!(said.len(), 60);
+    assert!(may_say_again(Some(minute(60)), minute(0)), "the clock was set back");
+
+    // With the shortest and the longest usual wait between failures: those of the first hour, and then of a day.
+    let lines = |hours: u64| {
+        let (mut now, mut failures, mut lines) = (Duration::ZERO, 0, 0);
+        while now < Duration::from_secs(hours * 3600) {
+            failures += 1;
+            lines += usize::from(is_worth_a_line(failures));
+            now += RETRY.delay(failures, 0.0);
+        }
+        lines
+    };
+    assert!((1..=6).contains(&lines(1)), "{}", lines(1));
+    assert!((4..=12).contains(&lines(24)), "{}", lines(24));
+    assert!(!is_worth_a_line(0));
+}
