@@ -3,6 +3,7 @@
 //! A rollup over `events` with `slow()` in it makes a job that runs for as long as a test wants.
 
 mod lifecycle;
+mod max_runtime;
 
 use postgres::Client;
 use std::thread;

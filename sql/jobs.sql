@@ -8,6 +8,7 @@ CREATE TABLE tally.jobs (
     object      regclass NOT NULL,
     object_name text NOT NULL,
     every       interval NOT NULL CHECK (every OPERATOR(pg_catalog.>=) interval '1 second'),
+    max_runtime interval NOT NULL CHECK (max_runtime OPERATOR(pg_catalog.>=) interval '1 second'),
     paused      boolean NOT NULL DEFAULT false,
     UNIQUE (object, kind)
 );
@@ -17,6 +18,7 @@ COMMENT ON COLUMN tally.jobs.kind IS 'refresh: bring the rollups of the table up
 COMMENT ON COLUMN tally.jobs.object IS 'the table; its owner is the role that the job runs as';
 COMMENT ON COLUMN tally.jobs.object_name IS 'the name of the table when the job was made, for messages after it is gone';
 COMMENT ON COLUMN tally.jobs.every IS 'how long after one run the next is due';
+COMMENT ON COLUMN tally.jobs.max_runtime IS 'how long one run may take: then it is canceled, which counts as a failure (SQLSTATE 53400)';
 COMMENT ON COLUMN tally.jobs.paused IS 'true after tally.pause_job: does not run until tally.resume_job';
 SELECT pg_catalog.pg_extension_config_dump('tally.jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('tally.jobs_job_id_seq', '');
@@ -111,6 +113,10 @@ COMMENT ON FUNCTION tally.pause_job(integer) IS 'stops a job from being started 
 CREATE FUNCTION tally.resume_job(job_id integer) RETURNS void
     AS 'MODULE_PATHNAME', 'tally_resume_job_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tally.resume_job(integer) IS 'lets a paused or held job run again, at once, with its failures forgotten';
+
+CREATE FUNCTION tally.set_max_runtime(job_id integer, max_runtime interval) RETURNS void
+    AS 'MODULE_PATHNAME', 'tally_set_max_runtime_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tally.set_max_runtime(integer, interval) IS 'sets how long one run of a job may take, from 1 second to 20 days; a longer one is canceled and tried again';
 
 CREATE FUNCTION tally.run_job(job_id integer) RETURNS bigint
     AS 'MODULE_PATHNAME', 'tally_run_job_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
@@ -213,7 +219,7 @@ WITH server AS (
     FROM tally.runs r WHERE r.sqlstate IS NULL GROUP BY r.job_id
 ), facts AS (
     SELECT j.job_id, j.kind, j.object, j.object_name, j.paused, c.oid IS NULL AS gone, c.relowner, o.rolcanlogin, o.rolname,
-           s.preloaded, s.enabled, s.launcher_pid, s.waiting_since,
+           j.max_runtime, s.preloaded, s.enabled, s.launcher_pid, s.waiting_since,
            CASE WHEN j.kind OPERATOR(pg_catalog.=) 'refresh' THEN s.refresh_enabled WHEN j.kind OPERATOR(pg_catalog.=) 'premake' THEN s.premake_enabled
                 ELSE s.retention_enabled END AS kind_enabled,
            coalesce(a.failures, d.failures, 0) AS failures,
@@ -276,6 +282,8 @@ SELECT g.job_id, g.kind, g.object, g.object_name,
             WHEN g.reason OPERATOR(pg_catalog.=) 'switched_off' THEN pg_catalog.format('ALTER SYSTEM SET %s = on; SELECT pg_reload_conf();',
                                                        CASE WHEN g.enabled THEN 'tally.' OPERATOR(pg_catalog.||) g.kind OPERATOR(pg_catalog.||) '_enabled' ELSE 'tally.enabled' END)
             WHEN g.reason OPERATOR(pg_catalog.=) 'owner_cannot_log_in' THEN pg_catalog.format('ALTER ROLE %I LOGIN;', g.rolname)
+            WHEN g.reason OPERATOR(pg_catalog.=) 'failing' AND g.last_sqlstate OPERATOR(pg_catalog.=) '53400' THEN
+                pg_catalog.format('SELECT tally.set_max_runtime(%s, %L);', g.job_id, least(g.max_runtime OPERATOR(pg_catalog.*) 2::pg_catalog.float8, interval '20 days'))
             WHEN g.reason OPERATOR(pg_catalog.=) 'failing' THEN pg_catalog.format('SELECT tally.run_job(%s);', g.job_id)
             WHEN g.reason OPERATOR(pg_catalog.=) 'no_worker_slot' THEN 'ALTER SYSTEM SET max_worker_processes = '
                 OPERATOR(pg_catalog.||) (pg_catalog.current_setting('max_worker_processes')::integer OPERATOR(pg_catalog.+) 8)::pg_catalog.text
@@ -294,6 +302,7 @@ SELECT g.job_id, g.kind, g.object, g.object_name,
        CASE WHEN NOT pg_catalog.pg_has_role(g.relowner, 'MEMBER') THEN NULL
             WHEN g.last_sqlstate OPERATOR(pg_catalog.=) g.recorded_sqlstate THEN g.last_message
             WHEN g.last_sqlstate OPERATOR(pg_catalog.=) '55P03' THEN 'somebody else''s lock was in the way'
+            WHEN g.last_sqlstate OPERATOR(pg_catalog.=) '53400' THEN 'the run took longer than its max_runtime and was ended'
             WHEN g.last_sqlstate OPERATOR(pg_catalog.=) '28000' THEN 'the worker could not connect as the owner of the table; see the server log'
             WHEN g.last_sqlstate IS NOT NULL THEN 'the worker ended without a result; see the server log'
        END AS last_message,

@@ -36,6 +36,17 @@ impl Kind {
         self == Kind::Retention
     }
 
+    /// How long a run may take, unless its owner says otherwise. Retention waits for reports, a refresh may have a long outage to make
+    /// good, and premake makes a few tables at a time.
+    pub(crate) fn max_runtime(self) -> Duration {
+        const HOUR: Duration = Duration::from_secs(3600);
+        match self {
+            Kind::Premake => HOUR,
+            _ if self.is_patient() => 24 * HOUR,
+            _ => 6 * HOUR,
+        }
+    }
+
     pub(crate) fn named(name: &str) -> Option<Kind> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }

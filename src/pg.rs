@@ -22,6 +22,7 @@ pub(crate) mod shared;
 mod snapshot;
 pub(crate) mod state_exchange;
 mod tag;
+pub(crate) mod time_limit;
 mod timezone;
 pub(crate) mod types;
 mod unaltered;

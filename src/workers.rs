@@ -118,11 +118,17 @@ struct Slot {
     due: Moment,
     /// Microseconds.
     every: i64,
+    /// How long a run may take; microseconds.
+    max_runtime: i64,
     troubles: Troubles,
     /// The worker that has it or was asked for, and since when.
     token: u32,
     pid: i32,
     since: Moment,
+    /// It was told to end, because the run takes too long.
+    is_ended: bool,
+    /// A run that began then ended without a result, and the table does not know of it; 0 for none.
+    lost_since: Moment,
     last_run: Moment,
     last_success: Moment,
     /// Microseconds.
@@ -226,6 +232,14 @@ impl Assignment {
             is_patient: parts.next()? == "1",
         })
     }
+}
+
+/// SQLSTATE of a run that took longer than its max_runtime: configuration limit exceeded.
+const OVERLONG: &str = "53400";
+
+/// As a slot has an SQLSTATE.
+fn code(sqlstate: &str) -> [u8; 5] {
+    sqlstate.as_bytes().try_into().unwrap_or(*b"XX000")
 }
 
 /// The types under which workers stand in `pg_stat_activity`.

@@ -50,6 +50,14 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start(pub usize);
 
+/// A run that takes longer than it may is canceled. What does not heed that is ended so much later.
+pub const GRACE: Duration = Duration::from_secs(3);
+
+/// When the process of a run that began at `since` is ended, if it is still at it.
+pub fn ends_at(since: Timestamp, max_runtime: Duration) -> Timestamp {
+    later(later(since, max_runtime), GRACE)
+}
+
 /// Which workers to start now. The longest overdue jobs come first, but groups without a worker before all others, and the last
 /// free slot is kept for such a group: one busy group never keeps the others waiting. At most `patient_slots` workers have patient jobs, so
 /// that these never take all the slots.

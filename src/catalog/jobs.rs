@@ -21,6 +21,8 @@ pub(crate) struct Job {
     /// Who owns the object now; `None` if it is gone.
     pub owner: Option<Oid>,
     pub every: Duration,
+    /// How long one run may take.
+    pub max_runtime: Duration,
     pub paused: bool,
     pub troubles: Troubles,
     pub next_due: Option<Timestamp>,
@@ -39,7 +41,8 @@ const SELECT: &str = "
     SELECT j.job_id, j.kind, j.object::pg_catalog.oid, j.object_name, c.relowner,
            (pg_catalog.extract('epoch', j.every) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
            j.paused, s.failures, s.waits, s.crashes, s.next_due_at, s.resumed_at,
-           s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time()
+           s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time(),
+           (pg_catalog.extract('epoch', j.max_runtime) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
     FROM tally.jobs j
     LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
     LEFT JOIN tally.job_states s ON s.job_id OPERATOR(pg_catalog.=) j.job_id
@@ -71,13 +74,17 @@ fn job(row: &SpiHeapTupleData) -> pgrx::spi::Result<Job> {
     let count = |column: usize| -> pgrx::spi::Result<u32> {
         Ok(row.get::<i32>(column)?.map_or(0, |number| number.max(0).cast_unsigned()))
     };
+    let span = |column: usize| -> pgrx::spi::Result<Duration> {
+        Ok(Duration::from_micros(row.get::<i64>(column)?.unwrap_or_default().max(0).cast_unsigned()))
+    };
     Ok(Job {
         id: row.get(1)?.unwrap_or_default(),
         kind: row.get::<&str>(2)?.and_then(Kind::named).unwrap_or(Kind::Refresh),
         object: row.get(3)?.unwrap_or(Oid::INVALID),
         object_name: row.get(4)?.unwrap_or_default(),
         owner: row.get(5)?,
-        every: Duration::from_micros(row.get::<i64>(6)?.unwrap_or_default().max(0).cast_unsigned()),
+        every: span(6)?,
+        max_runtime: span(15)?,
         paused: row.get(7)?.unwrap_or_default(),
         troubles: Troubles { failures: count(8)?, waits: count(9)?, crashes: count(10)? },
         next_due: row.get(11)?.map(instant),
@@ -89,12 +96,18 @@ fn job(row: &SpiHeapTupleData) -> pgrx::spi::Result<Job> {
 /// Makes the job, or changes its interval.
 pub(crate) fn put(kind: Kind, object: Oid, every: Duration) -> Result<()> {
     write(
-        "INSERT INTO tally.jobs AS j (kind, object, object_name, every)
-         SELECT $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3 OPERATOR(pg_catalog.*) interval '1 microsecond'
+        "INSERT INTO tally.jobs AS j (kind, object, object_name, every, max_runtime)
+         SELECT $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3 OPERATOR(pg_catalog.*) interval '1 microsecond',
+                $4 OPERATOR(pg_catalog.*) interval '1 microsecond'
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
          WHERE c.oid OPERATOR(pg_catalog.=) $2
          ON CONFLICT (object, kind) DO UPDATE SET every = excluded.every, object_name = excluded.object_name",
-        &[kind.name().into(), object.into(), (every.as_micros() as f64).into()],
+        &[
+            kind.name().into(),
+            object.into(),
+            (every.as_micros() as f64).into(),
+            (kind.max_runtime().as_micros() as f64).into(),
+        ],
     )
 }
 
@@ -112,6 +125,13 @@ pub(crate) fn delete(kind: Kind, object: Oid) -> Result<()> {
 pub(crate) fn delete_by_id(id: i32) -> Result<()> {
     write("DELETE FROM tally.jobs j WHERE j.job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
     write("DELETE FROM tally.job_states s WHERE s.job_id OPERATOR(pg_catalog.=) $1", &[id.into()])
+}
+
+pub(crate) fn set_max_runtime(id: i32, max_runtime: Duration) -> Result<()> {
+    write(
+        "UPDATE tally.jobs SET max_runtime = $2 OPERATOR(pg_catalog.*) interval '1 microsecond' WHERE job_id OPERATOR(pg_catalog.=) $1",
+        &[id.into(), (max_runtime.as_micros() as f64).into()],
+    )
 }
 
 pub(crate) fn pause(id: i32) -> Result<()> {

@@ -172,6 +172,11 @@ pub(crate) fn before_exit(last: fn()) {
     }
 }
 
+/// Runs the body, and hands a cancel (57014) that ends it to the caller, who has to raise it or another error.
+pub(crate) fn catch_cancel<T>(body: impl FnOnce() -> T) -> std::result::Result<T, super::CaughtError> {
+    PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_when(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, Err).execute()
+}
+
 /// Has the current transaction wait for the disk when it commits, whatever `synchronous_commit` says.
 pub(crate) fn commit_durably() {
     // SAFETY: sets a flag of the current transaction.
@@ -232,6 +237,17 @@ pub(crate) fn wake(pid: i32) {
         if !process.is_null() {
             pg_sys::SetLatch(&raw mut (*process).procLatch);
         }
+    }
+}
+
+/// Ends another process of this server in order. Does not wait, so it may be called under the lock of shared memory.
+pub(crate) fn terminate(pid: i32) {
+    unsafe extern "C" {
+        fn kill(process: i32, signal: i32) -> i32;
+    }
+    if pid > 0 {
+        // SAFETY: a signal to one process; one that is gone needs none.
+        unsafe { kill(pid, pg_sys::SIGTERM as i32) };
     }
 }
 

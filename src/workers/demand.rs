@@ -1,12 +1,12 @@
 //! Jobs on demand: the steps of `CALL tally.run_due_jobs()`, and the functions with which a DBA steers and watches jobs.
 //! All of it works without `shared_preload_libraries`.
 
-use super::run::work;
+use super::run::{overlong, work};
 use super::{Assignment, JOB_WORKER, Phase, SHARED, is_enabled, notify, random};
 use crate::catalog::jobs::{self, Job, Run};
 use crate::error::{Error, Failure, Result};
 use crate::pg::process::{self, Worker};
-use crate::pg::{self, ErrorReport, Oid};
+use crate::pg::{self, ErrorReport, Oid, time_limit};
 use crate::settings;
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -36,10 +36,33 @@ fn tally_resume_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
     Ok(jobs::resume(job_id, process::clock())?)
 }
 
+/// The longest limit: PostgreSQL's timers count milliseconds in 31 bits.
+const LONGEST_RUN: Duration = Duration::from_secs(20 * 24 * 3600);
+
+#[pg_extern(sql = false)]
+fn tally_set_max_runtime(job_id: i32, max_runtime: Interval) -> std::result::Result<(), ErrorReport> {
+    owned(job_id)?;
+    let days = i64::from(max_runtime.days()).saturating_mul(tally_core::bucket::DAY);
+    let whole = u64::try_from(max_runtime.micros().saturating_add(days)).map(Duration::from_micros).unwrap_or_default();
+    if max_runtime.months() != 0 || whole < Duration::from_secs(1) || whole > LONGEST_RUN {
+        return Err(Error::new("22023", "max_runtime must be between 1 second and 20 days")
+            .hint("A run that takes longer is canceled and tried again; what it has committed stays.")
+            .into());
+    }
+    Ok(jobs::set_max_runtime(job_id, whole)?)
+}
+
 #[pg_extern(sql = false)]
 fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
     let job = owned(job_id)?;
-    let Some(progress) = work(&job)? else { return Ok(None) };
+    let (outcome, is_overlong) = time_limit::within(job.max_runtime, || process::catch_cancel(|| work(&job)));
+    let progress = match outcome {
+        Ok(progress) => progress?,
+        // Not as a cancel, which would end the whole of run_due_jobs.
+        Err(_) if is_overlong => return Err(overlong(&job).into()),
+        Err(cancel) => cancel.rethrow(),
+    };
+    let Some(progress) = progress else { return Ok(None) };
     if let Some(statement) = progress.statement {
         notice!("the next step is a statement at top level, outside of a transaction block: {};", statement.sql);
     }

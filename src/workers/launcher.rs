@@ -52,10 +52,11 @@ pub extern "C-unwind" fn tally_launcher_main(_argument: Datum) {
         let now = process::clock();
         launcher.reap(now);
         launcher.stop(now);
+        let next_end = launcher.end_overlong(now);
         if launcher.next_scan <= now.0 {
             launcher.scan(now);
         }
-        let mut next = Timestamp(launcher.next_scan);
+        let mut next = next_end.min(Timestamp(launcher.next_scan));
         if settings::enabled() {
             next = next.min(launcher.probe(now)).min(launcher.start(now));
         }
@@ -138,8 +139,16 @@ impl Launcher {
                         pid: 0,
                         troubles,
                         due: due.0,
-                        // 57P01: ended by an administrator; 28000: the connection was refused.
-                        sqlstate: if slot.phase == Phase::Starting { *b"28000" } else { *b"57P01" },
+                        sqlstate: super::code(match slot.phase {
+                            // The connection was refused.
+                            Phase::Starting => "28000",
+                            _ if slot.is_ended => super::OVERLONG,
+                            // Ended by an administrator.
+                            _ => "57P01",
+                        }),
+                        lost_since: if slot.phase == Phase::Starting { slot.lost_since } else { slot.since },
+                        last_run: slot.since,
+                        last_duration: now.since(Timestamp(slot.since)),
                         ..slot
                     };
                 }
@@ -156,6 +165,38 @@ impl Launcher {
             }
             self.next_scan = self.next_scan.min(*until);
         }
+    }
+
+    /// Ends workers whose run takes too long and that have not heeded its cancel. Returns when to look again.
+    fn end_overlong(&mut self, now: Timestamp) -> Timestamp {
+        let ended = SHARED.write(|header, slots| {
+            let mut next = Timestamp::INFINITY;
+            let mut ended = Vec::new();
+            for slot in slots[..header.used].iter_mut().filter(|slot| slot.is_taken() && !slot.is_ended) {
+                let limit = Duration::from_micros(slot.max_runtime.max(0).cast_unsigned());
+                let end = schedule::ends_at(Timestamp(slot.since), limit);
+                if end > now {
+                    next = next.min(end);
+                } else if slot.phase == Phase::Running {
+                    // Under the lock, so that the process is still at this run.
+                    process::terminate(slot.pid);
+                    slot.is_ended = true;
+                    ended.push(*slot);
+                }
+            }
+            (next, ended)
+        });
+        let (next, ended) = ended.unwrap_or((Timestamp::INFINITY, Vec::new()));
+        for slot in ended {
+            if schedule::is_worth_a_line(slot.troubles.failures.saturating_add(1)) {
+                pgrx::warning!(
+                    "the worker of tally job {} in database {} is ended: the run takes longer than its max_runtime and does not heed a cancel",
+                    slot.job,
+                    slot.database
+                );
+            }
+        }
+        next
     }
 
     /// Slots that are taken by workers which are no more.

@@ -179,6 +179,7 @@ fn merge(slot: &mut Slot, database: u32, job: &Job, now: Timestamp) {
     } else if slot.every != every {
         slot.due = slot.due.min(soonest);
     }
+    slot.max_runtime = i64::try_from(job.max_runtime.as_micros()).unwrap_or(i64::MAX);
     (slot.owner, slot.kind, slot.every) = (job.owner.map_or(0, |owner| owner.to_u32()), job.kind, every);
     if resumed > slot.resumed {
         (slot.resumed, slot.troubles, slot.due, slot.is_recorded) = (resumed, job.troubles, now.0, false);

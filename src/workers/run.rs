@@ -1,10 +1,10 @@
 //! One run of one job: the work in a transaction of its own, then the record.
 
-use super::{SHARED, Slot, marks, random};
+use super::{OVERLONG, SHARED, Slot, marks, random};
 use crate::catalog::jobs::{Job, Run, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
-use crate::pg::{self, process};
+use crate::pg::{self, process, time_limit};
 use crate::{build, partition, refresh, seal, settings};
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
@@ -67,23 +67,27 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
 pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> bool {
     process::report_activity(&format!("tally {} {}", job.kind.name(), job.object_name));
     if let Some(at) = slot {
+        record_lost(job, at);
         let mark = marks::Mark { database: process::own_database().to_u32(), job: job.id };
         complain(marks::set(at, mark));
     }
     let started = process::clock();
-    let work = process::transaction(|| {
-        Ok(match work(job)? {
-            None => Work::Busy,
-            Some(progress) => Work::Done { progress, wrote: pg::own_xid().is_some() },
+    let (work, is_overlong) = time_limit::within(job.max_runtime, || {
+        let work = process::transaction(|| {
+            Ok(match work(job)? {
+                None => Work::Busy,
+                Some(progress) => Work::Done { progress, wrote: pg::own_xid().is_some() },
+            })
+        });
+        // What has been committed stays, whatever becomes of the statement: the next run sees where it got to.
+        work.and_then(|work| match &work {
+            Work::Done { progress: Progress { statement: Some(statement), .. }, .. } => {
+                process::at_top_level(&statement.sql, statement.lock_timeout).map(|()| work)
+            }
+            _ => Ok(work),
         })
     });
-    // What has been committed stays, whatever becomes of the statement: the next run sees where it got to.
-    let work = work.and_then(|work| match &work {
-        Work::Done { progress: Progress { statement: Some(statement), .. }, .. } => {
-            process::at_top_level(&statement.sql, statement.lock_timeout).map(|()| work)
-        }
-        _ => Ok(work),
-    });
+    let work = work.map_err(|failure| if is_overlong { overlong(job).into() } else { failure });
     let ended = process::clock();
     if let Some(at) = slot {
         complain(marks::wipe(at));
@@ -139,7 +143,36 @@ fn note(slot: &mut Slot, run: &Run, outcome: Outcome) {
         slot.last_success = run.started.0;
     }
     if let Some(failure) = &run.failure {
-        slot.sqlstate = failure.sqlstate.as_bytes().try_into().unwrap_or(*b"XX000");
+        slot.sqlstate = super::code(&failure.sqlstate);
+    }
+}
+
+/// The run took longer than it may.
+pub(super) fn overlong(job: &Job) -> Error {
+    let id = job.id;
+    Error::new(OVERLONG, format!("the run took longer than its max_runtime of {:?} and was canceled", job.max_runtime))
+        .hint(format!(
+            "If it needs more time: SELECT tally.set_max_runtime({id}, '{} seconds');",
+            job.max_runtime.as_secs() * 2
+        ))
+}
+
+/// Records a run that ended without a result, in the words that fit to what shared memory remembers of it.
+fn record_lost(job: &Job, at: usize) {
+    let Some(slot) = SHARED.read(|_, slots| slots[at]).filter(|slot| slot.lost_since != 0) else { return };
+    let failure = if slot.sqlstate == OVERLONG.as_bytes() {
+        overlong(job)
+    } else {
+        Error::new("57P01", "the worker ended without a result")
+            .hint("Somebody ended it, or the machine ran out of memory: the server log says more.")
+    };
+    let duration = Duration::from_micros(slot.last_duration.max(0).cast_unsigned());
+    let run = Run { started: Timestamp(slot.lost_since), duration, rows: 0, failure: Some(failure.into()) };
+    match process::transaction(|| record_run(job.id, &run, slot.troubles, Timestamp(slot.due))) {
+        Ok(()) => {
+            SHARED.write(|_, slots| (slots[at].lost_since, slots[at].is_recorded) = (0, true));
+        }
+        Err(failure) => pgrx::warning!("tally could not record a run of job {}: {}", job.id, failure.message),
     }
 }
 
