@@ -208,10 +208,8 @@ impl Feed {
                     Ok((start.part, from.min(refilled.transpose()?.unwrap_or(from))))
                 })
                 .collect::<Result<_, SourceError>>()?;
-            if std::mem::take(&mut reader.is_paused) {
-                source.pause(false);
-            }
             source.assign(&positions)?;
+            reader.is_paused = false;
             reader.assignment = assignment;
             reader.positions = positions.into_iter().collect();
             // Whatever still waits belongs to the former assignment.

@@ -147,7 +147,7 @@ pub trait Source: Send {
     fn join(&mut self) -> Result<Option<mpsc::UnboundedReceiver<Rebalance>>, SourceError> {
         Ok(None)
     }
-    /// Reads these parts from these positions, and nothing else.
+    /// Reads these parts from these positions, and nothing else. A pause ends.
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError>;
     /// Fetches nothing more, or goes on from what the last poll brought. `true`: so it is, and while paused polls are about everything
     /// but messages. `false`: this source cannot, and must not be polled.

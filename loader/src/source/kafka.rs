@@ -54,6 +54,8 @@ pub struct KafkaSource {
     /// For other clients of the same topic.
     settings: ClientConfig,
     sasl: Option<Sasl>,
+    /// In a group: these are paused, and would stay so.
+    is_paused: bool,
 }
 
 impl std::fmt::Debug for KafkaSource {
@@ -90,6 +92,7 @@ impl KafkaSource {
             current: BTreeSet::new(),
             settings,
             sasl: source.sasl.clone(),
+            is_paused: false,
         })
     }
 
@@ -192,51 +195,72 @@ impl KafkaSource {
         Ok(None)
     }
 
-    /// In a group, all comes by the consumer.
-    fn poll_consumer(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
-        let mut wait = if self.reached.is_empty() { wait } else { Duration::ZERO };
-        loop {
-            let polled = match self.consumer.poll(wait) {
-                None => return self.idle(),
-                Some(polled) => polled,
-            };
+    /// What an error says of a part, if it does; `part`: the one that it is of, where that is known.
+    fn in_place_of_a_message(&mut self, error: &KafkaError, part: Option<i32>) -> Result<Option<Polled>, SourceError> {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                let part = if part.is_some() { part } else { self.out_of_range()? };
+                Ok(part.map(|part| Polled::OutOfRange { part }))
+            }
+            // A connection that ends is made again; if it is not, the next looks tell.
+            _ if is_away(error) => Ok(None),
+            _ => Err(self.error(error)),
+        }
+    }
+
+    /// Takes what comes by the consumer itself: in a group that is everything, else errors, statistics, requests for a token, and
+    /// messages of parts whose queue is not ours yet. None: nothing more is there.
+    fn take_from_consumer(
+        &mut self,
+        into: &mut Arena,
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Option<Polled>, SourceError> {
+        let mut wait = wait;
+        while let Some(polled) = self.consumer.poll(wait) {
             wait = Duration::ZERO;
             match polled {
                 Ok(message) => {
+                    let (part, offset) = (message.partition(), message.offset());
                     let headers = message
                         .headers()
                         .map(|headers| headers_as_json(headers.iter().map(|header| (header.key, header.value))));
-                    self.reached.remove(&message.partition());
+                    self.reached.remove(&part);
+                    self.starts.insert(part, offset + 1);
                     into.push(Message {
-                        part: message.partition(),
-                        offset: message.offset(),
+                        part,
+                        offset,
                         time: message.timestamp().to_millis(),
                         key: message.key(),
                         value: message.payload(),
                         headers: headers.as_deref(),
                     });
                     if into.size() >= limit {
-                        return Ok(Polled::Messages);
+                        return Ok(Some(Polled::Messages));
                     }
                 }
                 Err(KafkaError::PartitionEOF(part)) => {
-                    let position = self.position(part).or(self.starts.get(&part).copied());
                     // Nothing is known of a part that is not assigned any more.
-                    if let Some(position) = position {
+                    if let Some(position) = self.position(part).max(self.starts.get(&part).copied()) {
                         self.reached.insert(part, position);
                     }
                 }
-                Err(error) => match error.rdkafka_error_code() {
-                    Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                        if let Some(part) = self.out_of_range()? {
-                            return Ok(Polled::OutOfRange { part });
-                        }
+                Err(error) => {
+                    if let Some(polled) = self.in_place_of_a_message(&error, None)? {
+                        return Ok(Some(polled));
                     }
-                    // A connection that ends is made again; if it is not, the next looks tell.
-                    _ if is_away(&error) => {}
-                    _ => return Err(self.error(&error)),
-                },
+                }
             }
+        }
+        Ok(None)
+    }
+
+    /// In a group, all comes by the consumer.
+    fn poll_consumer(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
+        let wait = if self.reached.is_empty() { wait } else { Duration::ZERO };
+        match self.take_from_consumer(into, limit, wait)? {
+            Some(polled) => Ok(polled),
+            None => self.idle(),
         }
     }
 
@@ -247,25 +271,18 @@ impl KafkaSource {
         limit: usize,
         wait: Duration,
     ) -> Result<Polled, SourceError> {
-        // Errors of the client, statistics, requests for a token.
-        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO)
-            && !is_away(&error)
-        {
-            return Err(self.error(&error));
-        }
-        // The end of the former assignment, some time after the new one was made, takes the parts' queues back.
+        // The end of the former assignment, some time after the new one was made, takes the parts' queues back. What comes meanwhile
+        // comes by the consumer, before all that comes by our queue from then on: so that is emptied first, each time.
         self.silent.iter().for_each(|part| queue.take(&self.consumer, &self.topic, *part));
-        let mut wait = if self.reached.is_empty() { wait } else { Duration::ZERO };
+        if let Some(polled) = self.take_from_consumer(into, limit, Duration::ZERO)? {
+            return Ok(polled);
+        }
+        let mut wait = if self.reached.is_empty() && into.is_empty() { wait } else { Duration::ZERO };
         while into.size() < limit {
             while let Some(Failure { part, code, .. }) = self.failures.pop_front() {
                 let error = KafkaError::MessageConsumption(code);
-                match code {
-                    RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                        return Ok(Polled::OutOfRange { part });
-                    }
-                    // A connection that ends is made again; if it is not, the next looks tell.
-                    _ if is_away(&error) => {}
-                    _ => return Err(self.error(&error)),
+                if let Some(polled) = self.in_place_of_a_message(&error, Some(part))? {
+                    return Ok(polled);
                 }
             }
             // One is waited for. Then as many as still fit if they are as long as those before.
@@ -365,6 +382,9 @@ impl Source for KafkaSource {
 
     fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), SourceError> {
         if self.in_group {
+            if self.is_paused {
+                self.pause(false);
+            }
             let group = &self.consumer.context().group;
             group.assign(&self.consumer, &self.topic, starts, &mut self.current).map_err(|error| self.error(&error))?;
             self.reached.clear();
@@ -386,18 +406,20 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, paused: bool) -> bool {
-        let done = if self.queue.is_none() {
-            self.consumer.assignment().and_then(|assignment| {
+        if self.in_group {
+            let done = self.consumer.assignment().and_then(|assignment| {
                 if paused { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) }
-            })
-        } else if paused {
+            });
+            self.is_paused = paused && done.is_ok();
+            return done.is_ok();
+        }
+        if paused {
             // The client library would go on behind what it takes for read, and it takes the end of a part for a message.
-            self.consumer.unassign()
+            self.consumer.unassign().is_ok()
         } else {
             let positions: Vec<(i32, i64)> = self.starts.iter().map(|(part, next)| (*part, *next)).collect();
-            return self.assign(&positions).is_ok();
-        };
-        done.is_ok()
+            self.assign(&positions).is_ok()
+        }
     }
 
     fn poll(&mut self, into: &mut Arena, limit: usize, wait: Duration) -> Result<Polled, SourceError> {
@@ -484,6 +506,36 @@ mod tests {
         });
         let fewest = fewest.min().unwrap();
         assert!(fewest <= 20, "{fewest} polls for 1,000 messages");
+    }
+
+    /// What is fetched of a part between its first assignment and the first poll comes another way.
+    #[test]
+    fn messages_that_come_before_their_queue_is_ours_are_not_lost() {
+        const PARTS: i32 = 4;
+        let address = serve_reference(20_000, PARTS.unsigned_abs(), None);
+        for round in 0..4 {
+            let mut source =
+                source(&format!("kafka = {{ brokers = [\"{address}\"], topic = \"clickstream\" }}")).unwrap();
+            source.assign(&(0..PARTS).map(|part| (part, 0)).collect::<Vec<_>>()).unwrap();
+            let mut next: BTreeMap<i32, i64> = (0..PARTS).map(|part| (part, 0)).collect();
+            let (started, mut ended) = (Instant::now(), 0);
+            std::thread::sleep(Duration::from_millis(700 * round));
+            while ended < PARTS {
+                assert!(started.elapsed() < Duration::from_secs(60), "round {round}: {next:?}");
+                let mut arena = Arena::default();
+                let polled = source.poll(&mut arena, 1 << 16, Duration::from_millis(20)).unwrap();
+                for message in arena.iter() {
+                    let next = next.get_mut(&message.part).unwrap();
+                    assert_eq!(message.offset, *next, "round {round}, part {}", message.part);
+                    *next += 1;
+                }
+                if let Polled::EndOfPart { part, position } = polled {
+                    assert_eq!(position, next[&part], "round {round}, the end of part {part}");
+                    ended += 1;
+                }
+            }
+            assert_eq!(next.values().sum::<i64>(), 20_000);
+        }
     }
 
     #[test]
