@@ -3,6 +3,8 @@
 
 /// In every session, at every moment, under random histories.
 mod concurrency;
+/// Plain tables become partitioned ones.
+mod conversion;
 /// Equal after every crash of a session or of the server, and what was committed is still there.
 mod crash;
 /// Damaged sketches are refused or taken, and break nothing.

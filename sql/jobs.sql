@@ -4,7 +4,7 @@
 
 CREATE TABLE tally.jobs (
     job_id      integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{refresh,premake,retention}'::pg_catalog.text[])),
+    kind        text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{refresh,premake,retention,conversion}'::pg_catalog.text[])),
     object      regclass NOT NULL,
     object_name text NOT NULL,
     every       interval NOT NULL CHECK (every OPERATOR(pg_catalog.>=) interval '1 second'),
@@ -14,7 +14,7 @@ CREATE TABLE tally.jobs (
 );
 COMMENT ON TABLE tally.jobs IS 'what background workers or CALL tally.run_due_jobs() do again and again; one row per object and kind';
 COMMENT ON COLUMN tally.jobs.job_id IS 'number of the job, for tally.run_job and its sisters';
-COMMENT ON COLUMN tally.jobs.kind IS 'refresh: bring the rollups of the table up to date; premake: make partitions ahead of the clock; retention: remove old partitions';
+COMMENT ON COLUMN tally.jobs.kind IS 'refresh: bring the rollups of the table up to date; premake: make partitions ahead of the clock; retention: remove old partitions; conversion: make a plain table a partitioned one';
 COMMENT ON COLUMN tally.jobs.object IS 'the table; its owner is the role that the job runs as';
 COMMENT ON COLUMN tally.jobs.object_name IS 'the name of the table when the job was made, for messages after it is gone';
 COMMENT ON COLUMN tally.jobs.every IS 'how long after one run the next is due';
@@ -76,7 +76,7 @@ COMMENT ON COLUMN tally.runs.position IS 'place in the ring: successes from 0 up
 COMMENT ON COLUMN tally.runs.job_id IS 'number of the job';
 COMMENT ON COLUMN tally.runs.started_at IS 'start of the run';
 COMMENT ON COLUMN tally.runs.duration IS 'how long it took';
-COMMENT ON COLUMN tally.runs.rows_done IS 'refresh: source rows counted; premake: partitions made; retention: steps taken';
+COMMENT ON COLUMN tally.runs.rows_done IS 'refresh: source rows counted; premake: partitions made; retention and conversion: steps taken';
 COMMENT ON COLUMN tally.runs.sqlstate IS 'SQLSTATE if it failed';
 COMMENT ON COLUMN tally.runs.message IS 'error message if it failed, cut at 1 kB';
 REVOKE ALL ON tally.runs FROM PUBLIC;
@@ -221,7 +221,7 @@ WITH server AS (
     SELECT j.job_id, j.kind, j.object, j.object_name, j.paused, c.oid IS NULL AS gone, c.relowner, o.rolcanlogin, o.rolname,
            j.max_runtime, s.preloaded, s.enabled, s.launcher_pid, s.waiting_since,
            CASE WHEN j.kind OPERATOR(pg_catalog.=) 'refresh' THEN s.refresh_enabled WHEN j.kind OPERATOR(pg_catalog.=) 'premake' THEN s.premake_enabled
-                ELSE s.retention_enabled END AS kind_enabled,
+                WHEN j.kind OPERATOR(pg_catalog.=) 'retention' THEN s.retention_enabled ELSE true END AS kind_enabled,
            coalesce(a.failures, d.failures, 0) AS failures,
            coalesce(a.crashes, d.crashes, 0) AS crashes,
            coalesce(a.waits, d.waits, 0) AS waits,
@@ -326,7 +326,7 @@ SELECT NULL, 'server', NULL, NULL,
 FROM server s;
 COMMENT ON VIEW tally.status IS 'one row per job that you may see, and one for the server: is it well, and if not, what to do';
 COMMENT ON COLUMN tally.status.job_id IS 'number of the job; null in the row of the server';
-COMMENT ON COLUMN tally.status.kind IS 'refresh, premake, retention, or server';
+COMMENT ON COLUMN tally.status.kind IS 'refresh, premake, retention, conversion, or server';
 COMMENT ON COLUMN tally.status.object IS 'the table that the job works for';
 COMMENT ON COLUMN tally.status.object_name IS 'the name of the table when the job was made';
 COMMENT ON COLUMN tally.status.verdict IS 'ok, warning or critical';

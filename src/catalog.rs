@@ -3,6 +3,7 @@
 pub(crate) mod adoptions;
 pub(crate) mod aggregates;
 pub(crate) mod builds;
+pub(crate) mod conversions;
 pub(crate) mod departures;
 pub(crate) mod jobs;
 pub(crate) mod partitions;

@@ -77,6 +77,10 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
     let _settings = pg::pin_settings();
     let parent_and_source = || -> Result<_> { Ok((tags::parent(partition)?, sources::source_of(partition)?)) };
     let (Some(parent), Some(source)) = parent_and_source()? else { return Ok(()) };
+    // Rollups of the partition itself go along with it.
+    if source == partition {
+        return Ok(());
+    }
     if !(pg::owns(source) || is_drop && pg::owns(partition)) {
         return Ok(());
     }

@@ -30,6 +30,12 @@ impl Error {
         self.hint = Some(hint.into());
         self
     }
+
+    /// For a column of a plan: SQLSTATE, message and hint.
+    pub(crate) fn in_one_line(&self) -> String {
+        let hint = self.hint.as_deref().map(|hint| format!(" HINT: {hint}")).unwrap_or_default();
+        format!("{}: {}{hint}", self.sqlstate, self.message)
+    }
 }
 
 impl<E: Explain> From<E> for Error {

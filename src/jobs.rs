@@ -17,10 +17,12 @@ pub(crate) enum Kind {
     Premake,
     /// Removing partitions of the parent that are older than its retention.
     Retention,
+    /// Making a plain table a partitioned one; ends.
+    Conversion,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 3] = [Kind::Refresh, Kind::Premake, Kind::Retention];
+    pub(crate) const ALL: [Kind; 4] = [Kind::Refresh, Kind::Premake, Kind::Retention, Kind::Conversion];
 
     /// As it is written in `tally.jobs`.
     pub(crate) fn name(self) -> &'static str {
@@ -28,12 +30,13 @@ impl Kind {
             Kind::Refresh => "refresh",
             Kind::Premake => "premake",
             Kind::Retention => "retention",
+            Kind::Conversion => "conversion",
         }
     }
 
     /// May it wait for others for a long time, so that it has workers apart?
     pub(crate) fn is_patient(self) -> bool {
-        self == Kind::Retention
+        matches!(self, Kind::Retention | Kind::Conversion)
     }
 
     /// How long a run may take, unless its owner says otherwise. Retention waits for reports, a refresh may have a long outage to make

@@ -3,12 +3,14 @@
 //! Everybody who makes partitions of a set holds SHARE UPDATE EXCLUSIVE on the parent, which conflicts with itself and with DDL but
 //! with no reader and no writer. The bounds are read again under that lock, so two makers never make the same partition.
 
+mod conversion;
 mod facts;
 mod functions;
 mod retention;
 mod shape;
 
-pub(crate) use retention::{Progress as Retired, Statement, step as retire};
+pub(crate) use conversion::step as convert;
+pub(crate) use retention::{Progress, Statement, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row};

@@ -196,6 +196,7 @@ fn is_enabled(kind: Kind) -> bool {
             Kind::Refresh => settings::refresh_enabled(),
             Kind::Premake => settings::premake_enabled(),
             Kind::Retention => settings::retention_enabled(),
+            Kind::Conversion => true,
         }
 }
 

@@ -9,6 +9,7 @@
 //! - **No user row is read**: whether a partition ahead of the clock is in use is seen from its size.
 
 pub mod check;
+pub mod conversion;
 mod error;
 pub mod retention;
 pub mod sql;

@@ -244,7 +244,8 @@ pub(crate) fn record_run(id: i32, run: &Run, troubles: Troubles, next_due: Times
     write(
         "INSERT INTO tally.job_states AS s (job_id, next_due_at, failures, waits, crashes, last_run_at, last_success_at, last_duration,
                                             last_sqlstate, last_message, last_hint)
-         VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $8 IS NULL THEN $6 END, $7 OPERATOR(pg_catalog.*) interval '1 microsecond', $8, $9, $10)
+         SELECT $1, $2, $3, $4, $5, $6, CASE WHEN $8 IS NULL THEN $6 END, $7 OPERATOR(pg_catalog.*) interval '1 microsecond', $8, $9, $10
+         WHERE EXISTS (SELECT FROM tally.jobs j WHERE j.job_id OPERATOR(pg_catalog.=) $1) -- a job may have ended itself
          ON CONFLICT (job_id) DO UPDATE
          SET next_due_at = excluded.next_due_at, failures = excluded.failures, waits = excluded.waits, crashes = excluded.crashes,
              running_since = NULL, running_server = NULL, last_run_at = excluded.last_run_at,

@@ -269,3 +269,24 @@ pub(crate) fn orphans() -> Result<Vec<(Oid, Oid)>> {
     })
     .map_err(spi)
 }
+
+/// What was counted of one table counts for another one from now on, which is about to have its rows.
+pub(crate) fn move_to(source: Oid, target: Oid) -> Result<()> {
+    pg::as_extension_owner(|| {
+        for table in ["sources", "rollups", "departures"] {
+            Spi::run_with_args(
+                &format!(
+                    "UPDATE tally.{table} SET source = $2::pg_catalog.oid::pg_catalog.regclass \
+                     WHERE source OPERATOR(pg_catalog.=) $1"
+                ),
+                &[source.into(), target.into()],
+            )?;
+        }
+        Spi::run_with_args(
+            "UPDATE tally.jobs SET object = $2::pg_catalog.oid::pg_catalog.regclass \
+             WHERE object OPERATOR(pg_catalog.=) $1 AND kind OPERATOR(pg_catalog.=) 'refresh'",
+            &[source.into(), target.into()],
+        )
+    })
+    .map_err(spi)
+}

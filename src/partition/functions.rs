@@ -15,12 +15,12 @@ use tally_core::partition::check::{self, Request};
 use tally_core::partition::{Partition, Range, sql, status};
 
 /// The functions are not STRICT, because some arguments may be null; the others are named when they are.
-fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::new("22004", format!("{argument} must not be null")))
 }
 
 /// A retention of zero keeps everything, as none does.
-fn unless_zero(retention: tally_core::partition::Interval) -> Option<tally_core::partition::Interval> {
+pub(super) fn unless_zero(retention: tally_core::partition::Interval) -> Option<tally_core::partition::Interval> {
     (retention != Default::default()).then_some(retention)
 }
 
@@ -127,11 +127,11 @@ fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
         jobs::unschedule(Kind::Premake, parent)?;
         jobs::unschedule(Kind::Retention, parent)?;
     }
-    Ok(())
+    Ok(super::conversion::forget_dropped()?)
 }
 
-/// A row of `tally.plan_premake` and `tally.plan_retention`.
-type Step = (i64, String, String, String, Option<String>, Vec<String>, i64, i64, bool, Option<String>);
+/// A row of the plans.
+pub(super) type Step = (i64, String, String, String, Option<String>, Vec<String>, i64, i64, bool, Option<String>);
 
 #[pg_extern(sql = false)]
 fn tally_plan_premake(

@@ -9,6 +9,15 @@ use tally_core::partition::sql::{Grant, Publication, ReplicaIdentity, RowPolicy,
 /// Reads the shape of the set's next partition.
 pub(super) fn read(facts: &Facts) -> Result<Shape> {
     let newest = facts.bounds.last().map(|bounds| bounds.partition);
+    read_from(facts, newest)
+}
+
+/// Reads the shape of the parent itself.
+pub(super) fn read_parent(facts: &Facts) -> Result<Shape> {
+    read_from(facts, None)
+}
+
+fn read_from(facts: &Facts, newest: Option<Oid>) -> Result<Shape> {
     let template = newest.unwrap_or(facts.oid);
     let mut shape = storage(facts.oid, newest)?;
     shape.storage = options(template)?;

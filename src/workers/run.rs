@@ -55,8 +55,9 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
             let report = partition::maintain(job.object)?;
             Some(Progress { rows: report.made, more: report.remaining > 0, ..Progress::default() })
         }
-        Kind::Retention => {
-            let partition::Retired { more, pause, statement } = partition::retire(job.object)?;
+        Kind::Retention | Kind::Conversion => {
+            let step = if job.kind == Kind::Retention { partition::retire } else { partition::convert };
+            let partition::Progress { more, pause, statement } = step(job.object)?;
             Some(Progress { rows: i64::from(more), more, pause, statement })
         }
     })

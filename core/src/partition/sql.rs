@@ -164,7 +164,8 @@ fn create(parent: &QualifiedName, partition: &QualifiedName, shape: &Shape) -> S
     sql
 }
 
-fn columns(partition: &QualifiedName, shape: &Shape) -> Vec<String> {
+/// Statistics targets and options of columns.
+pub fn columns(partition: &QualifiedName, shape: &Shape) -> Vec<String> {
     let targets = shape.statistics.iter().map(|(column, target)| {
         format!("ALTER TABLE {partition} ALTER COLUMN {} SET STATISTICS {target}", quote(column))
     });
@@ -175,7 +176,7 @@ fn columns(partition: &QualifiedName, shape: &Shape) -> Vec<String> {
 }
 
 /// Grants, then policies before the flags that switch them on.
-fn rights(partition: &QualifiedName, shape: &Shape) -> Vec<String> {
+pub fn rights(partition: &QualifiedName, shape: &Shape) -> Vec<String> {
     let role = |role: &Option<String>| role.as_deref().map_or("PUBLIC".into(), quote);
     let mut statements = Vec::new();
     for revoked in &shape.revoked {
