@@ -111,8 +111,8 @@ const RICH: &str = r#"
     COMMENT ON TRIGGER noting ON "Strange Events" IS 'a trigger';
     CREATE RULE never AS ON DELETE TO "Strange Events" WHERE OLD.customer = 9 DO INSTEAD NOTHING;
     ALTER TABLE "Strange Events" ENABLE ROW LEVEL SECURITY;
-    CREATE POLICY some ON "Strange Events" FOR SELECT TO conv_reader USING (customer < 5);
-    COMMENT ON POLICY some ON "Strange Events" IS 'a policy';
+    CREATE POLICY a_few ON "Strange Events" FOR SELECT TO conv_reader USING (customer < 5);
+    COMMENT ON POLICY a_few ON "Strange Events" IS 'a policy';
     GRANT SELECT ON "Strange Events" TO conv_reader; GRANT INSERT (at, customer) ON "Strange Events" TO conv_writer WITH GRANT OPTION;
     GRANT USAGE ON SEQUENCE "Strange Events_id_seq" TO conv_writer;
     ALTER TABLE "Strange Events" REPLICA IDENTITY FULL;
@@ -129,34 +129,32 @@ const RICH: &str = r#"
 
 /// What a user sees of the table, but for what has to be different: its keys, and what the partition has of its own.
 const PORTRAIT: &str = r#"
-    WITH t AS (SELECT oid, * FROM pg_class WHERE oid = '"Strange Events"'::regclass)
-    SELECT 'owner ' || relowner::regrole || ' ' || relrowsecurity || ' ' || relreplident AS it FROM t
-    UNION ALL SELECT 'acl ' || x::text FROM t, aclexplode(relacl) x
-    UNION ALL SELECT 'column ' || attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attidentity || ' ' || attgenerated || ' ' ||
-        attstorage || ' ' || attcompression || ' ' || attstattarget || ' ' || coalesce(attacl::text, '') || ' ' || (attnotnull OR attname = 'at') || ' ' ||
-        coalesce((SELECT string_agg(option_name || option_value, ' ') FROM pg_options_to_table(attoptions) WHERE option_name LIKE 'n_dis%'), '') || ' ' ||
-        coalesce(pg_get_expr(adbin, adrelid), '') || ' ' || coalesce(col_description(attrelid, attnum), '') || ' ' ||
-        coalesce(pg_get_serial_sequence('"Strange Events"', attname), '')
+    WITH t AS (SELECT * FROM pg_class WHERE oid = '"Strange Events"'::regclass)
+    SELECT concat_ws(' ', 'owner', relowner::regrole, relrowsecurity, relreplident, obj_description(oid, 'pg_class')) AS it FROM t
+    UNION ALL SELECT concat_ws(' ', 'acl', x) FROM t, aclexplode(relacl) x
+    UNION ALL SELECT concat_ws(' ', 'column', attname, format_type(atttypid, atttypmod), attidentity, attgenerated, attstorage, attcompression,
+        attstattarget, attacl, attnotnull OR attname = 'at', pg_get_expr(adbin, adrelid), col_description(attrelid, attnum),
+        pg_get_serial_sequence('"Strange Events"', attname),
+        (SELECT string_agg(option_name || option_value, ' ') FROM pg_options_to_table(attoptions) WHERE option_name LIKE 'n_dis%'))
       FROM t JOIN pg_attribute ON attrelid = t.oid AND attnum > 0 AND NOT attisdropped LEFT JOIN pg_attrdef ON adrelid = t.oid AND adnum = attnum
-    UNION ALL SELECT 'constraint ' || conname || ' ' || pg_get_constraintdef(k.oid) || ' ' || coalesce(obj_description(k.oid, 'pg_constraint'), '')
+    UNION ALL SELECT concat_ws(' ', 'constraint', conname, pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'))
       FROM t JOIN pg_constraint k ON conrelid = t.oid WHERE conname <> 'Strange Events_pkey'
-    UNION ALL SELECT 'index ' || replace(pg_get_indexdef(indexrelid), ' ONLY ', ' ') || ' ' || coalesce(obj_description(indexrelid, 'pg_class'), '')
+    UNION ALL SELECT concat_ws(' ', 'index', replace(pg_get_indexdef(indexrelid), ' ONLY ', ' '), obj_description(indexrelid, 'pg_class'))
       FROM t JOIN pg_index ON indrelid = t.oid WHERE indexrelid::regclass::text NOT IN ('"Strange Events_pkey"', 'one_body')
-    UNION ALL SELECT 'trigger ' || pg_get_triggerdef(g.oid) || ' ' || tgenabled || ' ' || coalesce(obj_description(g.oid, 'pg_trigger'), '')
+    UNION ALL SELECT concat_ws(' ', 'trigger', pg_get_triggerdef(g.oid), tgenabled, obj_description(g.oid, 'pg_trigger'))
       FROM t JOIN pg_trigger g ON tgrelid = t.oid AND NOT tgisinternal
-    UNION ALL SELECT 'rule ' || pg_get_ruledef(r.oid) FROM t JOIN pg_rewrite r ON ev_class = t.oid
-    UNION ALL SELECT 'policy ' || polname || ' ' || polcmd || ' ' || polroles::regrole[]::text || ' ' || pg_get_expr(polqual, polrelid) || ' ' ||
-        obj_description(p.oid, 'pg_policy') FROM t JOIN pg_policy p ON polrelid = t.oid
-    UNION ALL SELECT 'comment ' || obj_description(oid, 'pg_class') FROM t
-    UNION ALL SELECT 'publication ' || p::text FROM pg_publication_tables p WHERE tablename = 'Strange Events'
-    UNION ALL SELECT 'statistics ' || stxname || ' ' || pg_get_statisticsobjdef(s.oid) || ' ' || obj_description(s.oid, 'pg_statistic_ext')
+    UNION ALL SELECT concat_ws(' ', 'rule', pg_get_ruledef(r.oid)) FROM t JOIN pg_rewrite r ON ev_class = t.oid
+    UNION ALL SELECT concat_ws(' ', 'policy', polname, polcmd, polroles::regrole[], pg_get_expr(polqual, polrelid), obj_description(p.oid, 'pg_policy'))
+      FROM t JOIN pg_policy p ON polrelid = t.oid
+    UNION ALL SELECT concat_ws(' ', 'publication', p) FROM pg_publication_tables p WHERE tablename = 'Strange Events'
+    UNION ALL SELECT concat_ws(' ', 'statistics', stxname, pg_get_statisticsobjdef(s.oid), obj_description(s.oid, 'pg_statistic_ext'))
       FROM t JOIN pg_statistic_ext s ON stxrelid = t.oid
-    UNION ALL SELECT 'sequence ' || s::text FROM pg_sequences s
-    UNION ALL SELECT 'sequence acl ' || relname || relacl::text FROM pg_class WHERE relkind = 'S'
-    UNION ALL SELECT 'view ' || v.oid || ' ' || relname || ' ' || pg_get_viewdef(v.oid) || ' ' || coalesce(reloptions::text, '') || relacl::text || relowner::regrole
-        || coalesce(obj_description(v.oid, 'pg_class'), '') || coalesce(col_description(v.oid, 10), '') FROM pg_class v WHERE relname IN ('seen', 'above')
-    UNION ALL SELECT 'view trigger ' || pg_get_triggerdef(g.oid) FROM pg_trigger g WHERE tgrelid = 'seen'::regclass
-    UNION ALL SELECT 'rows ' || count(*) || ' ' || sum(id) || ' ' || sum(number) || ' ' || (SELECT n FROM above) FROM "Strange Events"
+    UNION ALL SELECT concat_ws(' ', 'sequence', s) FROM pg_sequences s WHERE schemaname = 'public'
+    UNION ALL SELECT concat_ws(' ', 'sequence acl', relname, relacl) FROM pg_class WHERE relkind = 'S' AND relowner = 'conv_owner'::regrole
+    UNION ALL SELECT concat_ws(' ', 'view', v.oid, relname, pg_get_viewdef(v.oid), reloptions, relacl, relowner::regrole,
+        obj_description(v.oid, 'pg_class'), col_description(v.oid, 10)) FROM pg_class v WHERE relname IN ('seen', 'above')
+    UNION ALL SELECT concat_ws(' ', 'view trigger', pg_get_triggerdef(g.oid)) FROM pg_trigger g WHERE tgrelid = 'seen'::regclass
+    UNION ALL SELECT concat_ws(' ', 'rows', count(*), sum(id), sum(number), (SELECT n FROM above)) FROM "Strange Events"
     ORDER BY 1"#;
 
 fn portrait(session: &mut Client) -> Vec<String> {
@@ -187,7 +185,9 @@ fn everything_about_the_table_is_preserved_and_undone() {
                      ORDER BY oid DESC LIMIT 1"#;
     assert_eq!(text(&mut session, options).as_deref(), Some("{fillfactor=77,autovacuum_enabled=false}"));
     // All of it works: the values of both sequences go on, triggers fire once, the rule and the foreign key hold.
-    session.batch_execute(r#"SET ROLE conv_owner; INSERT INTO "Strange Events" (amount) VALUES (7); RESET ROLE;"#).unwrap();
+    session
+        .batch_execute(r#"SET ROLE conv_owner; INSERT INTO "Strange Events" (amount) VALUES (7); RESET ROLE;"#)
+        .unwrap();
     let row = r#"SELECT id || ' ' || number || ' ' || customer || ' ' || doubled || ' ' || noted FROM "Strange Events" WHERE amount = 7 ORDER BY id DESC LIMIT 1"#;
     assert_eq!(text(&mut session, row).as_deref(), Some("5100 501 3 14 true"));
     assert_eq!(text(&mut session, "SELECT string_agg(what, ' ') FROM heard").as_deref(), Some("INSERTSTATEMENT"));
@@ -201,9 +201,24 @@ fn everything_about_the_table_is_preserved_and_undone() {
     let before = portrait(&mut session);
     session.batch_execute(r#"SELECT tally.undo_conversion('"Strange Events"')"#).unwrap();
     assert_eq!(portrait(&mut session), before);
-    assert_eq!(text(&mut session, r#"SELECT relkind::text FROM pg_class WHERE relname = 'Strange Events'"#).as_deref(), Some("r"));
-    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_class WHERE relname LIKE 'Strange Events\\_%p20%' OR relname LIKE '%\\_before%' OR relname LIKE '%undone%'"), 0);
-    assert_eq!(number(&mut session, "SELECT (SELECT count(*) FROM tally.partition_policies) + (SELECT count(*) FROM tally.jobs)"), 0);
+    assert_eq!(
+        text(&mut session, r#"SELECT relkind::text FROM pg_class WHERE relname = 'Strange Events'"#).as_deref(),
+        Some("r")
+    );
+    assert_eq!(
+        number(
+            &mut session,
+            "SELECT count(*) FROM pg_class WHERE relname LIKE 'Strange Events\\_%p20%' OR relname LIKE '%\\_before%' OR relname LIKE '%undone%'"
+        ),
+        0
+    );
+    assert_eq!(
+        number(
+            &mut session,
+            "SELECT (SELECT count(*) FROM tally.partition_policies) + (SELECT count(*) FROM tally.jobs)"
+        ),
+        0
+    );
     // Once more, with all that the first time has left.
     convert(&mut session, r#"'"Strange Events"', 'at', '1 day'"#);
     assert_eq!(portrait(&mut session), before);

@@ -279,8 +279,10 @@ fn indexes(table: Oid) -> Result<Vec<Index>> {
                      ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', x.indrelid::regclass, k.conname, pg_get_constraintdef(k.oid)) END, \
                 array_remove(ARRAY[ \
                   'ALTER INDEX ' || i.oid::regclass || ' SET TABLESPACE ' || quote_ident(s.spcname), \
-                  format('COMMENT ON INDEX %s IS %L', i.oid::regclass, nullif(obj_description(i.oid, 'pg_class'), '')), \
-                  format('COMMENT ON CONSTRAINT %I ON %s IS %L', k.conname, x.indrelid::regclass, nullif(obj_description(k.oid, 'pg_constraint'), '')) \
+                  CASE WHEN obj_description(i.oid, 'pg_class') <> '' \
+                       THEN format('COMMENT ON INDEX %s IS %L', i.oid::regclass, obj_description(i.oid, 'pg_class')) END, \
+                  CASE WHEN obj_description(k.oid, 'pg_constraint') <> '' \
+                       THEN format('COMMENT ON CONSTRAINT %I ON %s IS %L', k.conname, x.indrelid::regclass, obj_description(k.oid, 'pg_constraint')) END \
                 ], NULL) \
            FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace \
            LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace \
@@ -292,7 +294,7 @@ fn indexes(table: Oid) -> Result<Vec<Index>> {
             Ok(Index {
                 name: QualifiedName::new(text(row, 1)?, text(row, 2)?),
                 definition: text(row, 3)?,
-                extras: extras.filter(|sql| !sql.ends_with(" IS NULL")).collect(),
+                extras: extras.collect(),
             })
         },
     )
