@@ -1,5 +1,6 @@
 //! A plain table becomes a partitioned one: nothing is lost, no row is copied, nobody waits, and there is a way back.
 
+use crate::oracle;
 use postgres::Client;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Database};
@@ -222,4 +223,554 @@ fn everything_about_the_table_is_preserved_and_undone() {
     // Once more, with all that the first time has left.
     convert(&mut session, r#"'"Strange Events"', 'at', '1 day'"#);
     assert_eq!(portrait(&mut session), before);
+}
+
+/// A table with rollups, one of them over another one, of which the rows are counted and not counted.
+const COUNTED: &str = "
+    CREATE TABLE events (at timestamptz NOT NULL, k int, v int);
+    INSERT INTO events SELECT now() - i * interval '1 hour', i % 5, i FROM generate_series(0, 500) i;
+    SELECT tally.create_rollup('by_hour', $$SELECT date_trunc('hour', at, 'UTC') AS hour, k, count(*) AS n, sum(v) AS total, max(v) AS top
+                                            FROM events GROUP BY 1, 2$$);
+    SELECT tally.create_rollup('by_day', $$SELECT date_trunc('day', hour, 'UTC') AS day, sum(n) AS n, max(top) AS top FROM by_hour GROUP BY 1$$);
+    SELECT tally.create_rollup('by_key', 'SELECT k, count(*) AS n, sum(v) AS total, max(v) AS top FROM events GROUP BY k');
+    SELECT tally.pause_job(job_id) FROM tally.jobs WHERE kind = 'refresh';
+    INSERT INTO events SELECT now() - i * interval '1 hour', i % 5, i FROM generate_series(0, 50) i;
+    UPDATE events SET v = v + 1 WHERE v % 7 = 0;
+    DELETE FROM events WHERE v % 11 = 0;
+    CREATE VIEW all_of_it AS SELECT at, k, v FROM events;";
+
+const ROLLUPS: [(&str, &str); 3] = [
+    ("by_hour", "SELECT date_trunc('hour', at, 'UTC'), k, count(*), sum(v), max(v) FROM events GROUP BY 1, 2"),
+    ("by_day", "SELECT date_trunc('day', at, 'UTC'), count(*)::numeric, max(v) FROM events GROUP BY 1"),
+    ("by_key", "SELECT k, count(*), sum(v), max(v) FROM events GROUP BY k"),
+];
+
+#[track_caller]
+fn assert_exact(session: &mut Client) {
+    for (rollup, query) in ROLLUPS {
+        oracle::assert_equal(session, rollup, query);
+    }
+}
+
+/// New rows in both partitions or in the table, changed ones and deleted ones, seen at once, counted, and seen then.
+#[track_caller]
+fn use_rollups(session: &mut Client) {
+    for round in 0..2 {
+        for change in [
+            "INSERT INTO events VALUES (now(), 1, 7), (now() - interval '9 days', 2, 8), (now() + interval '1 day', 3, 9)",
+            "UPDATE events SET v = v + 3, at = at + interval '1 minute' WHERE v % 5 = 0",
+            "DELETE FROM events WHERE v % 13 = 0",
+        ] {
+            session.batch_execute(change).unwrap();
+            assert_exact(session);
+        }
+        if round == 0 {
+            session.batch_execute("CALL tally.refresh('by_key')").unwrap();
+            assert_exact(session);
+            assert_eq!(oracle::pending(session, "events"), 0);
+        }
+    }
+}
+
+/// What would be different after a rebuild.
+fn made_when(session: &mut Client) -> Option<String> {
+    text(
+        session,
+        "SELECT string_agg(concat(r.rollup::oid, r.rows_view::oid, r.stored::oid, r.created_at, c.relfilenode), ' ' ORDER BY r.rollup)
+                || ' ' || (SELECT count(*) FROM tally.builds) || (SELECT changes::oid FROM tally.sources)
+         FROM tally.rollups r JOIN pg_class c ON c.oid = r.stored",
+    )
+}
+
+#[test]
+fn rollups_go_on_without_a_rebuild_exact_in_each_session() {
+    let database = cluster::database();
+    let mut session = session_with(&database, COUNTED);
+    assert_exact(&mut session);
+    let before = made_when(&mut session);
+    // One has read nothing yet, and must see its own snapshot through the new table.
+    let mut old = database.connect();
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class LIMIT 1").unwrap();
+    let mut prepared = database.connect();
+    prepared.batch_execute("PREPARE p AS SELECT count(*) FROM by_key; PREPARE i AS INSERT INTO events VALUES (now(), 4, 4); EXECUTE p; EXECUTE i").unwrap();
+    let rows = number(&mut old, "SELECT count(*) FROM pg_class WHERE false");
+    assert_eq!(rows, 0);
+    convert(&mut session, "'events', 'at', '1 day'");
+    assert_eq!(
+        number(&mut session, "SELECT count(*) FROM pg_partitioned_table WHERE partrelid = 'events'::regclass"),
+        1
+    );
+    session.batch_execute("INSERT INTO events VALUES (now(), 1, 1000)").unwrap();
+    assert_exact(&mut session);
+    assert_exact(&mut old);
+    assert_eq!(number(&mut old, "SELECT count(*) FROM events WHERE v = 1000"), 0);
+    old.batch_execute("COMMIT").unwrap();
+    prepared.batch_execute("EXECUTE p; EXECUTE i").unwrap();
+    assert_exact(&mut prepared);
+    use_rollups(&mut session);
+    assert_eq!(made_when(&mut session), before);
+    let jobs = "SELECT string_agg(kind, ' ' ORDER BY kind) FROM tally.jobs WHERE object = 'events'::regclass";
+    assert_eq!(text(&mut session, jobs).as_deref(), Some("premake refresh"));
+    for (rollup, _) in ROLLUPS {
+        assert_eq!(number(&mut session, &format!("SELECT count(*) FROM tally.verify('{rollup}')")), 0);
+    }
+    // The job of the table refreshes it under its new OID.
+    session
+        .batch_execute(
+            "INSERT INTO events VALUES (now(), 1, 1);
+             SELECT tally.resume_job(job_id) FROM tally.jobs WHERE kind = 'refresh'",
+        )
+        .unwrap();
+    eventually(
+        &mut session,
+        "SELECT NOT EXISTS (SELECT FROM events r, tally.sources s WHERE r.tally_tag >= s.next_tag OR r.tally_tag = ANY (s.open_tags))",
+    );
+    session.batch_execute("SELECT tally.pause_job(job_id) FROM tally.jobs WHERE kind = 'refresh'").unwrap();
+    assert_exact(&mut session);
+    // Back to a plain table, still exact.
+    session
+        .batch_execute(
+            "DELETE FROM events WHERE at > now() + interval '12 hours'; SELECT tally.undo_conversion('events')",
+        )
+        .unwrap();
+    assert_exact(&mut session);
+    use_rollups(&mut session);
+    assert_eq!(made_when(&mut session), before);
+    session.batch_execute("TRUNCATE events").unwrap();
+    assert_exact(&mut session);
+    session.batch_execute("INSERT INTO events VALUES (now(), 1, 1)").unwrap();
+    assert_exact(&mut session);
+    session.batch_execute("SELECT tally.drop_rollup('by_day'); SELECT tally.drop_rollup('by_hour'); SELECT tally.drop_rollup('by_key')").unwrap();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tally%'"), 0);
+}
+
+#[test]
+fn the_converted_table_leaves_as_any_partition_that_rollups_count() {
+    let database = cluster::database();
+    let mut session = session_with(&database, COUNTED);
+    convert(&mut session, "'events', 'at', '1 day'");
+    session.batch_execute("CREATE TABLE truth AS TABLE by_key; CREATE TABLE truth_by_hour AS TABLE by_hour").unwrap();
+    let first = text(&mut session, "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+                                    WHERE inhparent = 'events'::regclass AND pg_get_expr(relpartbound, c.oid) LIKE '%MINVALUE%'").unwrap();
+    session.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {first}")).unwrap();
+    for refreshed in [false, true] {
+        if refreshed {
+            session.batch_execute("CALL tally.refresh('by_key')").unwrap();
+        }
+        oracle::assert_equal(&mut session, "by_key", "SELECT * FROM truth");
+        oracle::assert_equal(&mut session, "by_hour", "SELECT * FROM truth_by_hour");
+    }
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 0);
+}
+
+#[test]
+fn truncating_the_first_partition_is_seen_by_rollups() {
+    let database = cluster::database();
+    let mut session = session_with(&database, COUNTED);
+    convert(&mut session, "'events', 'at', '1 day'");
+    session.batch_execute("INSERT INTO events VALUES (now() + interval '5 days', 1, 1)").unwrap();
+    let first = text(&mut session, "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+                                    WHERE inhparent = 'events'::regclass AND pg_get_expr(relpartbound, c.oid) LIKE '%MINVALUE%'").unwrap();
+    session.batch_execute(&format!("TRUNCATE {first}")).unwrap();
+    assert_exact(&mut session);
+    session.batch_execute("CALL tally.refresh('by_key'); TRUNCATE events").unwrap();
+    assert_exact(&mut session);
+}
+
+#[track_caller]
+fn assert_refused(session: &mut Client, schema: &str, arguments: &str, sqlstate: &str, message: &str, hint: &str) {
+    session.batch_execute(schema).unwrap_or_else(|error| panic!("{schema}: {error:?}"));
+    let call = format!("SELECT tally.convert_to_partitioned({arguments})");
+    oracle::assert_refused(session, &call, sqlstate, message, hint);
+    // The plan says the same, unless there is no table or policy to speak of.
+    let plan = format!("SELECT string_agg(action || ' ' || note, E'\\n') FROM tally.plan_conversion({arguments})");
+    let planned = text(session, &plan).unwrap();
+    assert!(planned.contains(&format!("refuse {sqlstate}: ")) && planned.contains(message), "{schema}: {planned}");
+    assert_eq!(number(session, "SELECT count(*) FROM tally.conversions"), 0);
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_and_the_plan_says_why() {
+    let server = cluster::Cluster::start(&[]);
+    let database = server.database();
+    let mut session = database.connect();
+    let table = "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (at timestamptz NOT NULL, k int, d date);";
+    let plain = "'t', 'at', '1 day'";
+    let mut refuse = |more: &str, arguments: &str, sqlstate: &str, message: &str, hint: &str| {
+        assert_refused(&mut session, &format!("{table} {more}"), arguments, sqlstate, message, hint);
+    };
+    let key = "ALTER TABLE t ADD PRIMARY KEY (k);";
+    refuse(key, plain, "42P16", "constraint t_pkey is unique without the column at", "widen_keys");
+    refuse("CREATE UNIQUE INDEX u ON t (k);", plain, "42P16", "index u is unique without", "widen_keys");
+    refuse("", "'t', 'nowhere', '1 day'", "42703", "column nowhere of table public.t does not exist", "column of time");
+    refuse("", "'t', 'k', '1 day'", "42804", "column k has type integer", "timestamptz");
+    refuse(
+        "ALTER TABLE t ADD g date GENERATED ALWAYS AS (d) STORED;",
+        "'t', 'g', '1 day'",
+        "42P16",
+        "is generated",
+        "DROP EXPRESSION",
+    );
+    refuse(
+        "ALTER TABLE t ADD UNIQUE (k, at); DROP TABLE IF EXISTS child; CREATE TABLE child (k int, at timestamptz, CONSTRAINT fk FOREIGN KEY (k, at) REFERENCES t (k, at));",
+        plain,
+        "2BP01",
+        "foreign key fk of table public.child refers",
+        "DROP CONSTRAINT fk",
+    );
+    refuse(
+        "CREATE MATERIALIZED VIEW m AS SELECT * FROM t;",
+        plain,
+        "0A000",
+        "materialized view public.m reads",
+        "rollup",
+    );
+    refuse(
+        "DROP ROLE IF EXISTS stranger; CREATE ROLE stranger; CREATE VIEW v AS SELECT * FROM t; ALTER VIEW v OWNER TO stranger;",
+        plain,
+        "42501",
+        "view public.v on the table belongs to stranger",
+        "ALTER VIEW",
+    );
+    refuse(
+        "DROP TABLE IF EXISTS rowly; CREATE TABLE rowly (x t);",
+        plain,
+        "2BP01",
+        "row type of table public.t is used by column x",
+        "Drop it",
+    );
+    refuse(
+        "CREATE FUNCTION f(t) RETURNS int LANGUAGE sql AS 'SELECT 1';",
+        plain,
+        "2BP01",
+        "is used by function",
+        "Drop it",
+    );
+    refuse(
+        "CREATE FUNCTION g() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM t; END;",
+        plain,
+        "2BP01",
+        "function public.g() depends on table",
+        "Drop it",
+    );
+    refuse("DROP TABLE IF EXISTS heir; CREATE TABLE heir () INHERITS (t);", plain, "0A000", "inherits", "NO INHERIT");
+    refuse(
+        "DROP TYPE IF EXISTS y CASCADE; CREATE TYPE y AS (at timestamptz); DROP TABLE t; CREATE TABLE t OF y;",
+        plain,
+        "0A000",
+        "OF a type",
+        "NOT OF",
+    );
+    refuse("ALTER TABLE t SET UNLOGGED;", plain, "0A000", "is unlogged", "SET LOGGED");
+    refuse(
+        "DROP TABLE IF EXISTS temporary; CREATE TEMP TABLE temporary (at timestamptz);",
+        "'temporary', 'at', '1 day'",
+        "0A000",
+        "is temporary",
+        "permanent",
+    );
+    refuse(
+        "DROP TABLE t; CREATE TABLE t (at timestamptz NOT NULL) PARTITION BY RANGE (at);",
+        plain,
+        "42809",
+        "is partitioned already",
+        "partition_by_time",
+    );
+    refuse(
+        "DROP TABLE t; CREATE TABLE t (at timestamptz NOT NULL) PARTITION BY RANGE (at); CREATE TABLE part PARTITION OF t DEFAULT;",
+        "'part', 'at', '1 day'",
+        "42809",
+        "public.part is a partition",
+        "its parent",
+    );
+    refuse(
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE afar (at timestamptz) SERVER s;",
+        "'afar', 'at', '1 day'",
+        "42809",
+        "is a foreign table",
+        "server",
+    );
+    refuse("CREATE VIEW v AS SELECT * FROM t;", "'v', 'at', '1 day'", "42809", "public.v is not a table", "ordinary");
+    refuse("", "'tally.runs', 'started_at', '1 day'", "2BP01", "belongs to the extension tally", "Only the extension");
+    refuse(
+        "ALTER TABLE t ALTER at DROP NOT NULL; INSERT INTO t VALUES (NULL);",
+        plain,
+        "23502",
+        "column at of table public.t is null",
+        "DELETE",
+    );
+    refuse(
+        "INSERT INTO t VALUES (now() + '40 days');",
+        plain,
+        "23514",
+        "or later in some rows",
+        "SELECT * FROM public.t",
+    );
+    refuse(
+        "ALTER TABLE t ADD CHECK (k > 0) NOT VALID;",
+        plain,
+        "55000",
+        "constraint t_k_check of table public.t is not validated",
+        "VALIDATE",
+    );
+    refuse("ALTER TABLE t ADD CHECK (k > 0) NO INHERIT;", plain, "42P16", "NO INHERIT", "again without");
+    refuse("ALTER TABLE t ADD EXCLUDE (k WITH =);", plain, "0A000", "constraint t_k_excl excludes", "Drop");
+    refuse(
+        "CREATE OR REPLACE FUNCTION h() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER tr AFTER INSERT ON t REFERENCING NEW TABLE AS n FOR EACH ROW EXECUTE FUNCTION h();",
+        plain,
+        "0A000",
+        "row trigger tr has a transition table",
+        "statement trigger",
+    );
+    refuse(
+        "CREATE PUBLICATION p FOR TABLE t;",
+        plain,
+        "55000",
+        "publication p would publish",
+        "publish_via_partition_root",
+    );
+    refuse(
+        "DROP PUBLICATION p; CREATE ROLE holder LOGIN; GRANT CREATE ON SCHEMA public TO holder; ALTER TABLE t OWNER TO holder;
+         CREATE PUBLICATION p FOR TABLE t WITH (publish_via_partition_root = true);",
+        plain,
+        "42501",
+        "publication p of the table belongs to postgres",
+        "ALTER PUBLICATION",
+    );
+    refuse(
+        "DROP PUBLICATION p; CREATE ROLE nologin; ALTER TABLE t OWNER TO nologin;",
+        plain,
+        "42501",
+        "may not create",
+        "GRANT CREATE",
+    );
+    // What is wrong with the call itself is an error of the plan too.
+    session.batch_execute(table).unwrap();
+    for function in ["convert_to_partitioned", "plan_conversion"] {
+        let mut refuse = |arguments: &str, sqlstate: &str, message: &str, hint: &str| {
+            oracle::assert_refused(
+                &mut session,
+                &format!("SELECT tally.{function}({arguments})"),
+                sqlstate,
+                message,
+                hint,
+            );
+        };
+        refuse("'t', 'at', '7 hours'", "22023", "partition width", "divisor");
+        refuse("'t', 'at', '0'", "22023", "partition width", "divisor");
+        refuse("'t', 'at', '1 month 1 day'", "22023", "partition width", "divisor");
+        refuse("'t', 'd', '1 hour'", "22023", "too small for a key of type date", "1 day");
+        refuse(
+            "'t', 'at', '1 day', time_zone => 'CEST'",
+            "22023",
+            "time zone \"CEST\" is not known",
+            "pg_timezone_names",
+        );
+        refuse("'t', 'at', '1 day', retention => '1 day'", "22023", "shorter than the lateness", "lateness");
+        refuse("'t', 'at', NULL", "22004", "partition_width must not be null", "");
+        refuse("NULL, 'at', '1 day'", "22004", "tbl must not be null", "");
+    }
+    session.batch_execute("CREATE ROLE passer_by LOGIN").unwrap();
+    let mut other = database.connect_as("passer_by");
+    for call in [
+        "convert_to_partitioned('t', 'at', '1 day')",
+        "plan_conversion('t', 'at', '1 day')",
+        "undo_conversion('t')",
+        "cancel_conversion('t')",
+        "move_rollups('t', 't')",
+    ] {
+        oracle::assert_refused(&mut other, &format!("SELECT tally.{call}"), "42501", "must be owner of table", "");
+    }
+    oracle::assert_refused(
+        &mut session,
+        "SELECT tally.cancel_conversion('t')",
+        "55000",
+        "is not being converted",
+        "tally.conversions",
+    );
+    oracle::assert_refused(&mut session, "SELECT tally.undo_conversion('t')", "55000", "was not converted", "");
+    oracle::assert_refused(&mut session, "SELECT tally.move_rollups('t', 't')", "55000", "cannot become", "conversion");
+    session.batch_execute("BEGIN; SELECT tally.convert_to_partitioned('t', 'at', '1 day')").unwrap();
+    oracle::assert_refused(
+        &mut session,
+        "SELECT tally.convert_to_partitioned('t', 'at', '1 day')",
+        "42710",
+        "is being converted already",
+        "cancel_conversion",
+    );
+    session.batch_execute("ROLLBACK").unwrap();
+    // A newer partition has rows: there is no way back.
+    convert(&mut session, "'t', 'at', '1 day'");
+    session.batch_execute("INSERT INTO t VALUES (now() + '6 days')").unwrap();
+    oracle::assert_refused(&mut session, "SELECT tally.undo_conversion('t')", "55000", "has rows", "Move them");
+}
+
+/// A table that is converted step by step, with a key to be widened.
+const BY_HAND: &str = "
+    CREATE TABLE events (id int PRIMARY KEY, at timestamptz, k int);
+    INSERT INTO events SELECT i, now() - i * interval '1 hour', i FROM generate_series(1, 1000) i;";
+
+const BEGIN_BY_HAND: &str = "
+    BEGIN;
+    SELECT tally.convert_to_partitioned('events', 'at', '1 day', widen_keys => true);
+    SELECT tally.pause_job(job_id) FROM tally.jobs;
+    COMMIT;";
+
+/// Takes one step in this session, and builds or drops the index that it asks for.
+fn step(session: &mut Client) {
+    session.batch_execute("SELECT tally.run_job(job_id) FROM tally.jobs WHERE kind = 'conversion'").unwrap();
+    let note = text(session, "SELECT note FROM tally.conversions WHERE note LIKE 'builds%'");
+    let index = "SELECT indisvalid FROM pg_index WHERE indexrelid::regclass::text = 'events_pkey_tally_wide'";
+    match (note, session.query_opt(index, &[]).unwrap().map(|row| row.get::<_, bool>(0))) {
+        (Some(_), None) => {
+            session.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY events_pkey_tally_wide ON events (id, at)").unwrap()
+        }
+        (Some(_), Some(false)) => session.batch_execute("DROP INDEX CONCURRENTLY events_pkey_tally_wide").unwrap(),
+        _ => {}
+    }
+}
+
+/// The table is what it was before the conversion began.
+#[track_caller]
+fn assert_untouched(session: &mut Client) {
+    let left = "SELECT (SELECT count(*) FROM tally.conversions) + (SELECT count(*) FROM tally.jobs) + (SELECT count(*) FROM tally.job_states)
+                     + (SELECT count(*) FROM pg_constraint WHERE conname = 'tally_conversion')
+                     + (SELECT count(*) FROM pg_class WHERE relname LIKE '%tally\\_wide')";
+    assert_eq!(number(session, left), 0);
+    assert_eq!(
+        text(session, "SELECT relkind::text FROM pg_class WHERE oid = 'events'::regclass").as_deref(),
+        Some("r")
+    );
+}
+
+#[test]
+fn a_conversion_is_cancelled_at_each_step() {
+    let database = cluster::database();
+    let mut session = session_with(&database, BY_HAND);
+    for steps in 0..4 {
+        session.batch_execute(BEGIN_BY_HAND).unwrap();
+        for _ in 0..steps {
+            step(&mut session);
+        }
+        assert_eq!(number(&mut session, "SELECT count(*) FROM tally.conversions WHERE state = 'preparing'"), 1);
+        session.batch_execute("SELECT tally.cancel_conversion('events')").unwrap();
+        assert_untouched(&mut session);
+    }
+    // While somebody uses the table, the job does it as soon as he has gone.
+    session.batch_execute("SELECT tally.convert_to_partitioned('events', 'at', '1 day', widen_keys => true)").unwrap();
+    let mut reader = database.connect();
+    reader.batch_execute("BEGIN; SELECT count(*) FROM events").unwrap();
+    session.batch_execute("SELECT tally.cancel_conversion('events')").unwrap();
+    session.batch_execute("INSERT INTO events VALUES (-1, now())").unwrap();
+    eventually(
+        &mut session,
+        "SELECT state = 'cancelling' AND note LIKE 'waits for pid%AccessShareLock on public.events%' FROM tally.conversions",
+    );
+    reader.batch_execute("COMMIT").unwrap();
+    eventually(&mut session, IS_DONE);
+    assert_untouched(&mut session);
+}
+
+#[test]
+fn a_conversion_goes_on_after_a_crash_at_each_step() {
+    let cluster = cluster::Cluster::start(&[]);
+    let database = cluster.database();
+    let mut session = session_with(&database, BY_HAND);
+    session.batch_execute(BEGIN_BY_HAND).unwrap();
+    let mut states = vec![];
+    for _ in 0..10 {
+        if number(&mut session, "SELECT count(*) FROM tally.conversions") == 0 {
+            break;
+        }
+        // In the middle of the step: nothing of it is left. After it: all of it is.
+        for is_inside in [true, false] {
+            if is_inside {
+                session
+                    .batch_execute("BEGIN; SELECT tally.run_job(job_id) FROM tally.jobs WHERE kind = 'conversion'")
+                    .unwrap();
+            } else {
+                step(&mut session);
+            }
+            let pid = oracle::own_pid(&mut session);
+            cluster.kill_backend(pid);
+            session = database.connect();
+            assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 1000);
+        }
+        states.push(text(&mut session, "SELECT state FROM tally.conversions"));
+    }
+    assert_eq!(states.iter().flatten().filter(|state| *state == "swapped").count(), 1, "{states:?}");
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass") > 5, true);
+    assert_eq!(text(&mut session, "SELECT verdict FROM tally.partition_status").as_deref(), Some("ok"));
+}
+
+#[test]
+fn an_index_that_a_failed_attempt_has_left_is_made_again() {
+    let database = cluster::database();
+    let mut session = session_with(&database, BY_HAND);
+    session.batch_execute(BEGIN_BY_HAND).unwrap();
+    step(&mut session);
+    step(&mut session);
+    // CREATE INDEX CONCURRENTLY that is cancelled while it waits leaves an invalid index.
+    let mut writer = database.connect();
+    writer.batch_execute("BEGIN; INSERT INTO events VALUES (-5, now())").unwrap();
+    let error = session
+        .batch_execute("SET statement_timeout = 300")
+        .and_then(|()| {
+            session.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY events_pkey_tally_wide ON events (id, at)")
+        })
+        .unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "57014");
+    session.batch_execute("RESET statement_timeout").unwrap();
+    writer.batch_execute("COMMIT").unwrap();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_index WHERE NOT indisvalid"), 1);
+    session.batch_execute("SELECT tally.resume_job(job_id) FROM tally.jobs").unwrap();
+    eventually(&mut session, IS_DONE);
+    let keys =
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'events'::regclass AND contype = 'p'";
+    assert_eq!(text(&mut session, keys).as_deref(), Some("PRIMARY KEY (id, at)"));
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_index WHERE NOT indisvalid"), 0);
+}
+
+#[test]
+fn a_killed_worker_takes_nothing_along() {
+    let cluster = cluster::Cluster::start(&[("tally.retry_min", "1s")]);
+    let database = cluster.database();
+    let mut session = session_with(&database, BY_HAND);
+    let mut reader = database.connect();
+    reader.batch_execute("BEGIN; INSERT INTO events VALUES (-1, now())").unwrap();
+    session.batch_execute("SELECT tally.convert_to_partitioned('events', 'at', '1 day', widen_keys => true)").unwrap();
+    // It waits for the writer with CREATE INDEX CONCURRENTLY or with its lock, and is ended there.
+    eventually(&mut session, "SELECT note IS NOT NULL FROM tally.conversions");
+    session
+        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'tally%' AND datname = current_database()")
+        .unwrap();
+    reader.batch_execute("COMMIT").unwrap();
+    eventually(&mut session, IS_DONE);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 1001);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_index WHERE NOT indisvalid"), 0);
+}
+
+#[test]
+fn one_width_before_the_boundary_it_starts_over() {
+    let database = cluster::database();
+    let mut session = session_with(&database, BY_HAND);
+    session.batch_execute(BEGIN_BY_HAND).unwrap();
+    step(&mut session);
+    step(&mut session);
+    // As if the boundary of the record had come near, and then later than an insert does.
+    session
+        .batch_execute(
+            "UPDATE tally.conversions SET boundary = (now() + '20 hours') AT TIME ZONE 'UTC';
+             ALTER TABLE events DROP CONSTRAINT tally_conversion;
+             ALTER TABLE events ADD CONSTRAINT tally_conversion CHECK (at < '2000-01-01') NOT VALID",
+        )
+        .unwrap();
+    step(&mut session);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM pg_constraint WHERE conname = 'tally_conversion'"), 0);
+    session.batch_execute("INSERT INTO events VALUES (-1, now() + '1 hour')").unwrap();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.conversions WHERE boundary > now() + '2 days'"), 1);
+    session.batch_execute("SELECT tally.resume_job(job_id) FROM tally.jobs").unwrap();
+    eventually(&mut session, IS_DONE);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 1001);
 }

@@ -83,7 +83,8 @@ fn cancel(oid: Oid) -> Result<()> {
         }
     }
     conversions::set_state(oid, State::Cancelling, None)?;
-    with_fixed_settings(None, || drop_all(oid, &facts))?;
+    let is_free = || Ok(pg::try_access_exclusive(&[oid], 20, Duration::from_millis(10)));
+    with_fixed_settings(None, || drop_all(oid, &facts, &is_free))?;
     if conversions::get(oid)?.is_some() {
         notice!("the table is in use: the job drops the constraint and the indexes as soon as it can");
         jobs::hasten(Kind::Conversion, oid)?;
@@ -108,8 +109,8 @@ fn take(oid: Oid, mut row: Row) -> Result<Progress> {
     let (table, refusals) = table::read(oid, &row.time_column, row.widen_keys)?;
     if row.state == State::Cancelling {
         let facts = facts::read(oid)?;
-        return match drop_all(oid, &facts)? {
-            true => Ok(Progress { more: false, ..Progress::default() }),
+        return match drop_all(oid, &facts, &|| lock(&[oid]))? {
+            true => Ok(Progress::default()),
             false => wait(oid, &row, vec![oid]),
         };
     }
@@ -253,25 +254,23 @@ fn finish(oid: Oid, parent: Oid, row: &Row) -> Result<Progress> {
     Ok(Progress::default())
 }
 
-/// Drops what a conversion has made, if the table can be locked. Returns whether it could.
-fn drop_all(oid: Oid, facts: &facts::Facts) -> Result<bool> {
-    let row = conversions::get(oid)?;
+/// Drops what a conversion has made, and forgets it, if the table can be locked. Returns whether it could.
+fn drop_all(oid: Oid, facts: &facts::Facts, lock: &dyn Fn() -> Result<bool>) -> Result<bool> {
+    if !lock()? {
+        return Ok(false);
+    }
+    relation::begin_writing();
     let indexes: Vec<String> = facts::rows(
         "SELECT format('DROP INDEX %s', i.oid::regclass) FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid \
           WHERE x.indrelid = $1 AND i.relname LIKE '%\\_tally\\_wide' ORDER BY 1",
         &[oid.into()],
         |row| facts::text(row, 1),
     )?;
-    if !lock(&[oid])? {
-        return Ok(false);
-    }
     let check = format!("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {CHECK}", facts.name);
     pg::as_user(facts.owner, || indexes.iter().chain([&check]).try_for_each(|statement| Spi::run(statement)))
         .map_err(spi)?;
-    if row.is_some() {
-        conversions::delete(oid)?;
-        jobs::unschedule(Kind::Conversion, oid)?;
-    }
+    conversions::delete(oid)?;
+    jobs::unschedule(Kind::Conversion, oid)?;
     Ok(true)
 }
 
