@@ -2,6 +2,9 @@
 
 use crate::oracle;
 use postgres::Client;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Database};
 
@@ -773,4 +776,135 @@ fn one_width_before_the_boundary_it_starts_over() {
     session.batch_execute("SELECT tally.resume_job(job_id) FROM tally.jobs").unwrap();
     eventually(&mut session, IS_DONE);
     assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 1001);
+}
+
+/// Sessions that insert row by row until they are told to stop, none of which may wait for 100 ms. Each says how many rows it has
+/// inserted and how long the worst of them took.
+struct Load {
+    stop: Arc<AtomicBool>,
+    sessions: Vec<thread::JoinHandle<(i64, Duration)>>,
+}
+
+impl Load {
+    fn start(database: &Database<'_>, sessions: usize, insert: &'static str) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sessions = (0..sessions)
+            .map(|_| {
+                let (stop, mut session) = (stop.clone(), database.connect());
+                session.batch_execute("SET lock_timeout = '100ms'").unwrap();
+                thread::spawn(move || {
+                    let (mut rows, mut worst) = (0, Duration::ZERO);
+                    while !stop.load(Ordering::Relaxed) {
+                        let begin = Instant::now();
+                        session.batch_execute(insert).unwrap_or_else(|error| panic!("after {rows} rows: {error:?}"));
+                        worst = worst.max(begin.elapsed());
+                        rows += 1;
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                    (rows, worst)
+                })
+            })
+            .collect();
+        Load { stop, sessions }
+    }
+
+    fn end(self) -> (i64, Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.sessions.into_iter().map(|session| session.join().unwrap());
+        ended.fold((0, Duration::ZERO), |(rows, worst), (more, longest)| (rows + more, worst.max(longest)))
+    }
+}
+
+#[test]
+fn no_insert_waits_and_a_long_report_delays_the_swap_alone() {
+    let cluster = cluster::Cluster::start(&[]);
+    let database = cluster.database();
+    let mut session = session_with(&database, COUNTED);
+    session
+        .batch_execute(
+            "ALTER TABLE events ADD id bigint GENERATED ALWAYS AS IDENTITY;
+             ALTER TABLE events ADD PRIMARY KEY (id); CREATE INDEX ON events (k, at);
+             SELECT tally.resume_job(job_id) FROM tally.jobs",
+        )
+        .unwrap();
+    let before = number(&mut session, "SELECT count(*) FROM events");
+    let load = Load::start(&database, 3, "INSERT INTO events VALUES (now(), 1, 1)");
+    let mut report = database.connect();
+    report.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+    let seen = number(&mut report, "SELECT count(*) FROM events");
+    session.batch_execute("SELECT tally.convert_to_partitioned('events', 'at', '1 day', widen_keys => true)").unwrap();
+    // Whatever waits now waits for the report; the inserts go on beside it.
+    eventually(&mut session, "SELECT note LIKE '%AccessShareLock on public.events%' FROM tally.conversions");
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        assert_eq!(number(&mut session, "SELECT count(*) FROM tally.conversions WHERE state = 'preparing'"), 1);
+        assert_exact(&mut session);
+    }
+    assert_eq!(number(&mut report, "SELECT count(*) FROM events"), seen);
+    assert_exact(&mut report);
+    report.batch_execute("COMMIT").unwrap();
+    eventually(&mut session, IS_DONE);
+    thread::sleep(Duration::from_millis(200));
+    let (inserted, worst) = load.end();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), before + inserted);
+    assert_eq!(number(&mut session, "SELECT count(DISTINCT id) FROM events"), before + inserted);
+    assert_exact(&mut session);
+    session.batch_execute("CALL tally.refresh('by_key')").unwrap();
+    assert_exact(&mut session);
+    println!("{inserted} inserts, the worst took {worst:?}");
+}
+
+/// Names, kinds and definitions of everything in the schema, but for the names of constraints' triggers, which have numbers.
+const SHAPES: &str = "
+    SELECT concat_ws(' ', c.relname, c.relkind, c.relispartition, pg_get_expr(c.relpartbound, c.oid), c.relacl, c.reloptions, c.relreplident) AS it
+      FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+    UNION ALL SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated, conislocal, coninhcount)
+      FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT pg_get_indexdef(indexrelid) || indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT concat_ws(' ', pg_get_triggerdef(oid), tgenabled) FROM pg_trigger WHERE NOT tgisinternal
+    UNION ALL SELECT concat_ws(' ', attrelid::regclass, attname, attnotnull, attidentity, attinhcount, attislocal, attacl) FROM pg_attribute
+      JOIN pg_class ON oid = attrelid WHERE relnamespace = 'public'::regnamespace AND attnum > 0
+    UNION ALL SELECT concat_ws(' ', kind, object::regclass) FROM tally.jobs
+    UNION ALL SELECT concat_ws(' ', p) FROM tally.partition_policies p
+    UNION ALL SELECT concat_ws(' ', rollup, source) FROM tally.rollups
+    ORDER BY 1";
+
+#[test]
+fn the_plan_run_by_hand_ends_where_the_job_ends() {
+    let cluster = cluster::Cluster::start(&[]);
+    for (schema, arguments) in [
+        (None, "'\"Strange Events\"', 'at', '1 day', widen_keys => true, retention => '90 days', premake => '3 days'"),
+        (Some(COUNTED), "'events', 'at', '1 hour', time_zone => 'Europe/Berlin'"),
+        (Some("CREATE TABLE t (d date, n int)"), "'t', 'd', '1 month'"),
+        (Some("CREATE TABLE t (w timestamp, n int UNIQUE)"), "'t', 'w', '1 week', widen_keys => true"),
+    ] {
+        let mut ends = vec![];
+        for by_hand in [false, true] {
+            let database = cluster.database();
+            let mut session = match schema {
+                None => rich_session(&database),
+                Some(schema) => session_with(&database, schema),
+            };
+            if by_hand {
+                let plan = session
+                    .query(&format!("SELECT sql, lock_mode, action FROM tally.plan_conversion({arguments})"), &[]);
+                let lines: Vec<String> = plan.unwrap().iter().map(|row| row.get(0)).collect();
+                assert!(lines.iter().all(|line| line.ends_with(';')), "{lines:#?}");
+                for line in lines {
+                    session.batch_execute(&line).unwrap_or_else(|error| panic!("{line}: {error:?}"));
+                }
+            } else {
+                convert(&mut session, arguments);
+            }
+            session.batch_execute("RESET search_path").unwrap();
+            let rows = session.query(SHAPES, &[]).unwrap();
+            ends.push(rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
+            drop(session);
+        }
+        let (by_job, by_hand) = (&ends[0], &ends[1]);
+        let only =
+            |a: &Vec<String>, b: &Vec<String>| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
+        assert_eq!((only(by_job, by_hand), only(by_hand, by_job)), (vec![], vec![]), "{arguments}");
+        assert!(by_job.len() > 5);
+    }
 }

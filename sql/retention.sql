@@ -107,8 +107,23 @@ SELECT i.parent, i.verdict, i.reason, i.next_sql, i.time_zone, i.width,
         WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_run,
        (SELECT j.last_sqlstate FROM tally.status j
         WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_error_code
-FROM tally.inspect_partitions() i;
-COMMENT ON VIEW tally.partition_status IS 'one row per partition set: is it healthy, and if not, what is to be done';
+FROM tally.inspect_partitions() i
+UNION ALL
+-- Tables that are about to become sets.
+SELECT COALESCE(c.parent, c.table_name), COALESCE(j.verdict, 'warning'),
+       pg_catalog.format('conversion, %s: %s', c.state, COALESCE(j.last_message, c.note, j.reason)),
+       CASE WHEN j.last_sqlstate OPERATOR(pg_catalog.=) '23514'
+            THEN pg_catalog.format('SELECT * FROM %s WHERE %I IS NULL OR %I >= %L; -- rows that are in the way',
+                                   c.table_name, c.time_column, c.time_column, c.boundary::pg_catalog.text OPERATOR(pg_catalog.||) '+00')
+            ELSE j.next_sql END,
+       c.time_zone, c.partition_width, c.retention, 0, NULL, NULL, NULL, pg_catalog.pg_total_relation_size(c.table_name), NULL, NULL,
+       CASE WHEN pg_catalog.starts_with(c.note, 'waits for ') THEN pg_catalog.substr(c.note, 11) END, 0, NULL, NULL, j.last_run_at, j.last_sqlstate
+FROM tally.conversions c
+JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) c.table_name
+LEFT JOIN tally.status j ON j.object OPERATOR(pg_catalog.=) c.table_name::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'conversion'
+WHERE pg_catalog.pg_has_role(t.relowner, 'MEMBER') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+   OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') OR pg_catalog.has_table_privilege(t.oid, 'SELECT, INSERT');
+COMMENT ON VIEW tally.partition_status IS 'one row per partition set, and per table that is being converted to one: is it healthy, and if not, what is to be done';
 COMMENT ON COLUMN tally.partition_status.parent IS 'the partitioned table';
 COMMENT ON COLUMN tally.partition_status.verdict IS 'ok, warning, or critical (rows fail now or soon)';
 COMMENT ON COLUMN tally.partition_status.reason IS 'a stable code and a sentence about the worst trouble; null if there is none';
@@ -117,7 +132,7 @@ COMMENT ON COLUMN tally.partition_status.time_zone IS 'the zone whose calendar t
 COMMENT ON COLUMN tally.partition_status.width IS 'how long a new partition lasts';
 COMMENT ON COLUMN tally.partition_status.retention IS 'partitions older than this are removed; null: none are';
 COMMENT ON COLUMN tally.partition_status.pending_since IS 'since when retention has been waiting in that DETACH CONCURRENTLY';
-COMMENT ON COLUMN tally.partition_status.blockers IS 'who retention waits for';
+COMMENT ON COLUMN tally.partition_status.blockers IS 'who retention or a conversion waits for';
 COMMENT ON COLUMN tally.partition_status.trash_tables IS 'removed partitions that can still be brought back';
 COMMENT ON COLUMN tally.partition_status.trash_bytes IS 'size of them with indexes and TOAST';
 COMMENT ON COLUMN tally.partition_status.next_drop_at IS 'when the next of them is dropped';

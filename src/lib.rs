@@ -33,7 +33,7 @@ extension_sql_file!("../sql/jobs.sql", name = "jobs", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader.sql", name = "loader", requires = ["bootstrap"]);
 extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = ["loader"]);
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["jobs"]);
-extension_sql_file!("../sql/retention.sql", name = "retention", requires = ["partitions"]);
+extension_sql_file!("../sql/retention.sql", name = "retention", requires = ["conversions"]);
 extension_sql_file!("../sql/conversions.sql", name = "conversions", requires = ["partitions"]);
 extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
 extension_sql_file!("../sql/rollup_aggregates.sql", name = "rollup_aggregates", requires = ["bootstrap"]);

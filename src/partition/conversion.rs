@@ -14,9 +14,10 @@ use crate::catalog::conversions::{self, Row};
 use crate::catalog::{self, sources};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
-use crate::pg::{self, Oid, relation};
+use crate::pg::relation::{self, Mode};
+use crate::pg::{self, Oid};
 use pgrx::prelude::*;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use table::Table;
 use tally_core::bucket::Timestamp;
 use tally_core::partition::conversion::{self, CHECK, Refusal, State, Step};
@@ -222,27 +223,37 @@ fn swap(oid: Oid, row: &Row) -> Result<Progress> {
         conversions::set_note(oid, row, "waits for a refresh of its rollups")?;
         return Ok(Progress { pause: Some(PAUSE.mul_f64(0.5 + crate::workers::random())), ..Progress::default() });
     }
-    let (table, _) = table::read(oid, &row.time_column, row.widen_keys)?;
-    let Some(table) = table else { return Err(Error::new("XX000", "the table is no table any more")) };
-    let tables = table.locked_by_swap()?;
-    if !lock(&tables)? {
-        return wait(oid, row, tables);
+    // Nobody can change the table from here on, and nobody who reads it or writes to it notices.
+    if !relation::try_lock(oid, Mode::ShareUpdateExclusive) {
+        return wait(oid, row, vec![oid]);
     }
-    // Nobody can change it any more.
+    relation::begin_writing();
     let (table, refusals) = table::read(oid, &row.time_column, row.widen_keys)?;
     if let Some(refusal) = refusals.into_iter().next() {
         return Err(refusal);
     }
     let Some(table) = table else { return Err(Error::new("XX000", "the table is no table any more")) };
-    if table.locked_by_swap()? != tables {
-        return Ok(Progress { more: true, ..Progress::default() });
-    }
     let is_source = sources::is_source_now(oid)?;
     let partition = script::partition_name(&table.facts, row.boundary)?;
     let script = script::swap(&table, &partition, row.boundary, is_source)?;
-    run(&table, &script.into_iter().map(|line| line.sql).collect::<Vec<_>>())?;
+    let statements: Vec<String> = script.into_iter().map(|line| line.sql).collect();
+    run(&table, &[script::rehearsal(&table)?])?;
+    let tables = table.locked_by_swap()?;
+    if !lock(&tables)? {
+        return wait(oid, row, tables);
+    }
+    let locked = Instant::now();
+    // But for what needs no lock on it: views, and uses of its row type.
+    if table.locked_by_swap()? != tables || !table::dependents(&table.facts)?.is_empty() {
+        return Ok(Progress { more: true, ..Progress::default() });
+    }
+    run(&table, &statements)?;
     conversions::set_state(oid, State::Swapped, Some(catalog::oid_of(&table.facts.name)?))?;
-    log!("tally has made {} a partitioned table; its rows are in {partition}", table.facts.name);
+    log!(
+        "tally has made {} a partitioned table, which took {:.1} ms under its lock; the rows are in {partition}",
+        table.facts.name,
+        locked.elapsed().as_secs_f64() * 1e3
+    );
     Ok(Progress { more: true, ..Progress::default() })
 }
 

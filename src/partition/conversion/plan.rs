@@ -6,8 +6,8 @@ use crate::catalog::conversions::Row;
 use crate::catalog::{self, sources};
 use crate::error::Result;
 use crate::partition::facts;
-use crate::pg::{Oid, pin_settings};
-use tally_core::ident::literal;
+use crate::pg::{Oid, pin_settings, process};
+use tally_core::ident::{literal, quote};
 use tally_core::partition::check::Request;
 use tally_core::partition::conversion::CHECK;
 
@@ -89,6 +89,9 @@ fn lines(table: &Table, row: &Row) -> Result<Vec<Planned>> {
         add("index", key.build.clone(), own("SHARE UPDATE EXCLUSIVE"), Some("outside of a transaction block"));
     }
     add("swap", "BEGIN".into(), None, Some("if anything in here waits for too long: ROLLBACK, and again from here"));
+    if process::current_role() != table.facts.owner {
+        add("swap", format!("SET LOCAL ROLE {}", quote(&table.facts.owner_name)), None, None);
+    }
     add("swap", "SET LOCAL lock_timeout = '50ms'".into(), None, None);
     add("swap", "SET LOCAL search_path = pg_catalog, pg_temp".into(), None, None);
     let views: Vec<String> = table::views(table.facts.oid)?.into_iter().map(|(_, view)| view).collect();

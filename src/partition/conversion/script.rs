@@ -261,6 +261,35 @@ pub(super) fn swap_back(facts: &Facts, partition: Oid, others: &[Oid], is_source
     Ok(script)
 }
 
+/// Does to empty tables what the swap will do, and takes it back: this session then has read the catalogs and compiled the functions of
+/// event triggers before anybody waits for it.
+pub(super) fn rehearsal(table: &Table) -> Result<String> {
+    let (name, column) = (&table.facts.name, &table.column);
+    let mut names = FreeNames { schema: name.schema.clone(), given: vec![] };
+    let mut next =
+        || Ok::<_, crate::error::Error>(QualifiedName::new(&name.schema, names.give(&name.name, "_rehearsal")?));
+    let (plain, parent, moved) = (next()?, next()?, next()?);
+    let like = "INCLUDING ALL EXCLUDING IDENTITY EXCLUDING CONSTRAINTS EXCLUDING INDEXES";
+    let steps = [
+        format!("CREATE TABLE {plain} (LIKE {name} {like})"),
+        format!(
+            "ALTER TABLE {plain} ALTER COLUMN {column} SET NOT NULL, ADD CONSTRAINT {CHECK} CHECK ({column} IS NOT NULL)"
+        ),
+        format!("ALTER TABLE {plain} ADD UNIQUE ({column})"),
+        format!("ALTER TABLE {plain} RENAME TO {}", quote(&moved.name)),
+        format!("CREATE TABLE {parent} (LIKE {moved} {like}) PARTITION BY RANGE ({column})"),
+        format!("ALTER TABLE {parent} ADD UNIQUE ({column})"),
+        format!("CREATE TRIGGER rehearsal AFTER INSERT ON {parent} FOR EACH ROW EXECUTE FUNCTION tally._log_change()"),
+        format!("ALTER TABLE {parent} ENABLE ALWAYS TRIGGER rehearsal"),
+        format!("ALTER TABLE {parent} ATTACH PARTITION {moved} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)"),
+        format!("ALTER TABLE {moved} DROP CONSTRAINT {CHECK}"),
+        format!("DROP TRIGGER rehearsal ON {parent}"),
+    ];
+    let body =
+        format!("BEGIN {}; RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END", steps.join("; "));
+    Ok(format!("DO {}", literal(&body)))
+}
+
 fn move_rollups(from: &QualifiedName, to: &QualifiedName) -> String {
     format!("SELECT tally.move_rollups({}, {})", literal(&from.to_string()), literal(&to.to_string()))
 }

@@ -237,7 +237,7 @@ fn constraints(facts: &Facts) -> Result<Vec<Refusal>> {
 }
 
 /// Whatever depends on the table or on its row type, but for what the swap takes along.
-fn dependents(facts: &Facts) -> Result<Vec<Refusal>> {
+pub(super) fn dependents(facts: &Facts) -> Result<Vec<Refusal>> {
     let table = || facts.set.table.clone();
     let mut found = rows(
         "SELECT DISTINCT v.relkind::text, v.oid::regclass::text, v.relowner = $2, quote_ident(pg_get_userbyid(v.relowner)) \
