@@ -142,9 +142,9 @@ pub(super) fn swap(
             true => widened(&index.definition, column).unwrap_or_default(),
             false => index.definition.clone(),
         };
-        add("index", definition);
+        add("parent index", definition);
         for sql in &index.extras {
-            add("index", sql.clone());
+            add("parent index", sql.clone());
         }
     }
     for sql in foreign_keys(oid, name)? {
