@@ -4,6 +4,7 @@
 //! first round warms up and is thrown away. A figure is the median of the others, with the smallest and the largest.
 
 mod change;
+mod conversion;
 mod copy;
 mod dashboard;
 mod idle;
@@ -55,6 +56,8 @@ enum Measure {
     Idle,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
     Late,
+    /// The longest wait of an INSERT while a plain table becomes a partitioned one.
+    Conversion,
     /// hll_agg against count(*).
     Sketch,
     /// The loader from a Kafka broker, against psql's \copy of the same rows.
@@ -104,6 +107,7 @@ fn main() {
             Measure::Wait => wait::measure,
             Measure::Idle => idle::measure,
             Measure::Late => late::measure,
+            Measure::Conversion => conversion::measure,
             Measure::Sketch => sketch::measure,
             Measure::Stream => stream::measure,
             Measure::StreamPoison => stream::poison::measure,
