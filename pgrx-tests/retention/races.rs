@@ -90,9 +90,9 @@ fn a_rollup_made_on_the_way_out_knows_all_rows_that_can_be_seen() {
 fn an_aggregate_added_on_the_way_out_knows_all_rows_that_can_be_seen() {
     let database = cluster::database();
     let mut session = retained_by_hand(&database);
-    let query = "SELECT k, count(*) AS n, sum(v) AS total, max(v) AS top FROM events GROUP BY k";
+    let query = "SELECT k, count(*) AS n, sum(v) AS total, max(v) AS top, min(v) AS lowest FROM events GROUP BY k";
     step_to(&mut session, "verified");
-    session.batch_execute("SELECT tally.add_aggregate('by_key', 'top', 'max(v)')").unwrap();
+    session.batch_execute("SELECT tally.add_aggregate('by_key', 'lowest', 'min(v)')").unwrap();
     session.batch_execute("SELECT tally.alter_rollup('by_day', 'SELECT date_trunc(''day'', at, ''UTC'') AS day, k, count(*) AS n, sum(v) AS total, max(v) AS top, min(v) AS least FROM events GROUP BY 1, 2')").unwrap();
     assert_equal(&mut session, "by_key", query);
     touch_recent(&mut session);
