@@ -374,6 +374,10 @@ fn free_names(table: Oid, schema: &str) -> Result<()> {
 /// Drops the table, if it is proven once more that all of its rows are counted.
 fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
     let name = catalog::name_of(record.partition)?;
+    // Before the tables are locked, which somebody else needs: a refresh may take long.
+    if sources::is_source(facts.oid)? && !pg::lock_refresh(sources::table()?, facts.oid, false) {
+        return Progress::wait(record, "the rollups of the table are being refreshed");
+    }
     let mut tables = vec![record.partition];
     tables.extend(referenced_tables(record.partition)?);
     tables.sort_by_key(|table| table.to_u32());
@@ -402,7 +406,6 @@ fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
     }
     retirements::delete(record.id)?;
     if sources::is_source(facts.oid)? {
-        pg::lock_refresh(sources::table()?, facts.oid, true);
         sources::forget_leaving(facts.oid, record.partition)?;
     }
     run_as(facts.owner, &format!("DROP TABLE {name}"))?;
