@@ -13,6 +13,7 @@ mod levels;
 mod peer;
 mod reference;
 mod report;
+mod retention;
 mod sketch;
 mod stream;
 mod tick;
@@ -36,6 +37,9 @@ struct Arguments {
     /// Events of one round.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..))]
     rows: u32,
+    /// How long the report is open beside which `retention` removes partitions.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    report: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,6 +58,8 @@ enum Measure {
     Wait,
     /// A refresh that finds nothing, and a read with nothing pending, of a table with 1,000 partitions.
     Idle,
+    /// INSERTs while old partitions are removed and a report is open, against pg_partman.
+    Retention,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
     Late,
     /// The longest wait of an INSERT while a plain table becomes a partitioned one.
@@ -98,26 +104,27 @@ fn main() {
     let cluster = Cluster::start(SETTINGS);
     let mut report = Report::new(arguments.rounds, SETTINGS);
     for measure in measures {
-        let run = match measure {
-            Measure::Copy => copy::measure,
-            Measure::Change => change::measure,
-            Measure::Tick => tick::measure,
-            Measure::Levels => levels::measure,
-            Measure::Peer => peer::measure,
-            Measure::Wait => wait::measure,
-            Measure::Idle => idle::measure,
-            Measure::Late => late::measure,
-            Measure::Conversion => conversion::measure,
-            Measure::Sketch => sketch::measure,
-            Measure::Stream => stream::measure,
-            Measure::StreamPoison => stream::poison::measure,
-            Measure::StreamOutage => stream::outage::measure,
-            Measure::StreamLatency => stream::latency::measure,
-            Measure::StreamMemory => stream::memory::measure,
-            Measure::StreamConnections => stream::connections::measure,
-            Measure::Files => stream::files::measure,
-            Measure::Dashboard => dashboard::measure,
-            Measure::Year => year::measure,
+        let run: &dyn Fn(&Cluster, u32, &mut Report) = match measure {
+            Measure::Copy => &copy::measure,
+            Measure::Change => &change::measure,
+            Measure::Tick => &tick::measure,
+            Measure::Levels => &levels::measure,
+            Measure::Peer => &peer::measure,
+            Measure::Wait => &wait::measure,
+            Measure::Idle => &idle::measure,
+            Measure::Retention => &|_, _, report| retention::measure(arguments.report, report),
+            Measure::Late => &late::measure,
+            Measure::Conversion => &conversion::measure,
+            Measure::Sketch => &sketch::measure,
+            Measure::Stream => &stream::measure,
+            Measure::StreamPoison => &stream::poison::measure,
+            Measure::StreamOutage => &stream::outage::measure,
+            Measure::StreamLatency => &stream::latency::measure,
+            Measure::StreamMemory => &stream::memory::measure,
+            Measure::StreamConnections => &stream::connections::measure,
+            Measure::Files => &stream::files::measure,
+            Measure::Dashboard => &dashboard::measure,
+            Measure::Year => &year::measure,
         };
         eprintln!("bench: {measure:?}");
         run(&cluster, arguments.rows, &mut report);

@@ -173,9 +173,22 @@ impl Report {
         self.add_line(format!("| {what} | | | {found:.1} MiB | <= {limit:.0} MiB | {verdict} |"));
     }
 
+    /// A time without anything to compare it with, in milliseconds at most.
+    pub fn add_alone(&mut self, what: &str, tally: &Samples, at_most: f64) {
+        let taken = tally.median().as_secs_f64() * 1e3;
+        let verdict = if taken <= at_most { "met" } else { "**missed**" };
+        self.add_line(format!("| {what} | | {tally} | {taken:.2} ms | <= {at_most} ms | {verdict} |"));
+    }
+
     /// Something that is counted and not timed.
     pub fn add_count(&mut self, what: &str, baseline: &str, tally: &str) {
         self.add_line(format!("| {what} | {baseline} | {tally} | | | |"));
+    }
+
+    /// The same where a goal was set: of ours at most so many.
+    pub fn add_count_at_most(&mut self, what: &str, baseline: &str, tally: &str, count: usize, at_most: usize) {
+        let verdict = if count <= at_most { "met" } else { "**missed**" };
+        self.add_line(format!("| {what} | {baseline} | {tally} | | <= {at_most} | {verdict} |"));
     }
 
     /// Something that cannot be measured here.
