@@ -41,9 +41,10 @@ retention: install-debug ## random schedules of retention beside everything else
 	TALLY_RETENTION_SECONDS=$(SECONDS) TALLY_RETENTION_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture retention::model::random_schedules
 
-lifecycle: install-debug ## stop servers, drop databases and use up all places for workers (STOPS=200, DATABASES=500, EXHAUSTED=300 seconds)
+lifecycle: install-debug ## stop servers, drop databases, use up places for workers (STOPS=200, DATABASES=500, EXHAUSTED=300 s, DETACHES=1000)
 	TALLY_STOPS=$(or $(STOPS),200) TALLY_DATABASES=$(or $(DATABASES),500) TALLY_EXHAUSTED=$(or $(EXHAUSTED),300) \
-	    cargo test --package tally-server-tests --test server -- --nocapture --test-threads=1 workers::lifecycle
+	    TALLY_PORTAL_RUNS=$(or $(DETACHES),1000) \
+	    cargo test --package tally-server-tests --test server -- --nocapture --test-threads=1 workers::lifecycle workers::portal
 
 differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
 	scripts/setup differential

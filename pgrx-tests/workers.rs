@@ -4,6 +4,7 @@
 
 mod lifecycle;
 mod max_runtime;
+mod portal;
 
 use postgres::Client;
 use std::thread;

@@ -7,7 +7,7 @@
 use super::*;
 
 /// How often, or for how many seconds: few in `make test`.
-fn times(variable: &str, few: u64) -> u64 {
+pub(super) fn times(variable: &str, few: u64) -> u64 {
     match std::env::var(variable) {
         Ok(number) if !number.is_empty() => number.parse().unwrap_or_else(|_| panic!("{variable} is no number")),
         _ => few,
@@ -32,7 +32,7 @@ const LONG_ROLLUP: &str = "
     INSERT INTO events VALUES (1, 1);";
 
 /// A set that retention has plenty to do with: each stop costs a partition or two.
-fn old_partitions(number: u64) -> String {
+pub(super) fn old_partitions(number: u64) -> String {
     format!(
         "CREATE TABLE events (at timestamptz NOT NULL, k int) PARTITION BY RANGE (at);
          SELECT tally.partition_by_time('events', '1 day', retention => '2 days', lateness => '2 days', grace => '0');
@@ -55,7 +55,7 @@ fn is_busy(watcher: &mut Client, database: &Database, wait: Option<&str>) -> boo
 }
 
 /// A reader of the set that a DETACH CONCURRENTLY waits for. What the stop before has left is put in order first.
-fn hold_detach(watcher: &mut Client, database: &Database) -> Client {
+pub(super) fn hold_detach(watcher: &mut Client, database: &Database) -> Client {
     let mut reader = database.connect();
     let begin = Instant::now();
     loop {

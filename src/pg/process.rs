@@ -379,6 +379,12 @@ impl Drop for Worker {
     }
 }
 
+/// The process that started this worker and hears of its end; 0 in a process that is none.
+pub(crate) fn starter() -> i32 {
+    // SAFETY: null or the entry of this worker, which stays.
+    unsafe { pg_sys::MyBgworkerEntry.as_ref().map_or(0, |entry| entry.bgw_notify_pid) }
+}
+
 /// What the starter wrote for this worker.
 pub(crate) fn extra() -> &'static str {
     pgrx::bgworkers::BackgroundWorker::get_extra()
