@@ -40,6 +40,7 @@ extension_sql_file!("../sql/rollup_aggregates.sql", name = "rollup_aggregates", 
 extension_sql_file!("../sql/aggregate_states.sql", name = "aggregate_states", requires = ["bootstrap"]);
 extension_sql_file!("../sql/first_last.sql", name = "first_last", requires = ["bootstrap"]);
 extension_sql_file!("../sql/status.sql", name = "status", requires = ["rollups", "jobs"]);
+extension_sql_file!("../sql/metrics.sql", name = "metrics", requires = ["status", "retention"]);
 extension_sql_file!("../sql/sketch_types.sql", name = "sketch_types", requires = ["bootstrap"]);
 extension_sql_file!("../sql/sketch_functions.sql", name = "sketch_functions", requires = ["sketch_types"]);
 extension_sql_file!("../sql/sketch_aggregates.sql", name = "sketch_aggregates", requires = ["sketch_functions"]);

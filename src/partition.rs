@@ -10,6 +10,7 @@ mod retention;
 mod shape;
 
 pub(crate) use conversion::step as convert;
+pub(crate) use functions::{Judged, verdict};
 pub(crate) use retention::{Progress, Statement, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};

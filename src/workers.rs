@@ -16,6 +16,7 @@
 //!
 //! Without `shared_preload_libraries` there are no slots and no launcher; `demand.rs` then does everything by way of the tables.
 
+mod announce;
 mod demand;
 mod job;
 mod launcher;

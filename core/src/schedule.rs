@@ -204,6 +204,27 @@ impl Outcome {
     }
 }
 
+/// Is it well?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    Warning,
+    Critical,
+}
+
+impl Verdict {
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Critical => "critical",
+        }
+    }
+}
+
+/// From so many failures in a row on a job is in a critical state.
+pub const FAILURES_TO_BE_CRITICAL: u32 = 10;
+
 /// What a job has been through since it last succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Troubles {
@@ -218,6 +239,25 @@ pub struct Troubles {
 impl Troubles {
     pub fn hold(&self) -> bool {
         self.crashes >= CRASHES_TO_HOLD
+    }
+
+    /// As `tally.status` judges a job that nothing else is the matter with.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            _ if self.hold() || self.failures >= FAILURES_TO_BE_CRITICAL => Verdict::Critical,
+            Troubles { failures: 0, waits: 0, .. } => Verdict::Ok,
+            _ => Verdict::Warning,
+        }
+    }
+
+    /// The code of `tally.status` for it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            _ if self.hold() => "crashed",
+            Troubles { failures: 0, waits: 0, .. } => "scheduled",
+            Troubles { failures: 0, .. } => "locked_out",
+            _ => "failing",
+        }
     }
 
     /// The troubles after this run, and when the next one is due.

@@ -140,6 +140,9 @@ pub(crate) fn pause(id: i32) -> Result<()> {
 
 /// Lets the job run at once, with its troubles forgotten. The row of `tally.jobs` is touched in any case: that wakes the launcher.
 pub(crate) fn resume(id: i32, now: Timestamp) -> Result<()> {
+    if let Some(job) = get(id)? {
+        announce_troubles(&job, job.troubles, Troubles::default())?;
+    }
     write("UPDATE tally.jobs SET paused = false WHERE job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
     write(
         "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, resumed_at) VALUES ($1, $2, 0, 0, 0, $2)
@@ -222,6 +225,41 @@ pub(crate) fn record_troubles(id: i32, server_ended: bool, troubles: Troubles, n
             sqlstate.into(),
             message.into(),
         ],
+    )
+}
+
+/// Tells whoever listens on the channel `tally`, at the commit.
+pub(crate) fn announce(kind: &str, object: &str, old: &str, new: &str, reason: &str) -> Result<()> {
+    write(
+        "SELECT pg_catalog.pg_notify('tally', pg_catalog.json_build_object('kind', $1, 'object', $2, 'old', $3, 'new', $4, 'reason', $5)::text)",
+        &[kind.into(), object.into(), old.into(), new.into(), reason.into()],
+    )
+}
+
+/// Tells them of the verdict on a job, if it has changed.
+pub(crate) fn announce_troubles(job: &Job, before: Troubles, after: Troubles) -> Result<()> {
+    let (old, new) = (before.verdict(), after.verdict());
+    if old == new {
+        return Ok(());
+    }
+    announce(job.kind.name(), &job.object_name, old.name(), new.name(), after.reason())
+}
+
+/// The verdict on the partition set of a premake job that was announced last.
+pub(crate) fn set_verdict(id: i32) -> Result<Option<String>> {
+    as_extension_owner(|| {
+        super::look_up::<String>(
+            "SELECT s.set_verdict FROM tally.job_states s WHERE s.job_id OPERATOR(pg_catalog.=) $1",
+            &[id.into()],
+        )
+    })
+}
+
+pub(crate) fn remember_set_verdict(id: i32, verdict: &str, now: Timestamp) -> Result<()> {
+    write(
+        "INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, set_verdict) VALUES ($1, $2, 0, 0, 0, $3)
+         ON CONFLICT (job_id) DO UPDATE SET set_verdict = excluded.set_verdict",
+        &[id.into(), moment(now), verdict.into()],
     )
 }
 

@@ -293,6 +293,18 @@ type Inspection = (
     Option<String>,
 );
 
+/// The verdict of `tally.partition_status` on a set, with the code of its reason.
+pub(crate) struct Judged {
+    pub verdict: String,
+    pub code: Option<String>,
+}
+
+/// The verdict on a set; `None` if the table is none.
+pub(crate) fn verdict(parent: Oid) -> Result<Option<Judged>> {
+    let code = |reason: String| reason.split(':').next().map(str::to_owned);
+    Ok(inspect(parent)?.map(|row| Judged { verdict: row.1, code: row.2.and_then(code) }))
+}
+
 fn inspect(parent: Oid) -> Result<Option<Inspection>> {
     let Some(row) = policies::policy(parent)? else { return Ok(None) };
     if !facts::is_visible(parent)? {

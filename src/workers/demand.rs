@@ -2,7 +2,7 @@
 //! All of it works without `shared_preload_libraries`.
 
 use super::run::{overlong, work};
-use super::{Assignment, JOB_WORKER, Phase, SHARED, is_enabled, notify, random};
+use super::{Assignment, JOB_WORKER, Phase, SHARED, announce, is_enabled, notify, random};
 use crate::catalog::jobs::{self, Job, Run};
 use crate::error::{Error, Failure, Result};
 use crate::pg::process::{self, Worker};
@@ -116,7 +116,8 @@ fn tally_start_due_job(
 fn end_unfinished(job: &Job, server_ended: bool, now: Timestamp) -> Result<()> {
     let outcome = if server_ended { Outcome::Crashed } else { Outcome::Failed };
     let (troubles, next_due) = job.troubles.after(outcome, now, job.every, settings::retry(), now, random());
-    jobs::record_troubles(job.id, server_ended, troubles, next_due)
+    jobs::record_troubles(job.id, server_ended, troubles, next_due)?;
+    jobs::announce_troubles(job, job.troubles, troubles)
 }
 
 #[pg_extern(sql = false)]
@@ -141,6 +142,7 @@ fn tally_finish_job(
     let duration = Duration::from_micros(now.since(started).max(0).cast_unsigned());
     let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure };
     jobs::record_run(job_id, &run, troubles, next_due)?;
+    announce::changes(&job, job.troubles, troubles)?;
     with_slot(job_id, |slot| {
         (slot.troubles, slot.due, slot.is_recorded) = (troubles, next_due.0, outcome != Outcome::Done);
     });

@@ -1,14 +1,14 @@
 //! One run of one job: the work in a transaction of its own, then the record.
 
-use super::{OVERLONG, SHARED, Slot, marks, random};
-use crate::catalog::jobs::{Job, Run, record_run};
+use super::{OVERLONG, SHARED, Slot, announce, marks, random};
+use crate::catalog::jobs::{Job, Run, announce_troubles, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
 use crate::pg::{self, process, time_limit};
 use crate::{build, partition, refresh, seal, settings};
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
-use tally_core::schedule::{self, Outcome};
+use tally_core::schedule::{self, Outcome, Troubles};
 
 /// What became of it.
 enum Work {
@@ -121,6 +121,12 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
             Err(failure) => pgrx::warning!("tally could not record a run of job {}: {}", job.id, failure.message),
         }
     }
+    // Apart from the record, which must not be lost when the queue of notices is full.
+    if announce::is_due(job, before, after)
+        && let Err(failure) = process::transaction(|| announce::changes(job, before, after))
+    {
+        pgrx::warning!("tally could not announce a change of job {}: {}", job.id, failure.message);
+    }
     if let Some(at) = slot {
         let database = process::own_database().to_u32();
         SHARED.write(|_, slots| {
@@ -169,7 +175,12 @@ fn record_lost(job: &Job, at: usize) {
     };
     let duration = Duration::from_micros(slot.last_duration.max(0).cast_unsigned());
     let run = Run { started: Timestamp(slot.lost_since), duration, rows: 0, failure: Some(failure.into()) };
-    match process::transaction(|| record_run(job.id, &run, slot.troubles, Timestamp(slot.due))) {
+    let before = Troubles { failures: slot.troubles.failures.saturating_sub(1), ..slot.troubles };
+    let recorded = process::transaction(|| {
+        record_run(job.id, &run, slot.troubles, Timestamp(slot.due))?;
+        announce_troubles(job, before, slot.troubles)
+    });
+    match recorded {
         Ok(()) => {
             SHARED.write(|_, slots| (slots[at].lost_since, slots[at].is_recorded) = (0, true));
         }

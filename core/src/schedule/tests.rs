@@ -183,6 +183,19 @@ fn patient_jobs_have_slots_of_their_own() {
 }
 
 #[test]
+fn verdicts_follow_troubles() {
+    let judge = |failures, waits, crashes| {
+        let troubles = Troubles { failures, waits, crashes };
+        (troubles.verdict().name(), troubles.reason())
+    };
+    assert_eq!(judge(0, 0, 0), ("ok", "scheduled"));
+    assert_eq!(judge(0, 1, 0), ("warning", "locked_out"));
+    assert_eq!(judge(1, 3, 1), ("warning", "failing"));
+    assert_eq!(judge(10, 0, 0), ("critical", "failing"));
+    assert_eq!(judge(3, 0, 3), ("critical", "crashed"));
+}
+
+#[test]
 fn the_log_gets_six_lines_an_hour() {
     let minute = |number: i64| Timestamp(number * 60_000_000);
     let mut said = Vec::new();
