@@ -1,5 +1,7 @@
 //! What a DBA sees of the extension is complete: comments, settings, privileges. Names that start with `_` are internal.
 
+mod privileges;
+
 use postgres::Client;
 use tally_server_tests::cluster;
 

@@ -370,8 +370,8 @@ fn block_range_indexes(source: Oid) -> Result<Vec<BlockRangeIndex>> {
                JOIN pg_catalog.pg_am AS m ON m.oid OPERATOR(pg_catalog.=) i.relam AND m.amname OPERATOR(pg_catalog.=) 'brin' \
                JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) x.indrelid AND a.attnum OPERATOR(pg_catalog.=) x.indkey[0] \
               WHERE a.attname OPERATOR(pg_catalog.=) 'tally_tag' AND (x.indrelid OPERATOR(pg_catalog.=) $1 \
-                       OR x.indrelid IN (SELECT l.relid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf)) \
-                 OR x.indrelid IN (SELECT r.stored FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1)",
+                       OR x.indrelid OPERATOR(pg_catalog.=) ANY (SELECT l.relid FROM pg_catalog.pg_partition_tree($1) AS l WHERE l.isleaf)) \
+                 OR x.indrelid OPERATOR(pg_catalog.=) ANY (SELECT r.stored FROM tally.rollups AS r WHERE r.source OPERATOR(pg_catalog.=) $1)",
             None,
             &[source.into()],
         )?;

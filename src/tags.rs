@@ -365,7 +365,7 @@ pub(crate) fn audit(source: Oid, name: &QualifiedName, state: &State) -> Result<
           CROSS JOIN (VALUES ('tally_insert'), ('tally_update'), ('tally_delete'), ('tally_truncate'), ('tally_seal')) AS w (tgname) \
            LEFT JOIN pg_catalog.pg_trigger AS g ON g.tgrelid OPERATOR(pg_catalog.=) p.relid \
                  AND g.tgname OPERATOR(pg_catalog.=) w.tgname::pg_catalog.name \
-          WHERE g.tgenabled IS DISTINCT FROM 'A'::\"char\" \
+          WHERE (g.tgenabled IS NULL OR g.tgenabled OPERATOR(pg_catalog.<>) 'A'::\"char\") \
             AND (w.tgname OPERATOR(pg_catalog.<>) 'tally_seal' OR p.relid OPERATOR(pg_catalog.=) ANY ($2)) LIMIT 1";
     let sealed = seal::to_be_sealed(source, state)?;
     let tables = partition_tree(source)?;

@@ -48,7 +48,7 @@ pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
         let rows = client.select(
             "SELECT r.rollup::pg_catalog.oid, r.rows_view::pg_catalog.oid, r.changes_view::pg_catalog.oid, \
                     r.stored::pg_catalog.oid, r.retained::pg_catalog.oid, s.changes::pg_catalog.oid, \
-                    r.below::pg_catalog.oid, r.level, r.columns, NULLIF(b.unbuilt_before, '-infinity') \
+                    r.below::pg_catalog.oid, r.level, r.columns, CASE WHEN b.unbuilt_before OPERATOR(pg_catalog.<>) '-infinity' THEN b.unbuilt_before END \
              FROM tally.rollups AS r JOIN tally.sources AS s ON s.source OPERATOR(pg_catalog.=) r.source \
              LEFT JOIN tally.builds AS b ON b.stored OPERATOR(pg_catalog.=) r.stored \
              WHERE r.source OPERATOR(pg_catalog.=) $1 ORDER BY r.level, r.rollup::pg_catalog.oid",

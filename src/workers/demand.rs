@@ -26,13 +26,13 @@ fn tally_wake_launcher() {
 
 #[pg_extern(sql = false)]
 fn tally_pause_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
-    owned(job_id)?;
+    administered(job_id)?;
     Ok(jobs::pause(job_id)?)
 }
 
 #[pg_extern(sql = false)]
 fn tally_resume_job(job_id: i32) -> std::result::Result<(), ErrorReport> {
-    owned(job_id)?;
+    administered(job_id)?;
     Ok(jobs::resume(job_id, process::clock())?)
 }
 
@@ -41,7 +41,7 @@ const LONGEST_RUN: Duration = Duration::from_secs(20 * 24 * 3600);
 
 #[pg_extern(sql = false)]
 fn tally_set_max_runtime(job_id: i32, max_runtime: Interval) -> std::result::Result<(), ErrorReport> {
-    owned(job_id)?;
+    administered(job_id)?;
     let days = i64::from(max_runtime.days()).saturating_mul(tally_core::bucket::DAY);
     let whole = u64::try_from(max_runtime.micros().saturating_add(days)).map(Duration::from_micros).unwrap_or_default();
     if max_runtime.months() != 0 || whole < Duration::from_secs(1) || whole > LONGEST_RUN {
@@ -259,16 +259,29 @@ fn known(id: i32) -> Result<Job> {
     })
 }
 
-/// The job, if the caller is the very role that owns its object.
-fn owned(id: i32) -> Result<Job> {
+/// The job, if its object is there.
+fn present(id: i32) -> Result<Job> {
     let job = known(id)?;
-    if job.owner.is_none() {
-        return Err(Error::new(
-            "42P01",
-            format!("the table \"{}\" of job {id} does not exist any more", job.object_name),
-        ));
+    if job.owner.is_some() {
+        return Ok(job);
     }
+    Err(Error::new("42P01", format!("the table \"{}\" of job {id} does not exist any more", job.object_name)))
+}
+
+/// The job, if the caller is the very role that owns its object: code of the owner is about to run.
+fn owned(id: i32) -> Result<Job> {
+    let job = present(id)?;
     if job.owner == Some(process::current_role()) { Ok(job) } else { Err(not_owner(&job)) }
+}
+
+/// The job, if the caller may do to its object what the owner may: a superuser, or a member of the owner.
+fn administered(id: i32) -> Result<Job> {
+    let job = present(id)?;
+    if pg::owns(job.object) {
+        return Ok(job);
+    }
+    Err(Error::new("42501", format!("must be the owner of \"{}\"", job.object_name))
+        .hint("Have the owner of the table, a member of that role or a superuser do it."))
 }
 
 fn not_owner(job: &Job) -> Error {
