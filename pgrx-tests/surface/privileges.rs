@@ -16,7 +16,8 @@ const OBJECTS: &str = "
     SELECT tally.pause_job(job_id) FROM tally.jobs;
     COMMIT;
     INSERT INTO events SELECT pg_catalog.now(), i % 3, i FROM generate_series(1, 10) i;
-    CREATE TABLE plain (at timestamptz NOT NULL) PARTITION BY RANGE (at);";
+    CREATE TABLE plain (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+    CREATE TABLE whole (at timestamptz NOT NULL, k int);";
 
 /// One call of each function that does something, and how it ends for each of [`ROLES`]: a code of an error, `null` for a null or nothing,
 /// `ok` for the rest. `JOB` and `PREMAKE` are numbers of jobs.
@@ -114,6 +115,22 @@ const CALLS: &[(&str, &str, [&str; 5])] = &[
         "SELECT tally.undo_retention('public.events', 'public.plain')",
         ["42704", "42704", "42501", "42501", "42704"],
     ),
+    (
+        "convert_to_partitioned",
+        "SELECT tally.convert_to_partitioned('public.whole', 'at', '1 day')",
+        ["ok", "ok", "42501", "42501", "ok"],
+    ),
+    (
+        "plan_conversion",
+        "SELECT pg_catalog.count(*) FROM tally.plan_conversion('public.whole', 'at', '1 day')",
+        ["ok", "ok", "42501", "42501", "ok"],
+    ),
+    (
+        "cancel_conversion",
+        "SELECT tally.cancel_conversion('public.whole')",
+        ["42704", "42704", "42501", "42501", "42704"],
+    ),
+    ("undo_conversion", "SELECT tally.undo_conversion('public.whole')", ["55000", "55000", "42501", "42501", "55000"]),
     ("adopt", "SELECT tally.adopt()", ["42501", "42501", "42501", "42501", "ok"]),
     ("pause_job", "SELECT tally.pause_job(JOB)", ["ok", "ok", "42501", "42501", "ok"]),
     ("resume_job", "SELECT tally.resume_job(JOB)", ["ok", "ok", "42501", "42501", "ok"]),
