@@ -2,8 +2,9 @@
 
 use super::partitions::{self, from_sql, to_sql};
 use crate::error::{Result, spi};
+use crate::pg::relation::begin_writing;
 use crate::pg::{Oid, as_extension_owner};
-use pgrx::datum::DatumWithOid;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
 use tally_core::partition::check::Request;
@@ -20,18 +21,34 @@ pub(crate) struct Row {
     pub widen_keys: bool,
     pub policy: partitions::Row,
     pub note: Option<String>,
+    /// When it came to this state.
+    pub changed_at: Timestamp,
 }
 
 /// The record of a table, if it is being converted.
 pub(crate) fn get(table: Oid) -> Result<Option<Row>> {
-    Spi::connect(|client| {
-        let mut rows = client.select(
+    read(table, "")
+}
+
+/// The same as it is now, locked until the end of the transaction. Without `wait`, `None` also means that somebody else has it.
+pub(crate) fn claim(table: Oid, wait: bool) -> Result<Option<Row>> {
+    begin_writing();
+    as_extension_owner(|| read(table, if wait { " FOR UPDATE" } else { " FOR UPDATE SKIP LOCKED" }))
+}
+
+fn read(table: Oid, locking: &str) -> Result<Option<Row>> {
+    Spi::connect_mut(|client| {
+        let query = format!(
             "SELECT c.parent::pg_catalog.oid, c.time_column::text, c.boundary, c.state, c.widen_keys, c.partition_width, c.retention, \
-                    c.time_zone, c.premake, c.lateness, c.far_future, c.grace, c.detach_deadline, c.note \
-             FROM tally.conversions c WHERE c.table_name OPERATOR(pg_catalog.=) $1",
-            None,
-            &[table.into()],
-        )?;
+                    c.time_zone, c.premake, c.lateness, c.far_future, c.grace, c.detach_deadline, c.note, c.changed_at \
+             FROM tally.conversions c WHERE c.table_name OPERATOR(pg_catalog.=) $1{locking}"
+        );
+        // Locking is writing to SPI.
+        let mut rows = if locking.is_empty() {
+            client.select(&query, None, &[table.into()])?
+        } else {
+            client.update(&query, None, &[table.into()])?
+        };
         let Some(row) = rows.next() else { return Ok(None) };
         let span = |column| row.get::<pgrx::datum::Interval>(column).map(|value| value.map(from_sql));
         Ok(Some(Row {
@@ -53,6 +70,7 @@ pub(crate) fn get(table: Oid) -> Result<Option<Row>> {
                 time_zone: row.get(8)?.unwrap_or_default(),
             },
             note: row.get(14)?,
+            changed_at: row.get::<TimestampWithTimeZone>(15)?.map_or(Timestamp(0), |at| Timestamp(at.into_inner())),
         }))
     })
     .map_err(spi)

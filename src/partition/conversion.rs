@@ -2,6 +2,7 @@
 //! `core/src/partition/conversion.rs`; here it is done, one step per transaction. Whoever uses the table waits for two of them, each as
 //! short as its commit, whose lock is tried and not queued for.
 
+mod definitions;
 mod functions;
 mod plan;
 mod script;
@@ -15,12 +16,13 @@ use crate::catalog::{self, sources};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
-use crate::pg::{self, Oid};
+use crate::pg::{self, Oid, process};
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 use table::Table;
 use tally_core::bucket::Timestamp;
-use tally_core::partition::conversion::{self, CHECK, Refusal, State, Step};
+use tally_core::ident::QualifiedName;
+use tally_core::partition::conversion::{self, CHECK, Made, Refusal, State, Step};
 use tally_core::partition::{Error as SetRefusal, Key, check};
 
 /// About how long to wait before looking again whether somebody is still in the way.
@@ -30,6 +32,8 @@ const TRIES: u32 = 100;
 /// How long the lock on the table is queued for, where transactions overlap all the time and all of them are short: others wait for
 /// as long as that, and for the swap.
 const QUEUE: Duration = Duration::from_millis(20);
+/// How long the swap may take under its locks when it is tried for the first time.
+const LONGEST_SWAP: Duration = Duration::from_millis(50);
 /// The job looks so often by itself; while it waits for somebody, it looks more often.
 const EVERY: Duration = Duration::from_secs(60);
 
@@ -83,9 +87,23 @@ fn cancel(oid: Oid) -> Result<()> {
             ));
         }
     }
+    let claimed = conversions::claim(oid, true)?;
+    if claimed.as_ref().is_none_or(|row| row.state == State::Swapped) {
+        return Err(Error::new("55000", format!("table {} has just been converted", facts.set.table))
+            .hint("SELECT tally.undo_conversion(..);"));
+    }
     conversions::set_state(oid, State::Cancelling, None)?;
+    // An index that has been asked for and is not there yet would come too late to be dropped.
+    let is_about_to_build = match claimed.filter(|row| row.note.is_some()) {
+        Some(row) => table::read(oid, &row.time_column, true)?.0.is_some_and(|table| {
+            table.narrow.iter().any(|key| row.note == Some(building(&key.wide)) && key.made == Made::Missing)
+        }),
+        None => false,
+    };
     let is_free = || Ok(pg::try_access_exclusive(&[oid], 20, Duration::from_millis(10)));
-    with_fixed_settings(None, || drop_all(oid, &facts, &is_free))?;
+    if !is_about_to_build {
+        with_fixed_settings(None, || drop_all(oid, &facts, &is_free))?;
+    }
     if conversions::get(oid)?.is_some() {
         notice!("the table is in use: the job drops the constraint and the indexes as soon as it can");
         jobs::hasten(Kind::Conversion, oid)?;
@@ -125,7 +143,13 @@ fn take(oid: Oid, mut row: Row) -> Result<Progress> {
     let is_late = plan.now() >= row.boundary.minus(plan.policy.width.longest());
     let made: Vec<_> = table.narrow.iter().map(|key| key.made).collect();
     let name = &table.facts.name;
-    match conversion::next(row.state, table::made_check(oid)?, &made, is_late) {
+    let next = conversion::next(row.state, table::made_check(oid)?, &made, is_late);
+    // Who cancels it waits for the end of this transaction, and then finds what it has made; who has just cancelled it is not overrun.
+    // A validation takes too long for that, and makes nothing.
+    if next != Step::Validate && conversions::claim(oid, false)?.is_none_or(|claimed| claimed.state != row.state) {
+        return Ok(Progress { pause: Some(PAUSE), ..Progress::default() });
+    }
+    match next {
         Step::AddCheck => {
             // The time that was estimated counts from here.
             row.boundary = boundary(&table, &row)?;
@@ -142,7 +166,7 @@ fn take(oid: Oid, mut row: Row) -> Result<Progress> {
             return Ok(at_top_level(format!("DROP INDEX CONCURRENTLY {}", table.narrow[at].wide)));
         }
         Step::BuildIndex(at) => {
-            conversions::set_note(oid, &row, &format!("builds index {}", table.narrow[at].wide))?;
+            conversions::set_note(oid, &row, &building(&table.narrow[at].wide))?;
             return Ok(at_top_level(table.narrow[at].build.clone()));
         }
         Step::Swap => return swap(oid, &row),
@@ -158,6 +182,11 @@ fn take(oid: Oid, mut row: Row) -> Result<Progress> {
         Step::Register | Step::Cancel => {}
     }
     Ok(Progress { more: true, ..Progress::default() })
+}
+
+/// The note of a record whose job builds this index.
+fn building(index: &QualifiedName) -> String {
+    format!("builds index {index}")
 }
 
 fn at_top_level(sql: String) -> Progress {
@@ -247,7 +276,16 @@ fn swap(oid: Oid, row: &Row) -> Result<Progress> {
     if table.locked_by_swap()? != tables || !table::dependents(&table.facts)?.is_empty() {
         return Ok(Progress { more: true, ..Progress::default() });
     }
-    run(&table, &statements)?;
+    // On a machine that is too busy just now, nobody is to wait for it: all of this is taken back, and another time is better. The
+    // longer it has been tried, the longer it may take.
+    let tried = process::clock().since(row.changed_at).max(0).cast_unsigned();
+    let most = LONGEST_SWAP + Duration::from_micros(tried / 10_000);
+    for statement in &statements {
+        run(&table, std::slice::from_ref(statement))?;
+        if locked.elapsed() > most {
+            return Err(Error::new("55P03", format!("the swap of {} takes longer than {most:?}", table.facts.name)));
+        }
+    }
     conversions::set_state(oid, State::Swapped, Some(catalog::oid_of(&table.facts.name)?))?;
     log!(
         "tally has made {} a partitioned table, which took {:.1} ms under its lock; the rows are in {partition}",

@@ -43,6 +43,7 @@ fn row(
         widen_keys: required("widen_keys", widen_keys)?,
         policy: partitions::Row { request, time_zone: required("time_zone", time_zone)? },
         note: None,
+        changed_at: Timestamp(0),
     })
 }
 

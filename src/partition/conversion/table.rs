@@ -163,9 +163,9 @@ fn narrow_keys(table: Oid, column: &str) -> Result<Vec<NarrowKey>> {
             Ok((index, constraint.map(|name| (name, words)), text(row, 5)?, text(row, 6)?, text(row, 7)?))
         },
     )?;
-    let mut keys = vec![];
+    let mut keys: Vec<NarrowKey> = vec![];
     for (index, constraint, timing, definition, quoted) in found {
-        let wide = QualifiedName::new(&index.schema, fit(&index.name, "_tally_wide"));
+        let wide = QualifiedName::new(&index.schema, wide_name(&index.name, &keys));
         let build = definition
             .strip_prefix(&format!("CREATE UNIQUE INDEX {quoted} "))
             .and_then(|rest| widened(rest, &quote(column)))
@@ -175,6 +175,19 @@ fn narrow_keys(table: Oid, column: &str) -> Result<Vec<NarrowKey>> {
         keys.push(NarrowKey { index, constraint, timing, wide, build, made });
     }
     Ok(keys)
+}
+
+/// The name of the index that takes the place of one. Long names may be equal once they are cut.
+fn wide_name(index: &str, others: &[NarrowKey]) -> String {
+    let mut number = 1;
+    loop {
+        let suffix = if number == 1 { "_tally_wide".into() } else { format!("_{number}_tally_wide") };
+        let name = fit(index, &suffix);
+        if others.iter().all(|other| other.wide.name != name) {
+            return name;
+        }
+        number += 1;
+    }
 }
 
 /// What is there of an index that the conversion makes.
@@ -285,7 +298,11 @@ pub(super) fn dependents(facts: &Facts) -> Result<Vec<Refusal>> {
 }
 
 fn publications(facts: &Facts) -> Result<Vec<Refusal>> {
-    rows(
+    let mut found =
+        rows("SELECT 1 FROM pg_subscription_rel r WHERE r.srrelid = $1 LIMIT 1", &[facts.oid.into()], |_| {
+            Ok(Refusal::Subscribed { table: facts.set.table.clone() })
+        })?;
+    found.extend(rows(
         "SELECT quote_ident(p.pubname), quote_ident(pg_get_userbyid(p.pubowner)), p.pubviaroot \
            FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $1 \
           WHERE r.oid IS NOT NULL AND NOT (p.pubviaroot AND pg_has_role($2, p.pubowner, 'USAGE')) \
@@ -301,7 +318,8 @@ fn publications(facts: &Facts) -> Result<Vec<Refusal>> {
                 Refusal::PublicationOfLeaves { publication }
             })
         },
-    )
+    )?);
+    Ok(found)
 }
 
 /// Small tables are looked through before anything is done; in a large one without an index the validation finds out.

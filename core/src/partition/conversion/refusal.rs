@@ -30,6 +30,7 @@ pub enum Refusal {
     TransitionTable { trigger: String },
     PublicationOfOther { publication: String, owner: String },
     PublicationOfLeaves { publication: String },
+    Subscribed { table: String },
     NullTimes { table: String, column: String },
     LateTimes { table: String, column: String, boundary: String },
     UnderWay { table: String },
@@ -72,6 +73,7 @@ impl fmt::Display for Refusal {
             Self::PublicationOfLeaves { publication } => {
                 write!(f, "publication {publication} would publish the table under the names of its partitions")
             }
+            Self::Subscribed { table } => write!(f, "a subscription writes to table {table}"),
             Self::NullTimes { table, column } => write!(f, "column {column} of table {table} is null in some rows"),
             Self::LateTimes { table, column, boundary } => {
                 write!(f, "column {column} of table {table} is {boundary} or later in some rows")
@@ -103,7 +105,7 @@ impl Explain for Refusal {
             | Self::RowTypeUsed { .. }
             | Self::Dependent { .. } => "2BP01",
             Self::ViewOfOther { .. } | Self::PublicationOfOther { .. } => "42501",
-            Self::NotValidated { .. } | Self::PublicationOfLeaves { .. } => "55000",
+            Self::NotValidated { .. } | Self::PublicationOfLeaves { .. } | Self::Subscribed { .. } => "55000",
             Self::NullTimes { .. } => "23502",
             Self::LateTimes { .. } => "23514",
             Self::UnderWay { .. } => "42710",
@@ -118,6 +120,7 @@ impl Explain for Refusal {
             Self::PublicationOfLeaves { .. } => {
                 "Subscribers have no tables of these names, and replication would stop.".into()
             }
+            Self::Subscribed { .. } => "It would go on with the table and not with its name, and miss rows.".into(),
             Self::ViewOfOther { .. } => "Views follow the table and not its name, so they have to be replaced.".into(),
             _ => return None,
         })
@@ -172,6 +175,9 @@ impl Explain for Refusal {
             ),
             Self::PublicationOfLeaves { publication } => {
                 format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);")
+            }
+            Self::Subscribed { .. } => {
+                "Take the table out of the subscription first, and add it again afterwards.".into()
             }
             Self::NullTimes { table, column } => {
                 format!("DELETE FROM {table} WHERE {column} IS NULL; or give these rows a time.")
