@@ -128,7 +128,12 @@ const CALLS: &[(&str, &str, [&str; 5])] = &[
     (
         "cancel_conversion",
         "SELECT tally.cancel_conversion('public.whole')",
-        ["42704", "42704", "42501", "42501", "42704"],
+        ["55000", "55000", "42501", "42501", "55000"],
+    ),
+    (
+        "move_rollups",
+        "SELECT tally.move_rollups('public.plain', 'public.whole')",
+        ["55000", "55000", "42501", "42501", "55000"],
     ),
     ("undo_conversion", "SELECT tally.undo_conversion('public.whole')", ["55000", "55000", "42501", "42501", "55000"]),
     ("adopt", "SELECT tally.adopt()", ["42501", "42501", "42501", "42501", "ok"]),
