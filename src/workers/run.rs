@@ -88,7 +88,8 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
             _ => Ok(work),
         })
     });
-    let work = work.map_err(|failure| if is_overlong { overlong(job).into() } else { failure });
+    let work =
+        work.map_err(|failure| if is_overlong && failure.sqlstate == "57014" { overlong(job).into() } else { failure });
     let ended = process::clock();
     if let Some(at) = slot {
         complain(marks::wipe(at));
