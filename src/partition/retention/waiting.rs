@@ -1,0 +1,83 @@
+//! What retention is busy with, and who it waits for.
+
+use super::place;
+use crate::catalog::retirements::{self, Row};
+use crate::catalog::{self, rollups};
+use crate::error::Result;
+use crate::partition::facts::Facts;
+use crate::pg::{Oid, process};
+use tally_core::partition::retention::{Place, State};
+
+/// The partition that retention is busy with, or has stopped at.
+pub(in crate::partition) struct Busy {
+    pub record: Row,
+    pub place: Place,
+    /// As SQL names it.
+    pub partition: String,
+    /// The rollups that are compared with its rows, as SQL names them.
+    pub rollups: Vec<String>,
+    /// Who is waited for.
+    pub blockers: Option<String>,
+}
+
+impl Busy {
+    /// Are rows refused that would lie in its range?
+    pub(in crate::partition) fn is_fenced(&self) -> bool {
+        matches!(self.place, Place::Attached | Place::Pending)
+    }
+}
+
+/// What retention is doing with a set, but for what lies in the trash or is spared.
+pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
+    for record in retirements::list(facts.oid)? {
+        if matches!(record.state, State::Trash | State::Kept) {
+            continue;
+        }
+        let place = place(facts.oid, &record)?;
+        if place == Place::Gone {
+            continue;
+        }
+        let names = |relation| catalog::name_of(relation).map(|name| name.to_string());
+        let rollups = rollups::of_source(facts.oid)?;
+        let compared = rollups.iter().filter(|rollup| rollup.definition.follows_partitions());
+        let rollups = compared.map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
+        let blockers = match (record.state, place) {
+            (_, Place::Pending) => holders(facts.oid)?,
+            (State::Verified | State::Detaching | State::Returning, _) => blocker(&record)?,
+            _ => None,
+        };
+        return Ok(Some(Busy { place, partition: names(record.partition)?, rollups, blockers, record }));
+    }
+    Ok(None)
+}
+
+/// The transactions that hold a lock on the table, which DETACH CONCURRENTLY waits for.
+fn holders(parent: Oid) -> Result<Option<String>> {
+    catalog::look_up::<String>(
+        "SELECT pg_catalog.string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' \
+                ELSE pg_catalog.format('pid %s (%s), %s on %s', l.pid, a.usename, l.mode, l.relation::pg_catalog.regclass) END, '; ') \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
+         WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.relation OPERATOR(pg_catalog.=) $1 AND l.granted \
+           AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+                                                  WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+           AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())",
+        &[parent.into()],
+    )
+}
+
+/// The oldest transaction of the database, but for this one, that may have a snapshot from before the record was changed last. Who waits
+/// for this very worker, in tally.run_due_jobs, reads nothing with the snapshot that it has meanwhile.
+pub(super) fn blocker(record: &Row) -> Result<Option<String>> {
+    catalog::look_up::<String>(
+        "SELECT o.who FROM ( \
+           SELECT pg_catalog.format('pid %s (%s)', a.pid, a.usename) AS who, a.backend_xmin AS xmin FROM pg_catalog.pg_stat_activity a \
+            WHERE a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+              AND a.pid OPERATOR(pg_catalog.<>) $2 \
+           UNION ALL SELECT pg_catalog.format('prepared transaction %L', p.gid), p.transaction FROM pg_catalog.pg_prepared_xacts p \
+            WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()) AS o, tally.retirements r \
+         WHERE r.retirement OPERATOR(pg_catalog.=) $1 AND o.xmin IS NOT NULL \
+           AND pg_catalog.age(o.xmin) OPERATOR(pg_catalog.>=) pg_catalog.age(r.changed_by::pg_catalog.xid) \
+         ORDER BY pg_catalog.age(o.xmin) DESC LIMIT 1",
+        &[record.id.into(), process::starter().into()],
+    )
+}
