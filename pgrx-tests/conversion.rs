@@ -76,3 +76,24 @@ fn the_table_is_the_first_partition_and_no_row_was_copied() {
     assert_eq!(number(&mut session, "SELECT count(*) FROM pg_constraint WHERE conname = 'tally_conversion'"), 0);
     session.batch_execute("INSERT INTO events VALUES (now(), 1), (now() + '5 days', 2)").unwrap();
 }
+
+#[test]
+fn a_conversion_is_undone_before_its_set_is_registered() {
+    let database = cluster::database();
+    let mut session = session_with(
+        &database,
+        "CREATE TABLE clicks (at timestamptz NOT NULL, shop int); INSERT INTO clicks SELECT now() - i * interval '1 hour', i FROM generate_series(1, 9) i;
+         BEGIN; SELECT tally.convert_to_partitioned('clicks', 'at', '1 day'); SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
+    );
+    while text(&mut session, "SELECT state FROM tally.conversions").as_deref() != Some("swapped") {
+        session.execute("SELECT tally.run_job(job_id) FROM tally.jobs WHERE kind = 'conversion'", &[]).unwrap();
+    }
+    session.batch_execute("SELECT tally.undo_conversion('clicks')").unwrap();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.conversions"), 0);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.jobs WHERE kind = 'conversion'"), 0);
+    assert_eq!(
+        text(&mut session, "SELECT relkind::text FROM pg_class WHERE oid = 'clicks'::regclass").as_deref(),
+        Some("r")
+    );
+    assert_eq!(number(&mut session, "SELECT count(*) FROM clicks"), 9);
+}

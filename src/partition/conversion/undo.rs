@@ -1,7 +1,7 @@
 //! The way back: a converted table becomes a plain one again, while all of its rows are in its first partition.
 
 use super::{script, table};
-use crate::catalog::{self, partitions as policies, retirements, sources};
+use crate::catalog::{self, conversions, partitions as policies, retirements, sources};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::partition::{facts, with_fixed_settings};
@@ -61,6 +61,9 @@ fn swap_back(parent: Oid) -> Result<()> {
     for kind in [Kind::Premake, Kind::Retention] {
         jobs::unschedule(kind, parent)?;
     }
+    // The job may not have registered the set yet.
+    conversions::delete(first.partition)?;
+    jobs::unschedule(Kind::Conversion, first.partition)?;
     let script = script::swap_back(&facts, first.partition, &others, is_source)?;
     pg::as_user(facts.owner, || script.iter().try_for_each(|line| Spi::run(&line.sql))).map_err(spi)
 }
