@@ -328,7 +328,7 @@ pub(crate) fn has_inheritance_children(source: Oid) -> Result<bool> {
     .map(|found| found.unwrap_or(false))
 }
 
-fn has_column(table: Oid, column: &str) -> Result<bool> {
+pub(crate) fn has_column(table: Oid, column: &str) -> Result<bool> {
     Spi::get_one_with_args(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) $1 \
          AND a.attname OPERATOR(pg_catalog.=) $2::pg_catalog.name AND NOT a.attisdropped)",

@@ -132,7 +132,7 @@ const CALLS: &[(&str, &str, [&str; 5])] = &[
     ),
     (
         "move_rollups",
-        "SELECT tally.move_rollups('public.plain', 'public.whole')",
+        "SELECT tally.move_rollups('public.events', 'public.whole')",
         ["55000", "55000", "42501", "42501", "55000"],
     ),
     ("undo_conversion", "SELECT tally.undo_conversion('public.whole')", ["55000", "55000", "42501", "42501", "55000"]),

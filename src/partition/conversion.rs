@@ -17,6 +17,7 @@ use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, process};
+use crate::tags;
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 use table::Table;
@@ -24,6 +25,7 @@ use tally_core::bucket::Timestamp;
 use tally_core::ident::QualifiedName;
 use tally_core::partition::conversion::{self, CHECK, Made, Refusal, State, Step};
 use tally_core::partition::{Error as SetRefusal, Key, check};
+use tally_core::rollup::definition::TAG;
 
 /// About how long to wait before looking again whether somebody is still in the way.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -331,7 +333,8 @@ fn move_rollups(source: Oid, target: Oid) -> Result<()> {
     if pg::owner_of(source) != pg::owner_of(target) {
         return Err(Error::new("42501", "the tables belong to different roles"));
     }
-    if !sources::is_source(source)? || sources::is_source(target)? {
+    // A table that is about to have the rows has their tags already.
+    if !sources::is_source(source)? || sources::is_source(target)? || !tags::has_column(target, TAG)? {
         return Err(Error::new(
             "55000",
             format!(
