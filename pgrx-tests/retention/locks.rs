@@ -8,7 +8,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{self, Cluster, Database};
 
-use super::{RETAIN, assert_kept, eventually, number, session_with_set, state, step_inside, text};
+use super::{RETAIN, assert_kept, eventually, number, session_with_set, state, step_inside, step_inside_to, text};
 use crate::oracle::{own_pid, wait_until, wait_until_blocked};
 
 /// A set that refers to `customers` and that `notes` refer to, with old partitions.
@@ -89,8 +89,7 @@ fn each_step_takes_the_locks_of_the_table_and_no_others() {
         step_inside(&mut session);
     }
     assert_locks("announce", &found(&mut session, &step), &[]);
-    step_inside(&mut session);
-    assert_eq!(state(&mut session).as_deref(), Some("detaching"));
+    step_inside_to(&mut session, "detaching");
 
     // DETACH CONCURRENTLY: first it waits for a transaction that uses the table, then for one that uses a table that refers to it.
     let mut reader = database.connect();

@@ -5,7 +5,7 @@ use std::thread;
 use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
-use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside, step_to, text};
+use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside_to, step_to, text};
 use crate::oracle::{assert_equal, own_pid, wait_until_blocked};
 
 const BY_VALUE: &str = "SELECT v, count(*) AS n, sum(k) AS keys FROM events GROUP BY v";
@@ -114,8 +114,7 @@ fn undo_waits_for_a_detach_that_has_begun() {
     let database = cluster::database();
     let mut session = retained_by_hand(&database);
     step_to(&mut session, "verified");
-    step_inside(&mut session);
-    assert_eq!(state(&mut session).as_deref(), Some("detaching"));
+    step_inside_to(&mut session, "detaching");
     let partition = partition(&mut session);
     let [mut blocker, mut detacher, mut undoer] = [(); 3].map(|()| database.connect());
     blocker.batch_execute(&format!("BEGIN; LOCK TABLE {partition} IN SHARE UPDATE EXCLUSIVE MODE")).unwrap();

@@ -66,13 +66,14 @@ fn holders(parent: Oid) -> Result<Option<String>> {
 }
 
 /// The oldest transaction of the database, but for this one, that may have a snapshot from before the record was changed last. Who waits
-/// for this very worker, in tally.run_due_jobs, reads nothing with the snapshot that it has meanwhile.
+/// for this very worker, in tally.run_due_jobs, reads nothing with the snapshot that it has meanwhile; and autovacuum, which has no user,
+/// reads no rollup.
 pub(super) fn blocker(record: &Row) -> Result<Option<String>> {
     catalog::look_up::<String>(
         "SELECT o.who FROM ( \
            SELECT pg_catalog.format('pid %s (%s)', a.pid, a.usename) AS who, a.backend_xmin AS xmin FROM pg_catalog.pg_stat_activity a \
             WHERE a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
-              AND a.pid OPERATOR(pg_catalog.<>) $2 \
+              AND a.pid OPERATOR(pg_catalog.<>) $2 AND a.usesysid IS NOT NULL \
            UNION ALL SELECT pg_catalog.format('prepared transaction %L', p.gid), p.transaction FROM pg_catalog.pg_prepared_xacts p \
             WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()) AS o, tally.retirements r \
          WHERE r.retirement OPERATOR(pg_catalog.=) $1 AND o.xmin IS NOT NULL \
