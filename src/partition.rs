@@ -39,7 +39,7 @@ pub(crate) struct Report {
 
 /// Partitions that one transaction makes, so that it stays short and its locks few.
 const BATCH: usize = 64;
-/// Tries to lock the other side of a foreign key before waiting for it.
+/// Tries in one run to lock a table that others write to.
 const TRIES: u32 = 200;
 
 /// A policy with what is needed to apply it.
@@ -251,18 +251,26 @@ fn lock(facts: &mut Facts) -> Result<()> {
 /// queue behind him, so it is tried. If it is never free by chance, because transactions overlap all the time, it is asked for, but
 /// only while these are short, and not for longer than `tally.lock_try_timeout`.
 fn lock_connected(oid: Oid, table: &str) -> Result<()> {
-    for attempt in 0..TRIES {
-        if relation::try_lock(oid, Mode::ShareRowExclusive) {
-            return Ok(());
-        }
-        // 5 to 24 ms: a spread, so that two makers do not meet again and again.
-        relation::pause(5 + u64::from(attempt * 7 % 20));
+    if try_lock(oid) {
+        return Ok(());
     }
     if facts::has_old_writer(oid)? {
         return Err(Refusal::TargetLocked { table: table.into() }.into());
     }
     with_fixed_settings(Some(settings::lock_try_timeout()), || relation::lock(oid, Mode::ShareRowExclusive));
     Ok(())
+}
+
+/// Tries for [`TRIES`] times to lock a table against writers, so that nobody queues behind this. False: it was never free.
+fn try_lock(oid: Oid) -> bool {
+    for attempt in 0..TRIES {
+        if relation::try_lock(oid, Mode::ShareRowExclusive) {
+            return true;
+        }
+        // 5 to 24 ms: a spread, so that two who try do not meet again and again.
+        relation::pause(5 + u64::from(attempt * 7 % 20));
+    }
+    false
 }
 
 /// Makes partitions. The caller holds the lock on the parent. Tables that foreign keys connect to it are locked last, for the time of the

@@ -244,7 +244,7 @@ fn wait(oid: Oid, row: &Row, tables: Vec<Oid>) -> Result<Progress> {
         row,
         &format!("waits for {}", if who.is_empty() { "a lock on the table" } else { &who }),
     )?;
-    Ok(Progress { pause: Some(PAUSE.mul_f64(0.5 + crate::workers::random())), ..Progress::default() })
+    Ok(Progress::later(PAUSE))
 }
 
 /// Makes the table the first partition of a new table of its name.
@@ -252,7 +252,7 @@ fn swap(oid: Oid, row: &Row) -> Result<Progress> {
     let is_source = sources::is_source(oid)?;
     if is_source && !pg::lock_refresh(sources::table()?, oid, false) {
         conversions::set_note(oid, row, "waits for a refresh of its rollups")?;
-        return Ok(Progress { pause: Some(PAUSE.mul_f64(0.5 + crate::workers::random())), ..Progress::default() });
+        return Ok(Progress::later(PAUSE));
     }
     // Nobody can change the table from here on, and nobody who reads it or writes to it notices.
     if !relation::try_lock(oid, Mode::ShareUpdateExclusive) {

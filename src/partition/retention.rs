@@ -12,7 +12,7 @@ use waiting::blocker;
 pub(super) use waiting::busy;
 
 use super::facts::Facts;
-use super::{Plan, facts, owned, registered, with_fixed_settings};
+use super::{Plan, facts, owned, registered, try_lock, with_fixed_settings};
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, builds, departures, rollups, sources};
@@ -55,14 +55,17 @@ impl Progress {
     /// Somebody is in the way.
     fn wait(row: &Row, note: &str) -> Result<Self> {
         retirements::set_note(row, note)?;
-        Ok(Self { pause: Some(PAUSE.mul_f64(0.5 + crate::workers::random())), ..Self::default() })
+        Ok(Self::later(PAUSE))
+    }
+
+    /// Nothing before about this time has passed: half of it to one and a half, so that those who wait do not come back together.
+    pub(super) fn later(pause: Duration) -> Self {
+        Self { pause: Some(pause.mul_f64(0.5 + crate::workers::random())), ..Self::default() }
     }
 }
 
 /// About how long to wait before looking again whether somebody is still in the way.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often a lock on a partition is tried in one run.
-const TRIES: u32 = 200;
 /// Where removed partitions wait for the end of their grace.
 const TRASH: &str = "tally_trash";
 
@@ -173,16 +176,6 @@ fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
     }
     retirements::insert(facts.oid, partition, &name, range)?;
     Ok(Progress::done())
-}
-
-fn try_lock(partition: Oid) -> bool {
-    for attempt in 0..TRIES {
-        if relation::try_lock(partition, Mode::ShareRowExclusive) {
-            return true;
-        }
-        relation::pause(5 + u64::from(attempt * 7 % 20));
-    }
-    false
 }
 
 fn unfence(owner: Oid, partition: Oid) -> Result<()> {
