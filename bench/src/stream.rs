@@ -1,5 +1,5 @@
 //! How fast the loader is: JSON messages from a Kafka broker to committed rows, exactly once, against psql's \copy of the same
-//! rows and against INSERT. All are timed from the start of the program to its end. Broker, loader and server share the machine.
+//! rows and against INSERT. Broker, loader and server share the machine.
 
 pub mod connections;
 pub mod files;
@@ -16,7 +16,7 @@ use tally_server_tests::cluster::{Cluster, Database};
 
 use crate::reference::{COLUMNS, create_events};
 use crate::report::{Goal, Report, Samples, time};
-use process::{Broker, children_seconds, configure, loader, run};
+use process::{Broker, children_seconds, configure, number_behind, run, run_loader};
 
 /// The floor: what one loader must manage on one server.
 const FLOOR: f64 = 50_000.0;
@@ -68,6 +68,9 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
     TABLES.iter().for_each(|table| plain(cluster, folder.path(), table, rows, report));
     events(cluster, folder.path(), rows, report);
 }
+
+/// How long it took: from the first request for rows to the last commit, and the whole program.
+type Taken = [Duration; 2];
 
 /// How rows come into a plain table.
 #[derive(Clone, Copy, Debug)]
@@ -136,10 +139,13 @@ fn plain(cluster: &Cluster, folder: &Path, table: &Plain, rows: u32, report: &mu
         ("in one batch", Way::Loader { policy: "batch = { rows = 1000000, bytes = \"200 MiB\", linger = \"1 min\" }" }),
         ("INSERT", Way::Insert),
     ];
-    let [text, binary, loader, at_once, insert] = report.interleave(contenders, &mut run_way);
+    let [text, binary, loader, at_once, insert] = report.interleave_parts(contenders, &mut run_way);
+    let ([text, whole_text], [loader, whole_loader]) = (text, loader);
+    let ([binary, _], [at_once, _], [insert, _]) = (binary, at_once, insert);
     let what =
         format!("loader, {rows} JSON messages into the plain table `{name}`, exactly once, against `\\copy` of text");
     report.add(&what, &text, &loader, Goal::FasterAtLeast(table.at_least));
+    report.add("the same, whole programs from start to end", &whole_text, &whole_loader, Goal::Faster);
     report.add("the same against `\\copy` of the binary format", &binary, &loader, Goal::Faster);
     report.add(
         "the same against one batch: what positions and commits cost",
@@ -176,9 +182,14 @@ fn insert_script(session: &mut postgres::Client, table: &str, path: &Path) {
         .unwrap();
 }
 
-fn psql(database: &Database, arguments: &[&str]) -> Duration {
+/// psql tells how long each command took. Of a file of commands the whole program is taken.
+fn psql(database: &Database, arguments: &[&str]) -> Taken {
     let mut psql = database.psql_command();
-    time(|| run(psql.arg("--quiet").args(arguments)))
+    let mut output = String::new();
+    let whole = time(|| output = run(psql.args(["--quiet", "--command", "\\timing on"]).args(arguments)));
+    let is_file = arguments.contains(&"--file");
+    let command = number_behind(&output, "Time: ").map(|milliseconds| Duration::from_secs_f64(milliseconds / 1e3));
+    [if is_file { whole } else { command.expect("psql tells the time of a command") }, whole]
 }
 
 /// Into the partitioned table of events, with its sequence.
@@ -208,13 +219,15 @@ fn events(cluster: &Cluster, folder: &Path, rows: u32, report: &mut Report) {
     let copy =
         format!("COPY (SELECT {COLUMNS} FROM events ORDER BY event_id) TO '{}'; DROP TABLE events", file.display());
     session.batch_execute(&copy).unwrap();
-    let [copy, loader] = report.interleave([("psql", false), ("tally-loader", true)], |loader| {
+    let [copy, loader] = report.interleave_parts([("psql", false), ("tally-loader", true)], |loader| {
         if *loader { load_events(false) } else { copy_in(&database, &file) }
     });
+    let ([copy, whole_copy], [loader, whole_loader]) = (copy, loader);
     let what = format!(
         "loader, {rows} JSON messages into the partitioned events, exactly once, against `psql \\copy` of the same rows"
     );
     report.add(&what, &copy, &loader, Goal::FasterAtLeast(1.2));
+    report.add("the same, whole programs from start to end", &whole_copy, &whole_loader, Goal::Faster);
     report.add("the same, rows per second", &copy, &loader, Goal::RowsPerSecond { at_least: FLOOR, rows: rows.into() });
 }
 
@@ -225,7 +238,7 @@ fn prepare(database: &Database) {
     session.batch_execute("CHECKPOINT").unwrap();
 }
 
-fn copy_in(database: &Database, file: &Path) -> Duration {
+fn copy_in(database: &Database, file: &Path) -> Taken {
     prepare(database);
     let copy = format!("\\copy events ({COLUMNS}) FROM '{}'", file.display());
     let taken = psql(database, &["--command", &copy]);
@@ -234,10 +247,10 @@ fn copy_in(database: &Database, file: &Path) -> Duration {
 }
 
 /// Loads the topic from its beginning, under a name that no earlier round had.
-fn load(database: &Database, folder: &Path, broker: &Broker, topic: &str, pipeline: u32, target: &str) -> Duration {
+fn load(database: &Database, folder: &Path, broker: &Broker, topic: &str, pipeline: u32, target: &str) -> Taken {
     let address = &broker.address;
     let sections =
         format!("memory = \"1 GiB\"\n[source]\nkafka = {{ brokers = [\"{address}\"], topic = \"{topic}\" }}\n{target}");
     let config = configure(database, folder, &format!("{topic}-{pipeline}"), &sections);
-    time(|| run(loader().arg("run").arg("--until-end").arg("--config").arg(&config)))
+    run_loader(&config)
 }

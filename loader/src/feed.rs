@@ -334,6 +334,7 @@ impl ReaderContext {
             }
             let mut arena = Arena::with_capacity(ARENA_BYTES, ARENA_BYTES / 128);
             let start = Instant::now();
+            self.metrics.note_poll();
             // Should a message come although nothing is fetched, it is one.
             let limit = if reader.is_paused { 1 } else { ARENA_BYTES };
             let polled = source.poll(&mut arena, limit, WAIT);

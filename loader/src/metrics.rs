@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +48,10 @@ pub struct Metrics {
     pub memory: AtomicU64,
     /// Milliseconds for which the brokers have held back answers.
     pub throttled: AtomicU64,
+    /// When messages were first asked for.
+    first_poll: OnceLock<Instant>,
+    /// Nanoseconds from then to the last commit.
+    loading: AtomicU64,
     pub postgres_up: AtomicBool,
     pub kafka_up: AtomicBool,
     dead: [AtomicU64; Reason::ALL.len()],
@@ -85,6 +89,22 @@ impl Metrics {
 
     pub fn add_time(&self, phase: Phase, time: Duration) {
         self.nanoseconds[phase as usize].fetch_add(time.as_nanos() as u64, Relaxed);
+    }
+
+    /// Messages are asked for; the first time counts.
+    pub fn note_poll(&self) {
+        self.first_poll.get_or_init(Instant::now);
+    }
+
+    pub fn note_commit(&self) {
+        if let Some(first) = self.first_poll.get() {
+            self.loading.store(first.elapsed().as_nanos() as u64, Relaxed);
+        }
+    }
+
+    /// How long loading took: from the first time that messages were asked for to the last commit.
+    pub fn loading_time(&self) -> Duration {
+        Duration::from_nanos(self.loading.load(Relaxed))
     }
 
     /// The parts that a lane owns, with their positions. Others of that lane are forgotten.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use crate::arguments::RunArguments;
 use crate::config::Config;
@@ -25,16 +24,15 @@ pub fn run(arguments: RunArguments) -> Result<()> {
         if let Some(address) = config.metrics {
             metrics::serve(address, metrics.clone()).await?;
         }
-        let start = Instant::now();
         let progress = Progress::start(metrics.clone(), Measure::Messages);
         let run = Run { config: &config, origin, until_end: arguments.until_end, metrics: metrics.clone(), stop };
         let result = pipeline::run_lanes(run, open).await;
         drop(progress);
-        let (rows, seconds) = (metrics.rows.load(Relaxed), start.elapsed().as_secs_f64());
+        let (rows, seconds) = (metrics.rows.load(Relaxed), metrics.loading_time().as_secs_f64());
         tracing::info!(
-            "{rows} rows, {} dead letters in {seconds:.1} s ({:.0} rows/s)",
+            "{rows} rows, {} dead letters in {seconds:.3} s ({:.0} rows/s)",
             metrics.dead(),
-            rows as f64 / seconds
+            if rows > 0 { rows as f64 / seconds } else { 0.0 }
         );
         result
     })

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tally_server_tests::cluster::Cluster;
 
-use super::process::{Broker, children_seconds, configure, loader, processor_seconds, run};
-use crate::report::{Goal, Report, Samples, time};
+use super::process::{Broker, children_seconds, configure, processor_seconds, run_loader};
+use crate::report::{Goal, Report, Samples};
 
 const CONNECTIONS: [u32; 3] = [1, 2, 4];
 
@@ -40,9 +40,7 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
         let seconds = || [processor_seconds(broker.pid()), children_seconds(), processor_seconds(postmaster)];
         let before = seconds();
         let taken = if *connections == 0 {
-            let mut psql = database.psql_command();
-            psql.args(["--quiet", "--command", &format!("\\copy narrow FROM '{}'", text.display())]);
-            time(|| run(&mut psql))
+            super::psql(&database, &["--command", &format!("\\copy narrow FROM '{}'", text.display())])
         } else {
             pipelines += 1;
             let sections = format!(
@@ -51,13 +49,13 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
                 broker.address
             );
             let config = configure(&database, folder.path(), &format!("connections-{pipelines}"), &sections);
-            time(|| run(loader().arg("run").arg("--until-end").arg("--config").arg(&config)))
+            run_loader(&config)
         };
         let row = database.connect().query_one("SELECT count(*) FROM narrow", &[]).unwrap();
         assert_eq!(row.get::<_, i64>(0), i64::from(rows), "every row is there");
         let after = seconds();
         let spent = |index: usize| Duration::from_secs_f64((after[index] - before[index]).max(0.0));
-        [taken, spent(0), spent(1), spent(2)]
+        [taken[0], spent(0), spent(1), spent(2)]
     });
     let copy = &times[0][0];
     for (connections, [taken, broker, loader, server]) in CONNECTIONS.iter().zip(&times[1..]) {

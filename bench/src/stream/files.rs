@@ -37,9 +37,9 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
             let taken = if from.extension().is_some_and(|extension| extension == "text") {
                 let mut psql = database.psql_command();
                 psql.args(["--quiet", "--command", &format!("\\copy target FROM '{}'", from.display())]);
-                time(|| run(&mut psql))
+                time(|| _ = run(&mut psql))
             } else {
-                time(|| run(&mut load_file(&database, folder.path(), from)))
+                time(|| _ = run(&mut load_file(&database, folder.path(), from)))
             };
             let row = session.query_one("SELECT count(*) FROM target", &[]).unwrap();
             assert_eq!(row.get::<_, i64>(0), i64::from(wanted), "every row is there");

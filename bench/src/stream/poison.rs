@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tally_server_tests::cluster::{Cluster, Database};
 
-use super::process::{Broker, configure, loader, run};
-use crate::report::{Goal, Report, time};
+use super::process::{Broker, configure, run_loader};
+use crate::report::{Goal, Report};
 
 /// A bad message behind each so many good ones.
 const RARE: u32 = 100_000;
@@ -118,7 +118,7 @@ impl Topic {
             self.broker.address
         );
         let config = configure(database, folder, &format!("poison-{pipeline}"), &sections);
-        let taken = time(|| run(loader().arg("run").arg("--until-end").arg("--config").arg(&config)));
+        let [taken, _] = run_loader(&config);
         let count = |table: &str| {
             let row = database.connect().query_one(&format!("SELECT count(*) FROM {table}"), &[]).unwrap();
             row.get::<_, i64>(0)

@@ -11,6 +11,8 @@ use postgres::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use tally_server_tests::cluster::Database;
 
+use crate::report::time;
+
 /// What has not happened by then never will, even on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -22,13 +24,30 @@ pub fn loader() -> Command {
     Command::new(program)
 }
 
-/// Runs a program to its end.
+/// Runs a program to its end, and returns what it said.
 ///
 /// # Panics
-/// When it fails, with what it said.
-pub fn run(command: &mut Command) {
+/// When it fails.
+pub fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}");
+    said
+}
+
+/// Loads a topic to its end. How long it took: from the first poll to the last commit, as the loader says, and the whole program.
+pub fn run_loader(config: &Path) -> [Duration; 2] {
+    let mut said = String::new();
+    let whole = time(|| said = run(loader().arg("run").arg("--until-end").arg("--config").arg(config)));
+    let seconds = number_behind(&said, " dead letters in ").expect("the loader tells how long it took");
+    [Duration::from_secs_f64(seconds), whole]
+}
+
+/// The number behind the last place where the text holds these words.
+pub fn number_behind(text: &str, words: &str) -> Option<f64> {
+    let (_, behind) = text.rsplit_once(words)?;
+    behind.split_whitespace().next()?.parse().ok()
 }
 
 /// A configuration for this database. `sections` is everything behind the pipeline and the server.

@@ -5,6 +5,7 @@
 //! topic itself is computed and takes none (see `log`). One thread per connection: a demonstration has two or three.
 
 mod log;
+mod stored;
 mod wire;
 
 use std::io::{self, Read, Write};

@@ -171,6 +171,7 @@ impl Lane<'_> {
         self.place.gauge().note(batch.messages(), dead, Instant::now());
         self.metrics.add_time(Phase::Advance, advance);
         self.metrics.add_time(Phase::Commit, commit);
+        self.metrics.note_commit();
         self.last_commit = advance + commit;
         let rows: i64 = moves.iter().map(|moved| moved.rows).sum();
         self.metrics.rows.fetch_add(rows as u64, Relaxed);

@@ -1,16 +1,18 @@
-//! The topic of the embedded broker: a log that is computed, not stored. Message `i` is in part `i mod parts` at offset
-//! `i div parts`, so each answer is generated from the place that was asked for. A topic of any length takes no memory.
+//! The topic of the embedded broker: a log that is computed. Message `i` is in part `i mod parts` at offset `i div parts`, so each
+//! answer can be generated from the place that was asked for, and a topic of any length can be served. Batches that are complete
+//! are kept once they were made, as far as there is room.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use super::stored::Stored;
 use super::wire::Batch;
 use crate::generate::pace::Pace;
 use crate::generate::records::Records;
 
 /// Records in one batch, at most: about what a producer with default settings makes of 120-byte messages.
-const BATCH_RECORDS: i32 = 512;
+const BATCH_OFFSETS: i64 = 512;
 
 #[derive(Debug)]
 pub struct Log {
@@ -20,11 +22,12 @@ pub struct Log {
     started: Instant,
     /// The same moment in milliseconds since 1970.
     started_at: i64,
+    stored: Stored,
 }
 
 impl Log {
     pub fn new(records: Records, parts: u32, pace: Pace, started_at: i64) -> Self {
-        Self { records, parts, pace, started: Instant::now(), started_at }
+        Self { records, parts, pace, started: Instant::now(), started_at, stored: Stored::default() }
     }
 
     pub fn parts(&self) -> u32 {
@@ -70,9 +73,49 @@ impl Log {
     /// Appends whole batches of messages from `offset` on, at most `limit` bytes; where `at_least_one` says so, the first message
     /// is there however long it is, because a client would wait for ever for it otherwise.
     pub fn read(&self, part: u32, offset: i64, limit: usize, at_least_one: bool, out: &mut Vec<u8>) -> io::Result<()> {
-        let end = self.end(part);
+        let (end, start) = (self.end(part), out.len());
+        let mut next = offset;
+        let into_batch = offset % BATCH_OFFSETS;
+        if into_batch != 0 {
+            let rest = end.min(offset - into_batch + BATCH_OFFSETS);
+            next = self.make(part, offset, rest, limit, at_least_one, out)?;
+            if next < rest {
+                return Ok(());
+            }
+        }
+        while next % BATCH_OFFSETS == 0 && next + BATCH_OFFSETS <= end {
+            let make = || {
+                let mut batch = Vec::new();
+                self.make(part, next, next + BATCH_OFFSETS, usize::MAX, true, &mut batch)?;
+                io::Result::Ok(batch)
+            };
+            let Some(batch) = self.stored.get((part, next / BATCH_OFFSETS), make)? else { break };
+            if out.len() - start + batch.len() > limit {
+                if next == offset {
+                    break;
+                }
+                return Ok(());
+            }
+            out.extend_from_slice(&batch);
+            next += BATCH_OFFSETS;
+        }
+        let limit = limit.saturating_sub(out.len() - start);
+        self.make(part, next, end, limit, at_least_one && next == offset, out)?;
+        Ok(())
+    }
+
+    /// Appends batches of the messages from `offset` on, up to `end`, as [`Self::read`] does. Returns the offset behind the last.
+    fn make(
+        &self,
+        part: u32,
+        offset: i64,
+        end: i64,
+        limit: usize,
+        at_least_one: bool,
+        out: &mut Vec<u8>,
+    ) -> io::Result<i64> {
         if offset >= end {
-            return Ok(());
+            return Ok(offset);
         }
         let start = out.len();
         let mut next = offset;
@@ -86,7 +129,8 @@ impl Log {
                 return ControlFlow::Break(());
             }
             let time = self.time(part, next);
-            if open.records() == BATCH_RECORDS {
+            // At the same places, wherever the client begins: then the next batches are complete ones.
+            if !first && next % BATCH_OFFSETS == 0 {
                 open = Batch::begin(open.finish(), next, time);
             }
             open.push(time, value);
@@ -97,7 +141,7 @@ impl Log {
         if let Some(open) = batch {
             open.finish();
         }
-        Ok(())
+        Ok(next)
     }
 
     fn index(&self, part: u32, offset: i64) -> u64 {

@@ -148,10 +148,6 @@ impl<'a> Batch<'a> {
         self.out.len()
     }
 
-    pub fn records(&self) -> i32 {
-        self.records
-    }
-
     /// An upper bound of what [`Self::push`] will add for this value.
     pub fn record_size(value: Option<&[u8]>) -> usize {
         value.map_or(0, <[u8]>::len) + 32

@@ -8,6 +8,8 @@ use crate::config::{self, Credentials, Ownership, Profile};
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "tally-loader"),
     ("socket.keepalive.enable", "true"),
+    // Doubled up to the longest. Half of it is also what the client library waits before it connects to the second broker.
+    ("reconnect.backoff.ms", "20"),
     ("reconnect.backoff.max.ms", "1000"),
     ("fetch.wait.max.ms", "100"),
     ("fetch.queue.backoff.ms", "20"),
