@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::order::may_repeat;
+use super::order::{BATCHES_IN_TURN, may_repeat};
 use super::{FIRST_PAUSE, Lane, Lost, unfit};
 use crate::Error;
 use crate::batch::{Batch, Owned};
@@ -15,7 +15,7 @@ use crate::feed::Feed;
 use crate::metrics::Phase;
 use crate::sink::{Checks, Failure, Sink};
 
-/// Batches in small pieces after a refused row.
+/// Batches in small pieces after one with several refused rows.
 const CAREFUL_BATCHES: u32 = 20;
 /// Reading the leaves may take this share of the time.
 const LEAVES_SHARE: u32 = 20;
@@ -93,7 +93,7 @@ impl Lane<'_> {
                 self.refresh_leaves(feed, sink).await?;
             }
             Failure::Deferred(_) => checks.immediate = true,
-            Failure::Rows(_) => self.careful = CAREFUL_BATCHES,
+            Failure::Rows(_) => self.in_turn = BATCHES_IN_TURN,
             failure => {
                 self.recompiled += 1;
                 if self.recompiled >= 2 {
@@ -185,8 +185,13 @@ impl Lane<'_> {
         if dead > 0 {
             tracing::debug!("{dead} message(s) became dead letters");
         }
-        self.careful = if batch.refused.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL_BATCHES };
         self.in_turn = self.in_turn.saturating_sub(1);
+        match batch.refused.len() {
+            0 => self.careful = self.careful.saturating_sub(1),
+            // Each COPY costs as much as some 1,500 rows: for single rows, small ones do not pay.
+            1 => self.in_turn = BATCHES_IN_TURN,
+            _ => self.careful = CAREFUL_BATCHES,
+        }
         self.recompiled = 0;
         self.pause = FIRST_PAUSE;
         if std::mem::take(&mut self.paused) {

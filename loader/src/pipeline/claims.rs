@@ -259,9 +259,7 @@ impl Lane<'_> {
         let others = self.control.ownership().positions;
         self.ends.iter().all(|(part, end)| match self.owned.get(part) {
             // What was read is enough: the broker tells the end of a part only after it has waited for more.
-            Some(owned) => {
-                self.reached.contains(part) || self.batch.position(*part).unwrap_or(owned.next) >= *end
-            }
+            Some(owned) => self.reached.contains(part) || self.batch.position(*part).unwrap_or(owned.next) >= *end,
             None => self.stopped.contains_key(part) || others.get(part).is_some_and(|position| position >= end),
         })
     }

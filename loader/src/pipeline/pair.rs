@@ -186,10 +186,7 @@ impl Lane<'_> {
             }
             Err(failure) => failure,
         };
-        // After a refused row batches are copied to their end, which is enough.
-        if !matches!(failure, Failure::Rows(_)) {
-            self.in_turn = BATCHES_IN_TURN;
-        }
+        self.in_turn = BATCHES_IN_TURN;
         let checks = Checks::default();
         let older = if order::may_repeat(&failure, checks) { Older::Repeats } else { Older::Lost };
         match order::younger(older, sink.is_open()) {

@@ -83,6 +83,14 @@ impl Sink {
                 if refused.len() as u64 > allowance {
                     return Err(Failure::TooManyRefused(postgres::without_value(db)));
                 }
+                if refused.len() == 1 {
+                    // Most likely it is the only one.
+                    rows.remove(at);
+                    if !rows.is_empty() {
+                        work.push(Part::new(rows, PINPOINTS));
+                    }
+                    continue;
+                }
                 if passed.len() + rows.len() <= ROWS_PER_CAREFUL_COPY && pinpoints > 0 {
                     // The rows behind it are tried without those before it, so that each is sent twice at most, however
                     // many are at fault.
