@@ -90,7 +90,8 @@ fn first_row(session: &mut Client) -> Instant {
 
 /// kill -9 of the only broker, the leader of all parts. The topic has more than is read meanwhile.
 fn broker(cluster: &Cluster, report: &mut Report) {
-    const MESSAGES: [&str; 2] = ["--rows", "1000000000"];
+    // With times of their own: were they those of the start, another record would be where one was before.
+    const MESSAGES: [&str; 6] = ["--rows", "1000000000", "--span", "365 days", "--end-time", "2025-01-05T00:00:00Z"];
     let folder = tempfile::tempdir().unwrap();
     let database = cluster.database();
     let mut session = database.connect();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{Lane, Lost, NEW_PARTS, add_new_parts};
+use super::start::add_new_parts;
+use super::{Lane, Lost, NEW_PARTS};
 use crate::batch::{Batch, Owned};
 use crate::config::{OnGap, OnRecreated};
 use crate::control::Ownership;

@@ -9,7 +9,8 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::{Ended, Run, load, start};
+use super::start::{self, load};
+use super::{Ended, Run};
 use crate::chunk::Budget;
 use crate::config::Config;
 use crate::gauge::Gauge;

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::order::{self, BATCHES_IN_TURN, Older, PATIENCE, Younger};
-use super::{Lane, Lost, new_sink};
+use super::start::new_sink;
+use super::{Lane, Lost};
 use crate::batch::{Batch, Owned};
 use crate::config::Config;
 use crate::feed::Feed;
