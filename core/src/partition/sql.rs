@@ -4,7 +4,8 @@
 
 use crate::bucket::{DAY, HOUR, MINUTE, Timestamp};
 use crate::ident::{QualifiedName, fit, literal, quote};
-use crate::partition::{Key, Range};
+use crate::partition::check::Request;
+use crate::partition::{Interval, Key, Range};
 
 /// What a new partition gets besides its columns, constraints and indexes.
 #[derive(Clone, Debug, Default)]
@@ -105,6 +106,24 @@ pub fn bound(key: Key, at: Timestamp) -> String {
             format!("'{}'", text.split(' ').next().unwrap_or(&text))
         }
     }
+}
+
+/// The call that gives a set this policy. Of a policy that keeps everything it says so if `in_full`, because elsewhere might be another.
+pub fn register(table: &str, request: &Request, time_zone: &str, in_full: bool) -> String {
+    let Request { width, retention, premake, lateness, far_future, grace, detach_deadline } = request;
+    let mut sql = format!(
+        "SELECT tally.partition_by_time({}, '{width}', time_zone => {}, lateness => '{lateness}', far_future => '{far_future}', \
+         grace => '{grace}', detach_deadline => '{detach_deadline}'",
+        literal(table),
+        literal(time_zone)
+    );
+    let nothing = in_full.then(Interval::default);
+    for (argument, value) in [("retention", retention.or(nothing)), ("premake", premake.or(nothing))] {
+        if let Some(value) = value {
+            sql.push_str(&format!(", {argument} => '{value}'"));
+        }
+    }
+    sql + ")"
 }
 
 /// The statements up to ATTACH, and after it. In between nothing else is needed.

@@ -7,9 +7,9 @@ use crate::catalog::{self, sources};
 use crate::error::Result;
 use crate::partition::facts;
 use crate::pg::{Oid, pin_settings, process};
-use tally_core::ident::{literal, quote};
-use tally_core::partition::check::Request;
+use tally_core::ident::quote;
 use tally_core::partition::conversion::CHECK;
+use tally_core::partition::sql;
 
 /// A line of the plan.
 pub(super) struct Planned {
@@ -109,23 +109,7 @@ fn lines(table: &Table, row: &Row) -> Result<Vec<Planned>> {
         add(line.action, line.sql, None, None);
     }
     add("swap", "COMMIT".into(), None, None);
-    add("register", register(&table.facts.name.to_string(), row), own("SHARE UPDATE EXCLUSIVE"), None);
+    let register = sql::register(&table.facts.name.to_string(), &row.policy.request, &row.policy.time_zone, false);
+    add("register", register, own("SHARE UPDATE EXCLUSIVE"), None);
     Ok(planned)
-}
-
-/// The call that gives the set its policy.
-fn register(table: &str, row: &Row) -> String {
-    let Request { width, retention, premake, lateness, far_future, grace, detach_deadline } = row.policy.request;
-    let mut sql = format!(
-        "SELECT tally.partition_by_time({}, '{width}', time_zone => {}, lateness => '{lateness}', far_future => '{far_future}', \
-         grace => '{grace}', detach_deadline => '{detach_deadline}'",
-        literal(table),
-        literal(&row.policy.time_zone)
-    );
-    for (argument, value) in [("retention", retention), ("premake", premake)] {
-        if let Some(value) = value {
-            sql.push_str(&format!(", {argument} => '{value}'"));
-        }
-    }
-    sql + ")"
 }
