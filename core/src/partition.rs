@@ -11,6 +11,7 @@
 pub mod check;
 pub mod conversion;
 mod error;
+pub mod pg_partman;
 pub mod retention;
 pub mod sql;
 pub mod status;

@@ -121,7 +121,28 @@ pub fn owner(set: &Set) -> Result<(), Error> {
     Ok(())
 }
 
-/// The arguments of a policy as the caller gave them.
+/// The arguments of a registration as the caller gave them; what is `None` may come from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arguments {
+    pub width: Option<Interval>,
+    pub retention: Option<Interval>,
+    pub premake: Option<Interval>,
+    pub lateness: Interval,
+    pub far_future: Interval,
+    pub grace: Interval,
+    pub detach_deadline: Interval,
+}
+
+impl Arguments {
+    /// What is asked for, if the width is this. A retention of zero keeps everything, as none does.
+    pub fn with_width(&self, width: Interval) -> Request {
+        let Self { retention, premake, lateness, far_future, grace, detach_deadline, .. } = *self;
+        let retention = retention.filter(|retention| *retention != Interval::default());
+        Request { width, retention, premake, lateness, far_future, grace, detach_deadline }
+    }
+}
+
+/// The arguments of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub width: Interval,
