@@ -1,5 +1,8 @@
 //! Partition sets: what is made, under which locks, and what is refused.
 
+mod default;
+mod pg_partman;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};

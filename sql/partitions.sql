@@ -71,7 +71,7 @@ COMMENT ON FUNCTION tally.adopt() IS 'says that this database, restored or copie
 
 CREATE FUNCTION tally.partition_by_time(
     parent          regclass,
-    partition_width interval,
+    partition_width interval DEFAULT NULL,
     retention       interval DEFAULT NULL,
     time_zone       text     DEFAULT 'UTC',
     premake         interval DEFAULT NULL,
@@ -82,7 +82,23 @@ CREATE FUNCTION tally.partition_by_time(
 ) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_partition_by_time_wrapper';
-COMMENT ON FUNCTION tally.partition_by_time(regclass, interval, interval, text, interval, interval, interval, interval, interval) IS 'registers a table that is partitioned by range of time, makes its first partitions, keeps making them ahead of the clock, and removes those older than retention; returns how many it made';
+COMMENT ON FUNCTION tally.partition_by_time(regclass, interval, interval, text, interval, interval, interval, interval, interval) IS 'registers a table that is partitioned by range of time, makes its first partitions, keeps making them ahead of the clock, and removes those older than retention; returns how many it made. Of a set of pg_partman, what is left out comes from its configuration';
+
+CREATE FUNCTION tally.plan_partition_by_time(
+    parent          regclass,
+    partition_width interval DEFAULT NULL,
+    retention       interval DEFAULT NULL,
+    time_zone       text     DEFAULT 'UTC',
+    premake         interval DEFAULT NULL,
+    lateness        interval DEFAULT '2 days',
+    far_future      interval DEFAULT '2 days',
+    grace           interval DEFAULT '7 days',
+    detach_deadline interval DEFAULT '6 hours'
+) RETURNS TABLE (step bigint, action text, object text, sql text, lock_mode text, locked_tables text[], est_rows bigint,
+                 est_bytes bigint, top_level_only boolean, note text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_plan_partition_by_time_wrapper';
+COMMENT ON FUNCTION tally.plan_partition_by_time(regclass, interval, interval, text, interval, interval, interval, interval, interval) IS 'the statements of tally.partition_by_time with these arguments, in order, with the locks they take, or what is in the way; reads the rows of a DEFAULT partition, changes nothing';
 
 CREATE FUNCTION tally.ensure_partitions(parent regclass, from_time timestamptz, to_time timestamptz) RETURNS bigint
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp

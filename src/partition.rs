@@ -4,8 +4,11 @@
 //! with no reader and no writer. The bounds are read again under that lock, so two makers never make the same partition.
 
 mod conversion;
+mod default;
 mod facts;
 mod functions;
+mod pg_partman;
+mod registration;
 mod retention;
 mod shape;
 
@@ -70,9 +73,14 @@ impl Plan {
     /// What a range of instants asks for.
     fn cover(&self, facts: &Facts, from: Timestamp, to: Timestamp) -> Result<Vec<Range>> {
         let value = |at| self.policy.key.value(&self.zone, at);
+        self.cover_values(facts, Range { lower: value(from), upper: value(to) })
+    }
+
+    /// What a range of values of the key asks for.
+    fn cover_values(&self, facts: &Facts, range: Range) -> Result<Vec<Range>> {
         let existing = facts::partitions(&facts.bounds, Timestamp::INFINITY)?;
         let grid = self.policy.key.grid(self.policy.width, &self.zone);
-        Ok(partition::cover(&grid, &existing, Range { lower: value(from), upper: value(to) }, settings::premake_max())?)
+        Ok(partition::cover(&grid, &existing, range, settings::premake_max())?)
     }
 
     /// Names tell the time of day unless all bounds are midnights of UTC.
@@ -128,36 +136,42 @@ fn register(parent: Oid, mut row: Row) -> Result<i64> {
         if policies::policy(parent)?.is_some() {
             return Err(Refusal::AlreadyRegistered { table: facts.set.table.clone() }.into());
         }
-        let now = plan.now();
-        let oldest = now.minus(plan.policy.lateness);
-        let mut missing = Vec::new();
-        if let Some(first) = facts.bounds.first()
-            && oldest < first.range.lower
-        {
-            let grid = plan.policy.key.grid(plan.policy.width, &plan.zone);
-            let existing = facts::partitions(&facts.bounds, now)?;
-            missing =
-                partition::cover(&grid, &existing, Range { lower: oldest, upper: first.range.lower }, usize::MAX)?;
-        }
-        missing.extend(plan.premake(&facts)?.missing);
-        let fit = facts::partitions_per_transaction(parent)?;
-        let soon = now.plus(plan.policy.width.longest().saturating_mul(2));
-        let needed = missing.iter().filter(|range| range.lower <= soon).count();
-        if needed > fit {
-            return Err(Refusal::TooManyLocks { partitions: needed, fit }.into());
-        }
-        let later = missing.split_off(missing.len().min(fit));
+        let (missing, later) = first_partitions(&facts, &plan)?;
         policies::insert(parent, &row)?;
         if adoptions::origin()? == Origin::Unknown {
             adoptions::adopt()?;
         }
         make(&facts, &plan, &missing)?;
         schedule(parent, &plan.policy)?;
-        if !later.is_empty() {
-            notice!("the premake job makes {} more partitions of {}", later.len(), facts.set.table);
+        if later > 0 {
+            notice!("the premake job makes {later} more partitions of {}", facts.set.table);
         }
         Ok(missing.len() as i64)
     })
+}
+
+/// What a registration makes: from the oldest row that may still come, as far ahead as one transaction can; and how many partitions it
+/// leaves to the job.
+fn first_partitions(facts: &Facts, plan: &Plan) -> Result<(Vec<Range>, usize)> {
+    let now = plan.now();
+    let oldest = now.minus(plan.policy.lateness);
+    let mut missing = Vec::new();
+    if let Some(first) = facts.bounds.first()
+        && oldest < first.range.lower
+    {
+        let grid = plan.policy.key.grid(plan.policy.width, &plan.zone);
+        let existing = facts::partitions(&facts.bounds, now)?;
+        missing = partition::cover(&grid, &existing, Range { lower: oldest, upper: first.range.lower }, usize::MAX)?;
+    }
+    missing.extend(plan.premake(facts)?.missing);
+    let fit = facts::partitions_per_transaction(facts.oid)?;
+    let soon = now.plus(plan.policy.width.longest().saturating_mul(2));
+    let needed = missing.iter().filter(|range| range.lower <= soon).count();
+    if needed > fit {
+        return Err(Refusal::TooManyLocks { partitions: needed, fit }.into());
+    }
+    let later = missing.split_off(missing.len().min(fit)).len();
+    Ok((missing, later))
 }
 
 /// A job looks every quarter width: often enough, since partitions reach two widths and a week ahead.

@@ -10,6 +10,7 @@ mod descriptor;
 pub(crate) mod encoding;
 mod event_trigger;
 pub(crate) mod function;
+mod interval;
 mod kept_plan;
 mod lock;
 mod owner;
@@ -33,6 +34,7 @@ mod view;
 
 pub(crate) use analyze::{AnalysedQuery, analyze};
 pub(crate) use descriptor::{Bounds, range_partitions};
+pub(crate) use interval::interval;
 pub(crate) use kept_plan::Kept;
 pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
 pub(crate) use owner::{as_extension_owner, as_user, owns, owns_database, pin_settings, pin_settings_of_tick};

@@ -10,6 +10,7 @@
 
 pub mod check;
 pub mod conversion;
+pub mod default;
 mod error;
 pub mod pg_partman;
 pub mod retention;

@@ -78,6 +78,11 @@ const CALLS: &[(&str, &str, [&str; 5])] = &[
         ["ok", "ok", "42501", "42501", "ok"],
     ),
     (
+        "plan_partition_by_time",
+        "SELECT pg_catalog.count(*) FROM tally.plan_partition_by_time('public.plain', '1 day')",
+        ["ok", "ok", "42501", "42501", "ok"],
+    ),
+    (
         "ensure_partitions",
         "SELECT tally.ensure_partitions('public.events', pg_catalog.now(), pg_catalog.now() OPERATOR(pg_catalog.+) '1 hour')",
         ["ok", "ok", "42501", "42501", "ok"],

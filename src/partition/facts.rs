@@ -12,7 +12,7 @@ use tally_core::partition::check::{self, KeyColumn, Member};
 use tally_core::partition::{Key, Partition};
 
 /// A table that may be a partition set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub oid: Oid,
     pub name: QualifiedName,

@@ -1,9 +1,9 @@
 //! The SQL functions: skins over the verbs of the parent module, declared in `sql/partitions.sql`.
 #![allow(clippy::type_complexity, reason = "pgrx reads the columns of a set from the signature")]
 
-use super::{Plan, facts, limits, new_name, owned, registered, shape};
+use super::{Plan, default, facts, limits, owned, registered, registration};
 use crate::catalog::adoptions::{self, Origin};
-use crate::catalog::partitions::{self as policies, Row, from_sql, to_sql};
+use crate::catalog::partitions::{self as policies, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::pg::{self, Oid};
@@ -11,8 +11,8 @@ use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
-use tally_core::partition::check::{self, Request};
-use tally_core::partition::{Partition, Range, sql, status};
+use tally_core::partition::check::{self, Arguments};
+use tally_core::partition::{Partition, Range, status};
 
 /// The functions are not STRICT, because some arguments may be null; the others are named when they are.
 pub(super) fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
@@ -37,17 +37,79 @@ fn tally_partition_by_time(
     grace: Option<Interval>,
     detach_deadline: Option<Interval>,
 ) -> std::result::Result<i64, ErrorReport> {
-    let request = Request {
-        width: from_sql(required("partition_width", partition_width)?),
-        retention: retention.map(from_sql).and_then(unless_zero),
+    let arguments = arguments(
+        partition_width,
+        retention,
+        premake,
+        required("lateness", lateness)?,
+        required("far_future", far_future)?,
+        required("grace", grace)?,
+        required("detach_deadline", detach_deadline)?,
+    );
+    Ok(registration::register(required("parent", parent)?, &arguments, required("time_zone", time_zone)?)?)
+}
+
+#[pg_extern(sql = false)]
+#[expect(clippy::too_many_arguments, reason = "one per argument of the SQL function")]
+fn tally_plan_partition_by_time(
+    parent: Option<Oid>,
+    partition_width: Option<Interval>,
+    retention: Option<Interval>,
+    time_zone: Option<String>,
+    premake: Option<Interval>,
+    lateness: Option<Interval>,
+    far_future: Option<Interval>,
+    grace: Option<Interval>,
+    detach_deadline: Option<Interval>,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(step, i64),
+            name!(action, String),
+            name!(object, String),
+            name!(sql, String),
+            name!(lock_mode, Option<String>),
+            name!(locked_tables, Vec<String>),
+            name!(est_rows, i64),
+            name!(est_bytes, i64),
+            name!(top_level_only, bool),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let arguments = arguments(
+        partition_width,
+        retention,
+        premake,
+        required("lateness", lateness)?,
+        required("far_future", far_future)?,
+        required("grace", grace)?,
+        required("detach_deadline", detach_deadline)?,
+    );
+    let parent = required("parent", parent)?;
+    Ok(TableIterator::new(registration::plan(parent, &arguments, required("time_zone", time_zone)?)?))
+}
+
+fn arguments(
+    width: Option<Interval>,
+    retention: Option<Interval>,
+    premake: Option<Interval>,
+    lateness: Interval,
+    far_future: Interval,
+    grace: Interval,
+    detach_deadline: Interval,
+) -> Arguments {
+    Arguments {
+        width: width.map(from_sql),
+        retention: retention.map(from_sql),
         premake: premake.map(from_sql),
-        lateness: from_sql(required("lateness", lateness)?),
-        far_future: from_sql(required("far_future", far_future)?),
-        grace: from_sql(required("grace", grace)?),
-        detach_deadline: from_sql(required("detach_deadline", detach_deadline)?),
-    };
-    let row = Row { request, time_zone: required("time_zone", time_zone)? };
-    Ok(super::register(required("parent", parent)?, row)?)
+        lateness: from_sql(lateness),
+        far_future: from_sql(far_future),
+        grace: from_sql(grace),
+        detach_deadline: from_sql(detach_deadline),
+    }
 }
 
 #[pg_extern(sql = false)]
@@ -161,38 +223,7 @@ fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
     let facts = owned(parent)?;
     let row = registered(&facts)?;
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
-    let premake = plan.premake(&facts)?;
-    let mut shape = shape::read(&facts)?;
-    if pg::process::current_role() != facts.owner {
-        shape.owner = Some(facts.owner_name.clone());
-    }
-    let mut locked = vec![facts.set.table.clone()];
-    locked.extend(facts::connected_tables(parent)?.into_iter().map(|(_, table)| table));
-    let (mut names, mut steps) = (Vec::new(), Vec::new());
-    for range in premake.missing {
-        let partition = new_name(&facts, &plan, range.lower, &names)?;
-        for statement in sql::make(&facts.name, &partition, plan.policy.key, range, &shape) {
-            let attaches = statement.action == "attach";
-            let locked =
-                if attaches { locked.clone() } else { locked[..usize::from(statement.lock_mode.is_some())].to_vec() };
-            let note = (attaches && locked.len() > 1)
-                .then(|| "takes SHARE ROW EXCLUSIVE on the tables that foreign keys connect".to_owned());
-            steps.push((
-                steps.len() as i64 + 1,
-                statement.action.to_owned(),
-                partition.to_string(),
-                format!("{};", statement.sql),
-                statement.lock_mode.map(str::to_owned),
-                locked,
-                0,
-                0,
-                false,
-                note,
-            ));
-        }
-        names.push(partition.name);
-    }
-    Ok(steps)
+    registration::partitions(&facts, &plan, plan.premake(&facts)?.missing, 0)
 }
 
 #[pg_extern(sql = false)]
@@ -330,6 +361,7 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
     // Rows of a partition that is fenced are refused.
     let gone = |range: Range| busy.as_ref().is_some_and(|busy| busy.is_fenced() && busy.record.range == range);
     let open: Vec<Partition> = existing.iter().copied().filter(|partition| !gone(partition.range)).collect();
+    let drain = default::way_out(&facts, &row.time_zone)?;
     let status = status::judge(&status::Facts {
         set: &facts.set,
         key_column: column,
@@ -337,6 +369,7 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         limits: limits(),
         existing: &open,
         pending: pending.as_deref(),
+        drain: drain.as_deref(),
         leaving,
         is_copy: plan.policy.retention.is_some() && adoptions::origin()? == Origin::Copy,
         now,

@@ -2,7 +2,7 @@
 
 use crate::bucket::Timestamp;
 use crate::error::Explain;
-use crate::partition::{Interval, Range};
+use crate::partition::{Interval, Range, default};
 use std::fmt;
 
 /// How a request about a partition set can be wrong. Tables, partitions and roles are named as SQL would write them.
@@ -19,6 +19,7 @@ pub enum Error {
     KeyOrder { column: String },
     KeyNullable { table: String, column: String },
     DefaultPartition { table: String, partition: String },
+    DefaultNotEmpty { table: String, partition: String, rows: u64, advice: String },
     LastIsMaxvalue { table: String, partition: String },
     SubPartitioned { partition: String },
     ForeignPartition { partition: String },
@@ -57,6 +58,9 @@ impl fmt::Display for Error {
             Self::KeyNullable { column, .. } => write!(f, "partition key {column} may be null"),
             Self::DefaultPartition { table, partition } => {
                 write!(f, "table {table} has the default partition {partition}")
+            }
+            Self::DefaultNotEmpty { table, partition, rows, .. } => {
+                write!(f, "default partition {partition} of table {table} has {rows} rows")
             }
             Self::LastIsMaxvalue { table, partition } => {
                 write!(f, "partition {partition} of table {table} ends at MAXVALUE")
@@ -111,6 +115,7 @@ impl Explain for Error {
             | Self::ForeignPartition { .. } => "0A000",
             Self::KeyNullable { .. }
             | Self::DefaultPartition { .. }
+            | Self::DefaultNotEmpty { .. }
             | Self::LastIsMaxvalue { .. }
             | Self::OwnerCannotLogIn { .. }
             | Self::RetentionUnderWay { .. } => "55000",
@@ -157,9 +162,11 @@ impl Explain for Error {
             Self::KeyOrder { .. } => "Use the default operator class of the type in PARTITION BY RANGE.".into(),
             Self::KeyNullable { table, column } => format!("ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;"),
             Self::DefaultPartition { table, partition } => format!(
-                "Move its rows to partitions of their range, then, at a quiet moment: ALTER TABLE {table} DETACH PARTITION \
-                 {partition};"
+                "If it is empty, at a quiet moment: {}; otherwise tally.plan_partition_by_time with the same arguments, or next_sql of \
+                 tally.partition_status, leads its rows to partitions of their range.",
+                default::detach(table, partition)
             ),
+            Self::DefaultNotEmpty { advice, .. } => advice.clone(),
             Self::LastIsMaxvalue { table, partition } => format!(
                 "Partitions are added after the last one, so it needs an end: ALTER TABLE {table} DETACH PARTITION {partition}; \
                  and attach it again with an upper bound."

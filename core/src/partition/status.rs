@@ -4,7 +4,7 @@ use crate::bucket::{HOUR, MINUTE, Timestamp, Zone};
 use crate::ident::literal;
 use crate::partition::retention::{Place, State};
 use crate::partition::sql::bound;
-use crate::partition::{Limits, Partition, Policy, Range, check, gaps};
+use crate::partition::{Limits, Partition, Policy, Range, check, default, gaps};
 use std::fmt;
 
 /// What is known about a set; times are those of its key.
@@ -18,6 +18,8 @@ pub struct Facts<'a> {
     pub existing: &'a [Partition],
     /// A partition whose DETACH CONCURRENTLY has not ended.
     pub pending: Option<&'a str>,
+    /// The statements that take the rows out of the DEFAULT partition, if it has any.
+    pub drain: Option<&'a str>,
     /// What retention is doing.
     pub leaving: Option<Leaving<'a>>,
     /// The database is a copy of the one in which the set was registered, so retention waits.
@@ -125,7 +127,10 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
     }
     if let Some(partition) = &set.default {
         let reason = format!("P06: default partition {partition} keeps new partitions from being made");
-        return Some((Verdict::Critical, reason, format!("ALTER TABLE {table} DETACH PARTITION {partition};")));
+        return Some(match facts.drain {
+            Some(drain) => (Verdict::Critical, format!("{reason}, and may have rows"), drain.into()),
+            None => (Verdict::Critical, reason, format!("{};", default::detach(table, partition))),
+        });
     }
     // The job waits in there for transactions that use the table, and goes on by itself.
     let is_detaching = facts.leaving.is_some_and(|leaving| leaving.place == Place::Pending && leaving.since < MINUTE);

@@ -364,6 +364,7 @@ fn verdict_of(
         limits: LIMITS,
         existing,
         pending,
+        drain: None,
         leaving,
         is_copy: false,
         now,
