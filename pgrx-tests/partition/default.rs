@@ -53,7 +53,12 @@ fn session_with(database: &Database<'_>, schema: &str) -> Client {
 #[test]
 fn the_plan_detaches_an_empty_default_and_registers_the_set() {
     let (planned, run) = (cluster::database(), cluster::database());
-    let mut session = session_with(&planned, &format!("{EVENTS} {ADOPTED}"));
+    // What a foreign key connects is locked too.
+    let connected = format!(
+        "CREATE TABLE customers (id bigint PRIMARY KEY); INSERT INTO customers VALUES (1);
+         {EVENTS} ALTER TABLE events ADD FOREIGN KEY (customer_id) REFERENCES customers; {ADOPTED}"
+    );
+    let mut session = session_with(&planned, &connected);
     // Emptied, not merely empty: it has pages.
     session
         .batch_execute(
@@ -79,15 +84,21 @@ fn the_plan_detaches_an_empty_default_and_registers_the_set() {
     let locked = "SELECT DISTINCT mode || ' ' || relation::regclass FROM pg_locks JOIN pg_class c ON c.oid = relation
                   WHERE pid = pg_backend_pid() AND relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND mode LIKE '%Exclusive%'
                   ORDER BY 1";
-    let expected: Vec<String> =
-        first.get::<_, Vec<String>>(3).iter().map(|table| table.replace("public.", "AccessExclusiveLock ")).collect();
-    assert_eq!(strings(&mut session, locked), expected);
+    let found = strings(&mut session, locked);
+    assert_eq!(
+        found,
+        ["AccessExclusiveLock events", "AccessExclusiveLock rest", "ShareRowExclusiveLock customers"],
+        "with those that are taken in passing"
+    );
+    let expected = ["public.events", "public.rest", "public.customers"].map(str::to_owned);
+    assert_eq!(first.get::<_, Vec<String>>(3), expected);
     assert_eq!(first.get::<_, &str>(2), "ACCESS EXCLUSIVE");
+    assert!(first.get::<_, &str>(4).contains("foreign keys"));
     session.batch_execute("ROLLBACK").unwrap();
 
     let lines = run_plan(&mut session, plan);
     assert!(lines.len() > 10 && lines.last().unwrap().starts_with("SELECT tally.partition_by_time("), "{lines:#?}");
-    let mut by_call = session_with(&run, &format!("{EVENTS} {ADOPTED} ALTER TABLE events DETACH PARTITION rest;"));
+    let mut by_call = session_with(&run, &format!("{connected} ALTER TABLE events DETACH PARTITION rest;"));
     by_call.batch_execute("SELECT tally.partition_by_time('events', '1 day', retention => '90 days')").unwrap();
     assert_eq!(bounds(&planned, "events"), bounds(&run, "events"));
     let policy = "SELECT concat_ws(' ', p) FROM tally.partition_policies p";

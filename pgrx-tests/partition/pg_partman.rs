@@ -188,6 +188,31 @@ fn arguments_outrank_pg_partman_and_what_means_something_else_is_not_taken() {
 }
 
 #[test]
+fn rows_in_its_default_move_while_it_hands_over() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    stand_in(&mut session, 0);
+    session
+        .batch_execute(&format!(
+            "{EVENTS} {MADE} INSERT INTO events (event_time, customer_id) SELECT now() - i * interval '1 day', i FROM generate_series(1, 9) i"
+        ))
+        .unwrap();
+    configure(&mut session, "1 day", "");
+    let lines = notes(&mut session, "tally.plan_partition_by_time('events')");
+    assert!(
+        lines[0].contains("default partition public.events_default of table public.events has 5 rows"),
+        "{lines:#?}"
+    );
+    assert_eq!(lines.len(), 1 + 5);
+    let (mut listener, heard) = listening(&database);
+    listener.batch_execute(lines[0].split_once("on the table: ").unwrap().1).unwrap();
+    assert_eq!(*heard.lock().unwrap(), [""; 0], "the other maker has stopped before");
+    assert_eq!(strings(&mut session, POLICY), ["1 day 4 days none UTC"]);
+    assert_eq!(strings(&mut session, "SELECT verdict FROM tally.partition_status"), ["ok"]);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 9);
+}
+
+#[test]
 fn bounds_of_another_time_zone_are_told_and_continued() {
     let database = cluster::database();
     let mut session = database.connect();

@@ -1,7 +1,7 @@
 //! How a table becomes a set: the policy that its owner and pg_partman ask for, and the plan of it for somebody who wants to read it
 //! first, or to do it by hand.
 
-use super::functions::{Step, required};
+use super::functions::Step;
 use super::pg_partman::{self, Found};
 use super::{Plan, default, facts, first_partitions, new_name, owned, shape};
 use crate::catalog::partitions::{self as policies, Row};
@@ -13,7 +13,7 @@ use tally_core::bucket::Timestamp;
 use tally_core::ident::literal;
 use tally_core::partition::check::{self, Arguments, Set};
 use tally_core::partition::default as rows_of_default;
-use tally_core::partition::pg_partman::Taken;
+use tally_core::partition::pg_partman::{Config, Taken};
 use tally_core::partition::{Error as Refusal, Key, Range, gaps, sql};
 
 /// Gives the set its policy and makes its first partitions; how many.
@@ -42,7 +42,9 @@ fn policy(facts: &Facts, found: &Found, arguments: &Arguments, time_zone: String
         (None, Some(width)) => arguments.with_width(width),
         (None, None) => {
             check::set(&facts.set)?;
-            return required("partition_width", None);
+            return Err(Error::new("22004", "partition_width must not be null").hint(
+                "Say how long a partition lasts, such as '1 day'; only sets that pg_partman knows bring a width along.",
+            ));
         }
     };
     Ok(Row { request, time_zone })
@@ -127,7 +129,10 @@ pub(super) fn plan(parent: Oid, arguments: &Arguments, time_zone: String) -> Res
     };
     let register = sql::register(&table, &row.request, &row.time_zone, found.config().is_some());
     if let Some(partition) = facts.set.default.clone() {
-        count_default(&mut lines, &facts, &plan, &partition, &row.time_zone, &register)?;
+        let hand_over =
+            found.config().filter(|config| config.is_automatic()).map(Config::switch_off).unwrap_or_default();
+        let register = format!("{hand_over} {register}");
+        count_default(&mut lines, &facts, &plan, &partition, &row.time_zone, register.trim_start())?;
     }
     if !lines.steps.is_empty() {
         return Ok(lines.steps);
