@@ -280,17 +280,26 @@ fn what_stands_in_its_configuration_is_never_executed() {
     assert_eq!(strings(&mut session, "SELECT automatic_maintenance FROM \"Part Man\".part_config"), ["off"]);
     assert_eq!(number(&mut session, "SELECT count(*) FROM tally.partition_policies"), 1);
     assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 0, "it is still there");
-    // A column of a type of somebody's own is not looked at.
+    // A column of a type of somebody's own is not looked at, nor is one of another type than pg_partman's.
     session
         .batch_execute(
-            "CREATE DOMAIN odd AS text CHECK (VALUE <> 'never');
-             ALTER TABLE \"Part Man\".part_config ALTER partition_interval TYPE odd, ALTER premake TYPE bigint;
+            "CREATE TYPE public.text AS ENUM ('1 day');
+             CREATE FUNCTION trap(public.text) RETURNS pg_catalog.text LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+             CREATE CAST (public.text AS pg_catalog.text) WITH FUNCTION trap(public.text);
+             ALTER TABLE \"Part Man\".part_config ALTER partition_interval TYPE public.text USING '1 day', ALTER premake TYPE bigint;
              UPDATE \"Part Man\".part_config SET parent_table = 'public.events'",
         )
         .unwrap();
     let error = session.batch_execute("SELECT tally.partition_by_time('events')").unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "22023");
-    session.batch_execute("SELECT tally.partition_by_time('events', '1 day')").unwrap();
+    assert_eq!(error.code().unwrap().code(), "22023", "{error}");
+    session.batch_execute("SELECT tally.unregister_partitions('\"it''s; \"\"odd\"\"\"')").unwrap();
+    session
+        .batch_execute(
+            "ALTER TABLE \"Part Man\".part_config ALTER partition_interval TYPE pg_catalog.text USING '1 day'",
+        )
+        .unwrap();
+    session.batch_execute("SELECT tally.partition_by_time('events')").unwrap();
+    assert_eq!(strings(&mut session, POLICY), ["1 day none UTC"], "the number of the wrong type is not taken");
 }
 
 #[test]
