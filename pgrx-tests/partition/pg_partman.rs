@@ -105,7 +105,7 @@ fn the_plan_takes_a_set_over_from_pg_partman() {
             "differs: 0: pg_partman keeps rows without a partition in public.events_default",
             "differs: 0: pg_partman drops partitions older than 90 days at once",
             "differs: 0: pg_partman stops ahead of the newest row",
-            "hand over: 1: otherwise two make and remove partitions",
+            "handover: 1: otherwise two make and remove partitions",
         ] {
             assert!(told.contains(part), "{part}\n{told}");
         }
@@ -325,6 +325,29 @@ fn a_set_that_is_being_undone_and_settings_that_nobody_may_read_are_told() {
     owner.batch_execute("SELECT tally.partition_by_time('events', '1 day')").unwrap();
     assert_eq!(strings(&mut session, POLICY), ["1 day none UTC"]);
     session.batch_execute(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}")).unwrap();
+}
+
+#[test]
+fn sets_that_have_no_partitions_by_time_or_have_two_levels_are_refused() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    stand_in(&mut session, 1);
+    session
+        .batch_execute(
+            "CREATE TABLE counted (n bigint NOT NULL) PARTITION BY RANGE (n);
+             CREATE TABLE events (event_time timestamptz NOT NULL) PARTITION BY RANGE (event_time);
+             CREATE TABLE inner_set PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01') PARTITION BY RANGE (event_time);
+             INSERT INTO \"Part Man\".part_config (parent_table, control, partition_type, partition_interval, epoch)
+             VALUES ('public.counted', 'n', 'range', '86400', 'seconds'), ('public.events', 'event_time', 'range', '1 year', 'none')",
+        )
+        .unwrap();
+    for (table, message) in
+        [("counted", "partition key n has type bigint"), ("events", "partition public.inner_set is partitioned itself")]
+    {
+        assert_refused(&mut session, &format!("SELECT tally.partition_by_time('{table}')"), "0A000", message);
+        let plan = notes(&mut session, &format!("tally.plan_partition_by_time('{table}')"));
+        assert!(plan.len() == 1 && plan[0].starts_with(&format!("refuse: 0: 0A000: {message} HINT: ")), "{plan:#?}");
+    }
 }
 
 #[test]

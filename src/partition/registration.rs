@@ -295,7 +295,7 @@ fn differences(lines: &mut Lines, facts: &Facts, plan: &Plan, found: &Found, row
     }
     if config.is_automatic() {
         lines.add(Line {
-            action: "hand over",
+            action: "handover",
             object: &config.table,
             sql: config.switch_off(),
             lock_mode: Some("ROW EXCLUSIVE"),
