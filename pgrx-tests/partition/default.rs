@@ -251,6 +251,34 @@ fn rows_that_no_partition_can_hold_stay_where_they_are() {
 }
 
 #[test]
+fn rows_that_a_policy_hides_are_not_lost() {
+    let database = cluster::database();
+    let role = format!("{}_owner", database.name());
+    let mut session = session_with(
+        &database,
+        &format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}; SET ROLE {role}; {EVENTS}"),
+    );
+    session
+        .batch_execute(
+            "SELECT tally.partition_by_time('events', '1 day'); CREATE TABLE rest PARTITION OF events DEFAULT;
+             INSERT INTO events (event_time, customer_id) SELECT now() - interval '9 days', i FROM generate_series(1, 4) i;
+             CREATE POLICY few ON rest USING (customer_id < 3); ALTER TABLE rest ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;",
+        )
+        .unwrap();
+    let next = strings(&mut session, "SELECT next_sql FROM tally.partition_status").remove(0);
+    let mut owner = database.connect_as(&role);
+    for statement in [next.as_str(), "SELECT * FROM tally.plan_partition_by_time('events', '1 day')"] {
+        assert_eq!(owner.batch_execute(statement).unwrap_err().code().unwrap().code(), "42501", "{statement}");
+        owner.batch_execute("ROLLBACK").unwrap();
+    }
+    session.batch_execute("RESET ROLE").unwrap();
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 4);
+    assert_eq!(follow(&mut session), ["P06"], "whoever sees all rows may move them");
+    assert_eq!(number(&mut session, "SELECT count(*) FROM events"), 4);
+    session.batch_execute(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}")).unwrap();
+}
+
+#[test]
 fn rows_that_others_refer_to_are_not_moved_under_a_rollup() {
     let database = cluster::database();
     let mut session = session_with(

@@ -145,6 +145,8 @@ pub fn drain(drain: &Drain<'_>) -> String {
     let mut statements = vec![
         "BEGIN".to_owned(),
         "SET LOCAL lock_timeout = '1s'".into(),
+        // Rows that a policy hides would not be put aside, and be lost with the rest.
+        "SET LOCAL row_security = off".into(),
         format!("LOCK TABLE ONLY {table}, ONLY {default} IN ACCESS EXCLUSIVE MODE"),
         format!("CREATE TEMP TABLE tally_default_rows ON COMMIT DROP AS SELECT {columns} FROM {default}"),
     ];

@@ -66,7 +66,8 @@ fn a_drain_is_one_transaction() {
     };
     assert_eq!(
         drain(&plain),
-        "BEGIN; SET LOCAL lock_timeout = '1s'; LOCK TABLE ONLY public.events, ONLY public.rest IN ACCESS EXCLUSIVE MODE; \
+        "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL row_security = off; \
+         LOCK TABLE ONLY public.events, ONLY public.rest IN ACCESS EXCLUSIVE MODE; \
          CREATE TEMP TABLE tally_default_rows ON COMMIT DROP AS SELECT at, \"Note\" FROM public.rest; \
          ALTER TABLE public.events DETACH PARTITION public.rest; TRUNCATE public.rest; \
          SELECT tally.ensure_partitions('public.events', min(at), max(at) + interval '1 microsecond') FROM pg_temp.tally_default_rows; \
