@@ -241,6 +241,8 @@ fn rows_that_no_partition_can_hold_stay_where_they_are() {
              INSERT INTO events (event_time, customer_id) VALUES ('2097-01-01', 1), (now() - interval '9 days', 2);"
         ),
     );
+    let lines = notes(&mut session, "tally.plan_partition_by_time('events', '1 day')");
+    assert!(lines[0].contains("has a partition policy already") && lines[1].contains("has 2 rows"), "{lines:#?}");
     let next = strings(&mut session, "SELECT next_sql FROM tally.partition_status").remove(0);
     let error = session.batch_execute(&next).unwrap_err();
     assert_eq!(error.code().unwrap().code(), "54000", "{error}");
@@ -292,4 +294,7 @@ fn rows_that_others_refer_to_are_not_moved_under_a_rollup() {
     );
     let next = "SELECT left(reason, 3) || ' ' || next_sql FROM tally.partition_status";
     assert_eq!(strings(&mut session, next), ["P06 SELECT * FROM public.rest;"]);
+    session.batch_execute("SELECT tally.unregister_partitions('events')").unwrap();
+    let lines = notes(&mut session, "tally.plan_partition_by_time('events', '1 month')");
+    assert!(lines[0].ends_with("HINT: Rollups count them and other tables refer to them: move them by hand, with the rows that refer to them."), "{lines:#?}");
 }

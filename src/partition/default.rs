@@ -57,22 +57,22 @@ fn has_storage(default: &str) -> Result<bool> {
 /// The statements that take its rows out, if it may have any; for status.
 pub(super) fn way_out(facts: &Facts, zone: &str) -> Result<Option<String>> {
     match &facts.set.default {
-        Some(default) if has_storage(default)? => drain(facts, default, zone, None).map(Some),
+        Some(default) if has_storage(default)? => {
+            drain(facts, default, zone, None).map(|drain| drain.or_else(|| Some(format!("SELECT * FROM {default};"))))
+        }
         _ => Ok(None),
     }
 }
 
-/// The statements that take its rows out, and register the set if it is none.
-pub(super) fn drain(facts: &Facts, default: &str, zone: &str, register: Option<&str>) -> Result<String> {
-    let (Some(Some(column)), Some(key)) = (facts.set.key.first(), facts::key(facts)) else {
-        return Ok(default::detach(&facts.set.table, default));
-    };
+/// The statements that take its rows out, and register the set if it is none. `None`: rollups have to see the rows go, and these might
+/// take rows of other tables along that refer to them.
+pub(super) fn drain(facts: &Facts, default: &str, zone: &str, register: Option<&str>) -> Result<Option<String>> {
+    let (Some(Some(column)), Some(key)) = (facts.set.key.first(), facts::key(facts)) else { return Ok(None) };
     let feeds_rollups = sources::is_source(facts.oid)?;
     if feeds_rollups && is_referenced(facts.oid)? {
-        // A row that goes to come back might take those that refer to it along.
-        return Ok(format!("SELECT * FROM {default};"));
+        return Ok(None);
     }
-    Ok(default::drain(&Drain {
+    Ok(Some(default::drain(&Drain {
         table: &facts.set.table,
         default,
         key,
@@ -81,7 +81,7 @@ pub(super) fn drain(facts: &Facts, default: &str, zone: &str, register: Option<&
         columns: &columns(facts.oid, feeds_rollups)?,
         feeds_rollups,
         register,
-    }))
+    })))
 }
 
 /// The columns that an INSERT names, as SQL writes them: not those that are computed, nor the tag of rollups.

@@ -50,7 +50,7 @@ fn policy(facts: &Facts, found: &Found, arguments: &Arguments, time_zone: String
     Ok(Row { request, time_zone })
 }
 
-/// Collects the lines of the plan.
+/// The lines of the plan, numbered as they come.
 struct Lines {
     steps: Vec<Step>,
 }
@@ -111,7 +111,8 @@ pub(super) fn plan(parent: Oid, arguments: &Arguments, time_zone: String) -> Res
         let plan = Plan::new(facts::key(&facts).unwrap_or(Key::Instant), &row)?;
         Ok((row, plan))
     });
-    if policies::policy(parent)?.is_some() {
+    let is_registered = policies::policy(parent)?.is_some();
+    if is_registered {
         lines.refuse(&table, Refusal::AlreadyRegistered { table: table.clone() });
     }
     if let Err(refusal) = checked {
@@ -131,8 +132,8 @@ pub(super) fn plan(parent: Oid, arguments: &Arguments, time_zone: String) -> Res
     if let Some(partition) = facts.set.default.clone() {
         let hand_over =
             found.config().filter(|config| config.is_automatic()).map(Config::switch_off).unwrap_or_default();
-        let register = format!("{hand_over} {register}");
-        count_default(&mut lines, &facts, &plan, &partition, &row.time_zone, register.trim_start())?;
+        let register = (!is_registered).then(|| format!("{hand_over} {register}"));
+        count_default(&mut lines, &facts, &plan, &partition, &row.time_zone, register.as_deref())?;
     }
     if !lines.steps.is_empty() {
         return Ok(lines.steps);
@@ -224,7 +225,7 @@ fn count_default(
     plan: &Plan,
     default: &str,
     zone: &str,
-    register: &str,
+    register: Option<&str>,
 ) -> Result<()> {
     let key = plan.policy.key;
     let Some(Some(column)) = facts.set.key.first() else { return Ok(()) };
@@ -234,16 +235,17 @@ fn count_default(
     }
     let believable = plan.now().plus(plan.policy.far_future);
     let misplaced = rows_of_default::misplaced(&spread, key, &column.name, believable);
-    // Up to two instants behind the last row: ranges end before their upper bound.
+    // A range ends before its upper bound.
     let needed = spread.ends.map(|(first, last)| Range { lower: first, upper: last.plus(1) });
     let fits = needed.is_none_or(|range| plan.cover_values(facts, range).is_ok());
-    let advice = if misplaced.is_empty() && fits {
+    let advice = if !misplaced.is_empty() || !fits {
+        "Delete or correct the rows that are out of place, then call this again.".into()
+    } else if let Some(drain) = default::drain(facts, default, zone, register.map(str::trim_start))? {
         format!(
-            "Delete those that nobody needs. The others move at a quiet moment, under ACCESS EXCLUSIVE on the table: {}",
-            default::drain(facts, default, zone, Some(register))?
+            "Delete those that nobody needs. The others move at a quiet moment, under ACCESS EXCLUSIVE on the table: {drain}"
         )
     } else {
-        "Delete or correct the rows that are out of place, then call this again.".into()
+        "Rollups count them and other tables refer to them: move them by hand, with the rows that refer to them.".into()
     };
     let table = facts.set.table.clone();
     lines.refuse(
