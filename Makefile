@@ -7,7 +7,7 @@ export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND = 1
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all install install-debug test unit server oracle crash retention lifecycle differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
+.PHONY: all install install-debug test unit server oracle crash retention lifecycle zones differential fuzz miri kafka chaos newer bench accuracy lint demo demo-psql demo-stop help
 
 all: ## build extension and loader in release mode
 	scripts/setup build
@@ -45,6 +45,9 @@ lifecycle: install-debug ## stop servers, drop databases, use up places for work
 	TALLY_STOPS=$(or $(STOPS),200) TALLY_DATABASES=$(or $(DATABASES),500) TALLY_EXHAUSTED=$(or $(EXHAUSTED),300) \
 	    TALLY_PORTAL_RUNS=$(or $(DETACHES),1000) \
 	    cargo test --package tally-server-tests --test server -- --nocapture --test-threads=1 workers::lifecycle workers::portal
+
+zones: install-debug ## bounds of partitions in every time zone from 1970 to 2100 against the clock of PostgreSQL
+	TALLY_TEST_ZONES=all cargo test --package tally-server-tests --test server -- --nocapture partition::zones
 
 differential: install-debug ## random operations on sketches by tally and by postgresql-hll (OPERATIONS=1000000, SEED=a random one)
 	scripts/setup differential

@@ -2,6 +2,7 @@
 
 mod default;
 mod pg_partman;
+mod zones;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -105,6 +105,13 @@ LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_ensure_partitions_wrapper';
 COMMENT ON FUNCTION tally.ensure_partitions(regclass, timestamptz, timestamptz) IS 'makes the missing partitions for rows of this time, before a backfill or a replay; returns how many it made';
 
+CREATE FUNCTION tally.plan_ensure_partitions(parent regclass, from_time timestamptz, to_time timestamptz)
+RETURNS TABLE (step bigint, action text, object text, sql text, lock_mode text, locked_tables text[], est_rows bigint,
+               est_bytes bigint, top_level_only boolean, note text)
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_plan_ensure_partitions_wrapper';
+COMMENT ON FUNCTION tally.plan_ensure_partitions(regclass, timestamptz, timestamptz) IS 'the statements of tally.ensure_partitions with these arguments, in order, with the locks they take; changes nothing';
+
 CREATE FUNCTION tally.set_partition_policy(
     parent          regclass,
     premake         interval DEFAULT NULL,

@@ -103,6 +103,11 @@ const CALLS: &[(&str, &str, [&str; 5])] = &[
         ["ok", "ok", "42501", "42501", "ok"],
     ),
     (
+        "plan_ensure_partitions",
+        "SELECT pg_catalog.count(*) FROM tally.plan_ensure_partitions('public.events', '2026-01-01 00:00+00', '2026-01-02 00:00+00')",
+        ["ok", "ok", "42501", "42501", "ok"],
+    ),
+    (
         "plan_premake",
         "SELECT pg_catalog.count(*) FROM tally.plan_premake('public.events')",
         ["ok", "ok", "42501", "42501", "ok"],

@@ -227,6 +227,40 @@ fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
 }
 
 #[pg_extern(sql = false)]
+fn tally_plan_ensure_partitions(
+    parent: Oid,
+    from_time: TimestampWithTimeZone,
+    to_time: TimestampWithTimeZone,
+) -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(step, i64),
+            name!(action, String),
+            name!(object, String),
+            name!(sql, String),
+            name!(lock_mode, Option<String>),
+            name!(locked_tables, Vec<String>),
+            name!(est_rows, i64),
+            name!(est_bytes, i64),
+            name!(top_level_only, bool),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let (from, to) = (Timestamp(from_time.into_inner()), Timestamp(to_time.into_inner()));
+    Ok(TableIterator::new(plan_ensure(parent, from, to)?))
+}
+
+fn plan_ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<Vec<Step>> {
+    let facts = owned(parent)?;
+    let row = registered(&facts)?;
+    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    registration::partitions(&facts, &plan, plan.cover(&facts, from, to)?, 0)
+}
+
+#[pg_extern(sql = false)]
 fn tally_plan_retention(
     parent: Oid,
 ) -> std::result::Result<
