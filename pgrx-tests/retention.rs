@@ -1,5 +1,6 @@
 //! Retention: old partitions leave without anybody waiting, with no row that a rollup has not counted, and with a way back.
 
+mod allowance;
 mod crash;
 mod locks;
 mod model;

@@ -71,7 +71,8 @@ CREATE TABLE tally.runs (
     duration   interval NOT NULL,
     rows_done  bigint NOT NULL,
     sqlstate   text,
-    message    text
+    message    text,
+    longest_lock interval
 ) WITH (fillfactor = 90);
 COMMENT ON TABLE tally.runs IS 'the last runs that did something or failed; the oldest are overwritten (tally.history_rows, tally.history_errors)';
 COMMENT ON COLUMN tally.runs.position IS 'place in the ring: successes from 0 up, failures from -1 down';
@@ -81,6 +82,7 @@ COMMENT ON COLUMN tally.runs.duration IS 'how long it took';
 COMMENT ON COLUMN tally.runs.rows_done IS 'refresh: source rows counted; premake: partitions made; retention and conversion: steps taken';
 COMMENT ON COLUMN tally.runs.sqlstate IS 'SQLSTATE if it failed';
 COMMENT ON COLUMN tally.runs.message IS 'error message if it failed, cut at 1 kB';
+COMMENT ON COLUMN tally.runs.longest_lock IS 'the longest time for which it stood in the queue for, and held, a lock that stops writers of a table which was there before; null if none';
 REVOKE ALL ON tally.runs FROM PUBLIC;
 
 CREATE SEQUENCE tally.runs_succeeded AS bigint MINVALUE 0 CACHE 1;

@@ -142,6 +142,20 @@ LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'tally_plan_premake_wrapper';
 COMMENT ON FUNCTION tally.plan_premake(regclass) IS 'the statements that the premake job would run now, in order, with the locks they take; changes nothing';
 
+-- State: not dumped, and readable through the view `partition_status`.
+CREATE TABLE tally.lock_waits (
+    table_name regclass PRIMARY KEY,
+    since      timestamptz NOT NULL,
+    awaited    interval NOT NULL,
+    is_refused boolean NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tally.lock_waits IS 'how long jobs have stood in the queue for locks on tables that others use; tally.lock_allowance limits it';
+COMMENT ON COLUMN tally.lock_waits.table_name IS 'the table, such as one that a foreign key of a partition set refers to';
+COMMENT ON COLUMN tally.lock_waits.since IS 'beginning of the hour that counts: the first wait';
+COMMENT ON COLUMN tally.lock_waits.awaited IS 'how long all jobs together have waited in this hour';
+COMMENT ON COLUMN tally.lock_waits.is_refused IS 'work was put off in this hour because the allowance was used up';
+REVOKE ALL ON tally.lock_waits FROM PUBLIC;
+
 -- ROWS: with the planner's usual guess of 1000 rows a look at the status would be compiled by JIT for seconds.
 CREATE FUNCTION tally.inspect_partitions(only_parent regclass DEFAULT NULL)
 RETURNS TABLE (parent regclass, verdict text, reason text, next_sql text, time_zone text, width interval, partitions bigint,

@@ -103,21 +103,29 @@ SELECT i.parent, i.verdict, i.reason, i.next_sql, i.time_zone, i.width,
         WHERE t.parent OPERATOR(pg_catalog.=) i.parent AND t.state OPERATOR(pg_catalog.=) 'trash') AS trash_bytes,
        (SELECT pg_catalog.min(t.drop_after) FROM tally.retirements t
         WHERE t.parent OPERATOR(pg_catalog.=) i.parent AND t.state OPERATOR(pg_catalog.=) 'trash') AS next_drop_at,
+       l.max_lock_ms,
        (SELECT j.last_run_at FROM tally.status j
         WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_run,
        (SELECT j.last_sqlstate FROM tally.status j
         WHERE j.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'premake') AS last_error_code
 FROM tally.inspect_partitions() i
+LEFT JOIN (
+    SELECT b.object, pg_catalog.ceil(pg_catalog.extract('epoch', pg_catalog.max(r.longest_lock)) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS max_lock_ms
+    FROM tally.runs r JOIN tally.jobs b ON b.job_id OPERATOR(pg_catalog.=) r.job_id
+    WHERE b.kind OPERATOR(pg_catalog.<>) 'refresh' AND r.started_at OPERATOR(pg_catalog.>) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '24 hours')
+    GROUP BY b.object
+) l ON l.object OPERATOR(pg_catalog.=) i.parent::pg_catalog.oid
 UNION ALL
 -- Tables that are about to become sets.
-SELECT COALESCE(c.parent, c.table_name), COALESCE(j.verdict, 'warning'),
+SELECT COALESCE(c.parent, c.table_name), CASE WHEN pg_catalog.starts_with(c.note, 'P11') THEN 'warning' ELSE COALESCE(j.verdict, 'warning') END,
        pg_catalog.format('conversion, %s: %s', c.state, COALESCE(j.last_message, c.note, j.reason)),
        CASE WHEN j.last_sqlstate OPERATOR(pg_catalog.=) '23514'
             THEN pg_catalog.format('SELECT * FROM %s WHERE %I IS NULL OR %I >= %L; -- rows that are in the way',
                                    c.table_name, c.time_column, c.time_column, c.boundary::pg_catalog.text OPERATOR(pg_catalog.||) '+00')
+            WHEN pg_catalog.starts_with(c.note, 'P11') THEN 'ALTER SYSTEM SET tally.lock_allowance = ''10s''; SELECT pg_reload_conf();'
             ELSE j.next_sql END,
        c.time_zone, c.partition_width, c.retention, 0, NULL, NULL, NULL, pg_catalog.pg_total_relation_size(c.table_name), NULL, NULL,
-       CASE WHEN pg_catalog.starts_with(c.note, 'waits for ') THEN pg_catalog.substr(c.note, 11) END, 0, NULL, NULL, j.last_run_at, j.last_sqlstate
+       CASE WHEN pg_catalog.starts_with(c.note, 'waits for ') THEN pg_catalog.substr(c.note, 11) END, 0, NULL, NULL, NULL, j.last_run_at, j.last_sqlstate
 FROM tally.conversions c
 JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) c.table_name
 LEFT JOIN tally.status j ON j.object OPERATOR(pg_catalog.=) c.table_name::pg_catalog.oid AND j.kind OPERATOR(pg_catalog.=) 'conversion'
@@ -142,6 +150,7 @@ COMMENT ON COLUMN tally.partition_status.horizon IS 'end of the last partition t
 COMMENT ON COLUMN tally.partition_status.ahead IS 'from now to the horizon';
 COMMENT ON COLUMN tally.partition_status.total_bytes IS 'size of all partitions with indexes and TOAST';
 COMMENT ON COLUMN tally.partition_status.pending_partition IS 'a partition whose DETACH CONCURRENTLY was interrupted';
+COMMENT ON COLUMN tally.partition_status.max_lock_ms IS 'the longest lock of its jobs in 24 hours that stopped writers of a table which was there before, with the time in its queue; null if there was none';
 COMMENT ON COLUMN tally.partition_status.last_run IS 'start of the last recorded run of the premake job; more about it is in tally.status';
 COMMENT ON COLUMN tally.partition_status.last_error_code IS 'SQLSTATE of that run if it failed';
 REVOKE ALL ON tally.partition_status FROM PUBLIC;

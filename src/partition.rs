@@ -7,6 +7,7 @@ mod conversion;
 mod default;
 mod facts;
 mod functions;
+mod locks;
 mod pg_partman;
 mod registration;
 mod retention;
@@ -14,6 +15,7 @@ mod shape;
 
 pub(crate) use conversion::step as convert;
 pub(crate) use functions::{Judged, verdict};
+pub(crate) use locks::{charge_statement, settle_longest, take_longest};
 pub(crate) use retention::{Progress, Statement, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};
@@ -25,6 +27,7 @@ use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, TimeZone};
 use crate::settings;
 use facts::Facts;
+use locks::{Attempt, Patience, Wanted, Work};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::{Timestamp, Width, Zone};
@@ -38,12 +41,12 @@ pub(crate) struct Report {
     pub made: i64,
     /// Partitions that are still missing: call again in a new transaction.
     pub remaining: i64,
+    /// Somebody is in the way: call again after this time.
+    pub pause: Option<Duration>,
 }
 
 /// Partitions that one transaction makes, so that it stays short and its locks few.
 const BATCH: usize = 64;
-/// Tries in one run to lock a table that others write to.
-const TRIES: u32 = 200;
 
 /// A policy with what is needed to apply it.
 struct Plan {
@@ -115,9 +118,31 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
         let missing = plan.premake(&facts)?.missing;
         let batch = if facts::connected_tables(parent)?.is_empty() { BATCH } else { 1 };
         let now = &missing[..missing.len().min(batch)];
-        make(&facts, &plan, now)?;
-        Ok(Report { made: now.len() as i64, remaining: (missing.len() - now.len()) as i64 })
+        let pause = match make(&facts, &plan, now, Patience::Job)? {
+            Attempt::Done(()) => None,
+            Attempt::InUse(who) => return Err(target_locked(&facts, who)?),
+            Attempt::Missed => Some(settings::retry().delay(1, crate::workers::random())),
+            Attempt::PutOff(_) => Some(locks::pause_of_put_off()),
+        };
+        let made = if pause.is_none() { now.len() } else { 0 };
+        let remaining = if pause.is_none() { missing.len() - made } else { 0 };
+        Ok(Report { made: made as i64, remaining: remaining as i64, pause })
     })
+}
+
+/// The same for somebody who has called a function and is told what is in the way.
+fn make_now(facts: &Facts, plan: &Plan, ranges: &[Range]) -> Result<()> {
+    let who = match make(facts, plan, ranges, Patience::Caller)? {
+        Attempt::Done(()) => return Ok(()),
+        Attempt::InUse(who) => who,
+        Attempt::Missed | Attempt::PutOff(_) => "short transactions, one after another".into(),
+    };
+    Err(target_locked(facts, who)?)
+}
+
+fn target_locked(facts: &Facts, who: String) -> Result<Error> {
+    let others: Vec<_> = facts::connected_tables(facts.oid)?.into_iter().map(|(_, table)| table).collect();
+    Ok(Refusal::TargetLocked { table: facts.set.table.clone(), others: others.join(", "), who }.into())
 }
 
 /// Registers a set and makes its first partitions: from the oldest row that may still come, as far ahead as one transaction can.
@@ -141,7 +166,7 @@ fn register(parent: Oid, mut row: Row) -> Result<i64> {
         if adoptions::origin()? == Origin::Unknown {
             adoptions::adopt()?;
         }
-        make(&facts, &plan, &missing)?;
+        make_now(&facts, &plan, &missing)?;
         schedule(parent, &plan.policy)?;
         if later > 0 {
             notice!("the premake job makes {later} more partitions of {}", facts.set.table);
@@ -195,7 +220,7 @@ fn ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<i64> {
         if missing.len() > fit {
             return Err(Refusal::TooManyLocks { partitions: missing.len(), fit }.into());
         }
-        make(&facts, &plan, &missing)?;
+        make_now(&facts, &plan, &missing)?;
         Ok(missing.len() as i64)
     })
 }
@@ -261,54 +286,36 @@ fn lock(facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// ATTACH takes SHARE ROW EXCLUSIVE on the other side of a foreign key. Whoever asks for it while it is taken makes writers there
-/// queue behind him, so it is tried. If it is never free by chance, because transactions overlap all the time, it is asked for, but
-/// only while these are short, and not for longer than `tally.lock_try_timeout`.
-fn lock_connected(oid: Oid, table: &str) -> Result<()> {
-    if try_lock(oid) {
-        return Ok(());
-    }
-    if facts::has_old_writer(oid)? {
-        return Err(Refusal::TargetLocked { table: table.into() }.into());
-    }
-    with_fixed_settings(Some(settings::lock_try_timeout()), || relation::lock(oid, Mode::ShareRowExclusive));
-    Ok(())
-}
-
-/// Tries for [`TRIES`] times to lock a table against writers, so that nobody queues behind this. False: it was never free.
-fn try_lock(oid: Oid) -> bool {
-    for attempt in 0..TRIES {
-        if relation::try_lock(oid, Mode::ShareRowExclusive) {
-            return true;
-        }
-        // 5 to 24 ms: a spread, so that two who try do not meet again and again.
-        relation::pause(5 + u64::from(attempt * 7 % 20));
-    }
-    false
-}
-
-/// Makes partitions. The caller holds the lock on the parent. Tables that foreign keys connect to it are locked last, for the time of the
-/// ATTACHes and until the commit.
-fn make(facts: &Facts, plan: &Plan, ranges: &[Range]) -> Result<()> {
+/// Makes partitions. The caller holds the lock on the parent. ATTACH takes SHARE ROW EXCLUSIVE on the other side of foreign keys, so these
+/// tables are locked last, for the time of the ATTACHes and until the commit.
+fn make(facts: &Facts, plan: &Plan, ranges: &[Range], patience: Patience) -> Result<Attempt<()>> {
     if ranges.is_empty() {
-        return Ok(());
+        return Ok(Attempt::Done(()));
     }
     let shape = shape::read(facts)?;
     let run = |statements: &[sql::Statement]| {
         pg::as_user(facts.owner, || statements.iter().try_for_each(|statement| Spi::run(&statement.sql))).map_err(spi)
     };
+    let prepare = |attachments: &mut Vec<sql::Statement>| {
+        for range in ranges {
+            let partition = new_name(facts, plan, range.lower, &[])?;
+            let mut preparation = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
+            let attach = preparation.iter().position(|statement| statement.action == "attach").unwrap_or(0);
+            attachments.extend(preparation.split_off(attach));
+            run(&preparation)?;
+        }
+        Ok(())
+    };
     let mut attachments = Vec::new();
-    for range in ranges {
-        let partition = new_name(facts, plan, range.lower, &[])?;
-        let mut preparation = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
-        let attach = preparation.iter().position(|statement| statement.action == "attach").unwrap_or(0);
-        attachments.extend(preparation.split_off(attach));
-        run(&preparation)?;
+    let connected = facts::connected_tables(facts.oid)?;
+    if connected.is_empty() {
+        prepare(&mut attachments)?;
+        return run(&attachments).map(Attempt::Done);
     }
-    for (oid, table) in facts::connected_tables(facts.oid)? {
-        lock_connected(oid, &table)?;
-    }
-    run(&attachments)
+    let wanted: Vec<Wanted> = connected.iter().map(|(table, _)| (*table, Mode::ShareRowExclusive)).collect();
+    let attachments = std::cell::RefCell::new(attachments);
+    let work = Work { wanted: &wanted, patience, waits: false };
+    work.run(|| prepare(&mut attachments.borrow_mut()), || run(&attachments.borrow()))
 }
 
 fn new_name(facts: &Facts, plan: &Plan, lower: Timestamp, planned: &[String]) -> Result<QualifiedName> {

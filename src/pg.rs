@@ -22,6 +22,7 @@ mod setting_scope;
 pub(crate) mod shared;
 mod snapshot;
 pub(crate) mod state_exchange;
+mod subtransaction;
 mod tag;
 pub(crate) mod time_limit;
 mod timezone;
@@ -36,7 +37,9 @@ pub(crate) use analyze::{AnalysedQuery, analyze};
 pub(crate) use descriptor::{Bounds, range_partitions};
 pub(crate) use interval::interval;
 pub(crate) use kept_plan::Kept;
-pub(crate) use lock::{lock_access_exclusive, lock_refresh, try_access_exclusive, try_lock_job, try_maintenance};
+pub(crate) use lock::{
+    lock_access_exclusive, lock_refresh, look_at_sessions_anew, try_access_exclusive, try_lock_job, try_maintenance,
+};
 pub(crate) use owner::{as_extension_owner, as_user, owns, owns_database, pin_settings, pin_settings_of_tick};
 pub(crate) use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 pub(crate) use pgrx::pg_sys::{Datum, FunctionCallInfo, Oid, Pg_finfo_record as FunctionInfoRecord};
@@ -46,6 +49,7 @@ pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{
     Snapshot, is_read_committed, next_xid, own_xid, owner_of, require_primary, system_identifier,
 };
+pub(crate) use subtransaction::in_subtransaction;
 pub(crate) use tag::{note_incarnation_written, own_tag, wrote_incarnation};
 pub(crate) use timezone::TimeZone;
 pub(crate) use unaltered::{is_unaltered, note_unaltered};

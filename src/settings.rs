@@ -21,6 +21,7 @@ static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(900_000);
 static HISTORY_ROWS: GucSetting<i32> = GucSetting::<i32>::new(20_000);
 static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static LOCK_TRY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
+static LOCK_ALLOWANCE: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static PREMAKE_OUTAGE: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static PREMAKE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static SEAL_AFTER: GucSetting<i32> = GucSetting::<i32>::new(3_600);
@@ -166,6 +167,16 @@ fn define_partition_settings() {
         GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
+        c"tally.lock_allowance",
+        c"Sets for how long in an hour jobs may stand in the queue for locks on one table that others use.",
+        c"Whoever comes later waits as long; when it is used up, work that needs such a lock waits for a free moment or for the next hour.",
+        &LOCK_ALLOWANCE,
+        0,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
         c"tally.premake_outage",
         c"Sets how far ahead of the clock partitions are made at least, so that no insert fails while no worker runs.",
         c"A longer time makes more empty partitions, which cost planning time.",
@@ -190,6 +201,11 @@ fn define_partition_settings() {
 /// How long a job waits for a lock before it gives way.
 pub(crate) fn lock_try_timeout() -> Duration {
     Duration::from_millis(LOCK_TRY_TIMEOUT.get().max(1) as u64)
+}
+
+/// For how long jobs may stand in the queue for locks on one table, in an hour.
+pub(crate) fn lock_allowance() -> Duration {
+    milliseconds(&LOCK_ALLOWANCE)
 }
 
 /// A time without any worker in which no insert may fail; microseconds.

@@ -12,6 +12,7 @@ pub mod check;
 pub mod conversion;
 pub mod default;
 mod error;
+pub mod lock;
 pub mod pg_partman;
 pub mod retention;
 pub mod sql;

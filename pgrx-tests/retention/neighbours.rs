@@ -9,6 +9,7 @@ use tally_server_tests::cluster::Cluster;
 
 use super::locks::{CONNECTED, StopAtEnd};
 use super::{eventually, number, text};
+use crate::oracle::own_pid;
 
 const FAST: [(&str, &str); 2] = [("tally.retry_min", "100ms"), ("tally.retry_max", "1s")];
 
@@ -168,18 +169,31 @@ fn tables_connected_by_foreign_keys_are_waited_for_and_never_held_up() {
         let busy: Vec<_> =
             statements.iter().map(|statement| scope.spawn(|| repeat(database.connect(), statement, &stop))).collect();
         // Each of them is in use for as long as somebody wants.
+        let [writer_pid, reader_pid] = [&mut writer, &mut reader].map(own_pid);
         writer.batch_execute("BEGIN; INSERT INTO customers VALUES (-1)").unwrap();
         reader.batch_execute("BEGIN; SELECT count(*) FROM notes").unwrap();
         session
             .batch_execute("SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days', grace => '0')")
             .unwrap();
         session.batch_execute("SELECT tally.resume_partitions('events')").unwrap();
-        let tried =
-            "SELECT waits > 2 FROM tally.job_activity() a JOIN tally.jobs j USING (job_id) WHERE j.kind = 'retention'";
-        let phase = "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhdetachpending)";
-        eventually(&mut session, &format!("SELECT ({phase}) AND ({tried})"));
-        writer.batch_execute("COMMIT; BEGIN; INSERT INTO customers VALUES (-2)").unwrap();
+        let waits = |who: &[i32]| {
+            let named = who.iter().map(|pid| format!(" AND note LIKE '%pid {pid},%'")).collect::<String>();
+            format!(
+                "SELECT note LIKE 'waits for transactions that are older than a second: %'{named} FROM tally.retirements"
+            )
+        };
+        eventually(&mut session, &waits(&[writer_pid, reader_pid]));
+        let pending = "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhdetachpending)";
+        assert_eq!(text(&mut session, &format!("SELECT ({pending})::text")).as_deref(), Some("false"));
+        // One that uses the set has it begin, and give up; then there is FINALIZE, which waits for them as well.
+        let mut holder = database.connect();
+        holder.batch_execute("BEGIN; SELECT count(*) FROM events").unwrap();
+        writer.batch_execute("COMMIT").unwrap();
         reader.batch_execute("COMMIT").unwrap();
+        eventually(&mut session, pending);
+        writer.batch_execute("BEGIN; INSERT INTO customers VALUES (-2)").unwrap();
+        holder.batch_execute("COMMIT").unwrap();
+        eventually(&mut session, &waits(&[writer_pid]));
         assert_eq!(number(&mut session, "SELECT count(*) FROM tally.retirements WHERE state = 'trash'"), 0);
         writer.batch_execute("COMMIT").unwrap();
         eventually(

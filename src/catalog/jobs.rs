@@ -270,6 +270,8 @@ pub(crate) struct Run {
     pub duration: Duration,
     pub rows: i64,
     pub failure: Option<Failure>,
+    /// The longest lock that stopped writers of a table.
+    pub longest_lock: Option<Duration>,
 }
 
 /// Records the end of a run: the state of the job, and a place in the ring of runs.
@@ -303,13 +305,13 @@ pub(crate) fn record_run(id: i32, run: &Run, troubles: Troubles, next_due: Times
         ],
     )?;
     write(
-        "INSERT INTO tally.runs (position, job_id, started_at, duration, rows_done, sqlstate, message)
+        "INSERT INTO tally.runs (position, job_id, started_at, duration, rows_done, sqlstate, message, longest_lock)
          SELECT CASE WHEN $5 IS NULL THEN pg_catalog.nextval('tally.runs_succeeded') OPERATOR(pg_catalog.%) $7
                      ELSE (-1)::pg_catalog.int8 OPERATOR(pg_catalog.-) pg_catalog.nextval('tally.runs_failed') OPERATOR(pg_catalog.%) $8 END,
-                $1, $2, $3 OPERATOR(pg_catalog.*) interval '1 microsecond', $4, $5, $6
+                $1, $2, $3 OPERATOR(pg_catalog.*) interval '1 microsecond', $4, $5, $6, $9 OPERATOR(pg_catalog.*) interval '1 microsecond'
          ON CONFLICT (position) DO UPDATE
          SET job_id = excluded.job_id, started_at = excluded.started_at, duration = excluded.duration, rows_done = excluded.rows_done,
-             sqlstate = excluded.sqlstate, message = excluded.message",
+             sqlstate = excluded.sqlstate, message = excluded.message, longest_lock = excluded.longest_lock",
         &[
             id.into(),
             moment(run.started),
@@ -319,6 +321,7 @@ pub(crate) fn record_run(id: i32, run: &Run, troubles: Troubles, next_due: Times
             message.into(),
             settings::history_rows().into(),
             settings::history_errors().into(),
+            run.longest_lock.map(|lasted| lasted.as_micros() as f64).into(),
         ],
     )
 }

@@ -144,6 +144,11 @@ pub(crate) fn set_note(row: &Row, note: &str) -> Result<()> {
     )
 }
 
+/// Nothing is in the way any more.
+pub(crate) fn clear_note(id: i64) -> Result<()> {
+    write("UPDATE tally.retirements SET note = NULL WHERE retirement OPERATOR(pg_catalog.=) $1", &[id.into()])
+}
+
 pub(crate) fn delete(id: i64) -> Result<()> {
     write("DELETE FROM tally.retirements WHERE retirement OPERATOR(pg_catalog.=) $1", &[id.into()])
 }

@@ -9,6 +9,7 @@ mod script;
 mod table;
 mod undo;
 
+use super::locks::{self, Attempt};
 use super::retention::{Progress, Statement};
 use super::{Plan, facts, register, with_fixed_settings};
 use crate::catalog::conversions::{self, Row};
@@ -192,7 +193,7 @@ fn building(index: &QualifiedName) -> String {
 }
 
 fn at_top_level(sql: String) -> Progress {
-    Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout: None }) }
+    Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout: None, charged: vec![] }) }
 }
 
 fn run(table: &Table, statements: &[String]) -> Result<()> {
@@ -204,6 +205,7 @@ fn run(table: &Table, statements: &[String]) -> Result<()> {
 fn lock(tables: &[Oid]) -> Result<bool> {
     for attempt in 0..TRIES {
         if pg::try_access_exclusive(tables, 1, Duration::ZERO) {
+            locks::hold_since(Instant::now());
             relation::begin_writing();
             return Ok(true);
         }
@@ -216,28 +218,26 @@ fn lock(tables: &[Oid]) -> Result<bool> {
     if !holders(tables, true)?.is_empty() {
         return Ok(false);
     }
-    with_fixed_settings(Some(QUEUE), || pg::lock_access_exclusive(tables[0]));
     relation::begin_writing();
-    Ok(pg::try_access_exclusive(&tables[1..], 5, Duration::from_millis(2)))
+    match locks::ask(tables[0], Mode::AccessExclusive, QUEUE)? {
+        Attempt::Done(()) => Ok(pg::try_access_exclusive(&tables[1..], 5, Duration::from_millis(2))),
+        _ => Ok(false),
+    }
 }
 
-/// Who holds locks on the tables; only transactions that are older than a second, or whose age is not known.
-fn holders(tables: &[Oid], old_only: bool) -> Result<String> {
-    catalog::look_up::<String>(
-        "SELECT string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' \
-                  ELSE format('pid %s, %s, since %s, %s on %s', l.pid, a.usename, date_trunc('second', a.xact_start), l.mode, \
-                              l.relation::regclass) END, '; ') \
-           FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-          WHERE l.locktype = 'relation' AND l.relation = ANY ($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() \
-            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) \
-            AND (NOT $2 OR a.xact_start IS NULL OR a.xact_start < clock_timestamp() - interval '1 second')",
-        &[tables.to_vec().into(), old_only.into()],
-    )
-    .map(Option::unwrap_or_default)
+/// Who holds locks on the tables; only transactions that are older than a second, or prepared.
+fn holders(tables: &[Oid], only_old: bool) -> Result<String> {
+    let wanted: Vec<_> = tables.iter().map(|table| (*table, Mode::AccessExclusive)).collect();
+    locks::holders(&wanted, only_old)
 }
 
 /// Notes who is in the way.
 fn wait(oid: Oid, row: &Row, tables: Vec<Oid>) -> Result<Progress> {
+    let named: Vec<(Oid, String)> = tables.iter().map(|table| (*table, String::new())).collect();
+    if let Some((table, _)) = locks::used_up(&named)? {
+        conversions::set_note(oid, row, &locks::why_put_off(table)?)?;
+        return Ok(Progress { pause: Some(locks::pause_of_put_off()), ..Progress::default() });
+    }
     let who = holders(&tables, false)?;
     conversions::set_note(
         oid,

@@ -1,7 +1,9 @@
 //! What the catalogs say about a set. One fixed statement per question; names come back written as SQL writes them, because the
 //! functions that lead here have an empty search_path.
 
+use super::locks::Wanted;
 use crate::error::{Error, Result, spi};
+use crate::pg::relation::Mode;
 use crate::pg::{self, Bounds, Oid};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -215,21 +217,22 @@ pub(super) fn connected_tables(parent: Oid) -> Result<Vec<(Oid, String)>> {
     )
 }
 
-/// Has a transaction that is older than a second (or whose age we may not know, or a prepared one) written to the table?
-pub(super) fn has_old_writer(table: Oid) -> Result<bool> {
+/// The locks that the second phase of DETACH CONCURRENTLY, or FINALIZE, takes on tables that foreign keys connect to the set: those that
+/// refer to it are locked against everybody.
+pub(super) fn locks_of_detach(parent: Oid) -> Result<Vec<Wanted>> {
     rows(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l \
-           LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid \
-           WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.relation OPERATOR(pg_catalog.=) $1 \
-             AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
-                                                    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-             AND l.granted AND l.mode OPERATOR(pg_catalog.<>) ALL (ARRAY['AccessShareLock', 'RowShareLock']) \
-             AND (a.xact_start IS NULL \
-                  OR a.xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) '1 second'::pg_catalog.interval)))",
-        &[table.into()],
-        |row| flag(row, 1),
+        "SELECT o.oid, pg_catalog.bool_or(o.refers) FROM ( \
+           SELECT k.confrelid, false FROM pg_catalog.pg_constraint k \
+           WHERE k.conrelid OPERATOR(pg_catalog.=) $1 AND k.contype OPERATOR(pg_catalog.=) 'f' \
+           UNION ALL SELECT k.conrelid, true FROM pg_catalog.pg_constraint k \
+           WHERE k.confrelid OPERATOR(pg_catalog.=) $1 AND k.contype OPERATOR(pg_catalog.=) 'f') AS o (oid, refers) \
+         WHERE o.oid OPERATOR(pg_catalog.<>) $1 GROUP BY o.oid ORDER BY o.oid",
+        &[parent.into()],
+        |row| {
+            let mode = if flag(row, 2)? { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
+            Ok((row.get::<Oid>(1)?.unwrap_or(Oid::INVALID), mode))
+        },
     )
-    .map(|found| found.first().copied().unwrap_or(true))
 }
 
 /// How many partitions one transaction can make: each table and index stays in the lock table until the commit, and half of

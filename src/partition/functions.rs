@@ -3,15 +3,18 @@
 
 use super::{Plan, default, facts, limits, owned, registered, registration};
 use crate::catalog::adoptions::{self, Origin};
+use crate::catalog::lock_waits;
 use crate::catalog::partitions::{self as policies, from_sql, to_sql};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
+use crate::pg::relation::Mode;
 use crate::pg::{self, Oid};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
 use tally_core::partition::check::{self, Arguments};
+use tally_core::partition::status::is_put_off;
 use tally_core::partition::{Partition, Range, status};
 
 /// The functions are not STRICT, because some arguments may be null; the others are named when they are.
@@ -185,6 +188,7 @@ fn tally_resume_partitions(parent: Oid) -> std::result::Result<(), ErrorReport> 
 /// The body of an event trigger; what it was called for is seen from the catalogs.
 #[pg_extern(sql = false)]
 fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
+    lock_waits::delete_dropped()?;
     for parent in policies::delete_dropped()? {
         jobs::unschedule(Kind::Premake, parent)?;
         jobs::unschedule(Kind::Retention, parent)?;
@@ -391,7 +395,9 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         since: clock.since(busy.record.changed_at),
         rollups: &busy.rollups,
         range: busy.record.range,
+        foreign_key: busy.foreign_key.as_deref(),
     });
+    let used_up = super::locks::used_up(&facts::connected_tables(parent)?)?;
     // Rows of a partition that is fenced are refused.
     let gone = |range: Range| busy.as_ref().is_some_and(|busy| busy.is_fenced() && busy.record.range == range);
     let open: Vec<Partition> = existing.iter().copied().filter(|partition| !gone(partition.range)).collect();
@@ -404,11 +410,18 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         existing: &open,
         pending: pending.as_deref(),
         drain: drain.as_deref(),
+        used_up: used_up.as_ref().map(|(_, name)| name.as_str()),
+        is_behind: used_up.is_some() && !plan.premake(&facts)?.missing.is_empty(),
         leaving,
         is_copy: plan.policy.retention.is_some() && adoptions::origin()? == Origin::Copy,
         now,
         zone: &plan.zone,
     });
+    let mut blockers = busy.as_ref().and_then(|busy| busy.blockers.clone());
+    if let Some((table, _)) = used_up.filter(|_| is_put_off(status.reason.as_deref()) && blockers.is_none()) {
+        blockers =
+            Some(super::locks::holders(&[(table, Mode::ShareRowExclusive)], false)?).filter(|who| !who.is_empty());
+    }
     let ahead = status.horizon.filter(|horizon| horizon.is_finite()).map(|horizon| horizon.since(clock));
     let time = |at: Option<Timestamp>| at.and_then(|at| TimestampWithTimeZone::try_from(at.0).ok());
     Ok(Some((
@@ -424,6 +437,6 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         ahead.map(|ahead| Interval::from_micros(ahead).justify_hours()),
         pending.clone(),
         time(busy.as_ref().filter(|_| pending.is_some()).map(|busy| busy.record.changed_at)),
-        busy.and_then(|busy| busy.blockers),
+        blockers,
     )))
 }

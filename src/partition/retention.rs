@@ -12,7 +12,8 @@ use waiting::blocker;
 pub(super) use waiting::busy;
 
 use super::facts::Facts;
-use super::{Plan, facts, owned, registered, try_lock, with_fixed_settings};
+use super::locks::{self, Attempt, Patience, Work};
+use super::{Plan, facts, owned, registered, with_fixed_settings};
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, builds, departures, rollups, sources};
@@ -45,6 +46,8 @@ pub(crate) struct Statement {
     pub sql: String,
     /// How long it may wait for a lock; none for as long as it takes.
     pub lock_timeout: Option<Duration>,
+    /// The tables whose users may wait for it meanwhile.
+    pub charged: Vec<Oid>,
 }
 
 impl Progress {
@@ -56,6 +59,12 @@ impl Progress {
     fn wait(row: &Row, note: &str) -> Result<Self> {
         retirements::set_note(row, note)?;
         Ok(Self::later(PAUSE))
+    }
+
+    /// It would have to wait in the queue for a table for which that is not allowed any more.
+    fn put_off(row: &Row, table: Oid) -> Result<Self> {
+        retirements::set_note(row, &locks::why_put_off(table)?)?;
+        Ok(Self { pause: Some(locks::pause_of_put_off()), ..Self::default() })
     }
 
     /// Nothing before about this time has passed: half of it to one and a half, so that those who wait do not come back together.
@@ -161,7 +170,7 @@ fn place(parent: Oid, record: &Row) -> Result<Place> {
 /// Refuses changes of the partition from now on. Its lock waits for nobody: whoever writes to it goes first.
 fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
     let name = catalog::name_of(partition)?;
-    if !try_lock(partition) {
+    if !locks::try_against_writers(partition) {
         return Ok(Progress { pause: Some(PAUSE), ..Progress::default() });
     }
     for (trigger, event) in [("tally_fence", "INSERT OR UPDATE OR DELETE"), ("tally_fence_truncate", "TRUNCATE")] {
@@ -277,9 +286,26 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
     }
     let partition = catalog::name_of(record.partition)?;
     let sql = format!("ALTER TABLE {} DETACH PARTITION {partition} CONCURRENTLY", facts.name);
-    let is_connected = !facts::connected_tables(facts.oid)?.is_empty();
-    let lock_timeout = is_connected.then(settings::lock_try_timeout);
-    Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout }) })
+    let wanted = facts::locks_of_detach(facts.oid)?;
+    let lock_timeout = match (!wanted.is_empty()).then(|| locks::timeout_at_top_level(&wanted)).transpose()? {
+        None => None,
+        Some(Ok(timeout)) => Some(timeout),
+        Some(Err(refusal)) => return refused(record, refusal),
+    };
+    let charged = wanted.into_iter().map(|(table, _)| table).collect();
+    Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout, charged }) })
+}
+
+/// What becomes of a step whose locks were not to be had.
+fn refused<T>(record: &Row, attempt: Attempt<T>) -> Result<Progress> {
+    match attempt {
+        Attempt::Done(_) => Ok(Progress::done()),
+        Attempt::InUse(who) => {
+            Progress::wait(record, &format!("waits for transactions that are older than a second: {who}"))
+        }
+        Attempt::Missed => Progress::wait(record, "waits for a lock on a table that a foreign key connects"),
+        Attempt::PutOff(table) => Progress::put_off(record, table),
+    }
 }
 
 /// Are its rows retained and not read?
@@ -292,12 +318,23 @@ fn knows_all(source: Oid, record: &Row) -> Result<bool> {
     Ok(rollups::of_source(source)?.iter().all(|rollup| record.rollups.contains(&rollup.rollup)))
 }
 
-/// Ends a DETACH CONCURRENTLY that was interrupted.
+/// Ends a DETACH CONCURRENTLY that was interrupted. FINALIZE waits for every older snapshot of the database, and then for tables that
+/// foreign keys connect: these are had before it begins.
 fn finalize(facts: &Facts, record: &Row) -> Result<Progress> {
     let partition = catalog::name_of(record.partition)?;
     let sql = format!("ALTER TABLE {} DETACH PARTITION {partition} FINALIZE", facts.name);
-    with_fixed_settings(Some(settings::lock_try_timeout()), || Spi::run(&sql)).map_err(spi)?;
-    Ok(Progress::done())
+    let run = || with_fixed_settings(Some(settings::lock_try_timeout()), || Spi::run(&sql)).map_err(spi);
+    let wanted = facts::locks_of_detach(facts.oid)?;
+    if wanted.is_empty() {
+        run()?;
+        return Ok(Progress::done());
+    }
+    if let Some(blocker) = waiting::old_snapshot()? {
+        return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
+    }
+    relation::begin_writing();
+    let attempt = Work { wanted: &wanted, patience: Patience::Job, waits: true }.run(|| Ok(()), run)?;
+    refused(record, attempt)
 }
 
 /// Moves the detached table to the trash. Nobody is in it but who reads it by its own name.
@@ -352,18 +389,54 @@ fn free_names(table: Oid, schema: &str) -> Result<()> {
     Ok(())
 }
 
+/// Drops a foreign key of a table in the trash, which locks the other table against everybody for a moment: one at a time.
+fn unlink(facts: &Facts, record: &Row, key: &ForeignKey) -> Result<Progress> {
+    let name = catalog::name_of(record.partition)?;
+    let mut wanted = vec![(record.partition, Mode::AccessExclusive), (key.target, Mode::AccessExclusive)];
+    wanted.sort_by_key(|(table, _)| table.to_u32());
+    wanted.dedup();
+    let drop = format!("ALTER TABLE {name} DROP CONSTRAINT {}", quote(&key.name));
+    let attempt = Work { wanted: &wanted, patience: Patience::Job, waits: false }
+        .run(|| Ok(()), || run_as(facts.owner, &drop))?;
+    if let Attempt::Done(()) = attempt
+        && record.note.is_some()
+    {
+        retirements::clear_note(record.id)?;
+    }
+    refused(record, attempt)
+}
+
+/// A foreign key of a table.
+struct ForeignKey {
+    name: String,
+    target: Oid,
+}
+
+fn foreign_keys(table: Oid) -> Result<Vec<ForeignKey>> {
+    facts::rows(
+        "SELECT k.conname::text, k.confrelid FROM pg_catalog.pg_constraint k WHERE k.conrelid OPERATOR(pg_catalog.=) $1 \
+         AND k.contype OPERATOR(pg_catalog.=) 'f' ORDER BY k.conname",
+        &[table.into()],
+        |row| Ok(ForeignKey { name: facts::text(row, 1)?, target: row.get::<Oid>(2)?.unwrap_or(Oid::INVALID) }),
+    )
+}
+
 /// Drops the table, if it is proven once more that all of its rows are counted.
 fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
     let name = catalog::name_of(record.partition)?;
-    // Before the tables are locked, which somebody else needs: a refresh may take long.
+    if let Some(key) = foreign_keys(record.partition)?.first() {
+        return unlink(facts, record, key);
+    }
+    // Before the table is locked: a refresh may take long.
     if sources::is_source(facts.oid)? && !pg::lock_refresh(sources::table()?, facts.oid, false) {
         return Progress::wait(record, "the rollups of the table are being refreshed");
     }
-    let mut tables = vec![record.partition];
-    tables.extend(referenced_tables(record.partition)?);
-    tables.sort_by_key(|table| table.to_u32());
-    if !pg::try_access_exclusive(&tables, 20, Duration::from_millis(25)) {
-        return Progress::wait(record, "somebody uses the table, or one that it refers to");
+    if !pg::try_access_exclusive(&[record.partition], 20, Duration::from_millis(25)) {
+        return Progress::wait(record, "somebody uses the table");
+    }
+    if !foreign_keys(record.partition)?.is_empty() {
+        // Somebody has made one meanwhile.
+        return Ok(Progress::done());
     }
     relation::begin_writing();
     let now = Snapshot::latest();
@@ -395,22 +468,12 @@ fn drop_table(facts: &Facts, record: &Row) -> Result<Progress> {
     Ok(Progress::done())
 }
 
-/// The tables on the other side of its foreign keys.
-fn referenced_tables(table: Oid) -> Result<Vec<Oid>> {
-    facts::rows(
-        "SELECT DISTINCT k.confrelid FROM pg_catalog.pg_constraint k WHERE k.conrelid OPERATOR(pg_catalog.=) $1 \
-         AND k.contype OPERATOR(pg_catalog.=) 'f' AND k.confrelid OPERATOR(pg_catalog.<>) $1",
-        &[table.into()],
-        |row| Ok(row.get::<Oid>(1)?.unwrap_or(Oid::INVALID)),
-    )
-}
-
 /// A partition has been attached again and every plan from before that is over: its groups are no longer kept apart.
 fn release(facts: &Facts, record: &Row) -> Result<Progress> {
     if let Some(blocker) = blocker(record)? {
         return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
     }
-    if !try_lock(record.partition) {
+    if !locks::try_against_writers(record.partition) {
         return Progress::wait(record, "somebody has locked the partition");
     }
     lock_out(facts)?;
@@ -453,7 +516,7 @@ fn take_back(facts: &Facts, record: &Row) -> Result<()> {
 fn let_go(facts: &Facts, record: &Row) -> Result<Progress> {
     let is_there = place(facts.oid, record)? != Place::Gone;
     if is_there && record.state != State::Kept {
-        if !try_lock(record.partition) {
+        if !locks::try_against_writers(record.partition) {
             return Progress::wait(record, "somebody has locked the table");
         }
         if pg::owner_of(record.partition) == Some(facts.owner) {

@@ -71,6 +71,12 @@ pub(crate) fn try_access_exclusive(relations: &[Oid], tries: u32, pause: Duratio
     false
 }
 
+/// A transaction sees in pg_stat_activity what it saw there first. From here on that is what is so now.
+pub(crate) fn look_at_sessions_anew() {
+    // SAFETY: frees what this process has copied of the statistics.
+    unsafe { pg_sys::pgstat_clear_snapshot() }
+}
+
 /// Runs `action` while a table is locked against other maintenance (VACUUM, ANALYZE, CREATE INDEX); readers and writers go on.
 /// None: somebody else maintains it just now.
 pub(crate) fn try_maintenance<T>(relation: Oid, action: impl FnOnce() -> T) -> Option<T> {

@@ -4,11 +4,14 @@ use pgrx::pg_sys::{self, Oid};
 
 /// The lock modes that tally takes by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the names of PostgreSQL")]
 pub(crate) enum Mode {
     /// Conflicts with itself and with DDL, not with readers and writers.
     ShareUpdateExclusive,
     /// Conflicts with writers: what ATTACH takes on the other side of a foreign key.
     ShareRowExclusive,
+    /// Conflicts with everybody.
+    AccessExclusive,
 }
 
 impl Mode {
@@ -16,6 +19,7 @@ impl Mode {
         (match self {
             Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
             Self::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            Self::AccessExclusive => pg_sys::AccessExclusiveLock,
         }) as pg_sys::LOCKMODE
     }
 }
@@ -31,6 +35,33 @@ pub(crate) fn lock(relation: Oid, mode: Mode) {
 pub(crate) fn try_lock(relation: Oid, mode: Mode) -> bool {
     // SAFETY: as above.
     unsafe { pg_sys::ConditionalLockRelationOid(relation, mode.number()) }
+}
+
+/// The same with several tables, in this order: all of them, or none.
+pub(crate) fn try_lock_all(relations: &[(Oid, Mode)]) -> bool {
+    let taken = relations.iter().take_while(|(relation, mode)| try_lock(*relation, *mode)).count();
+    let all = taken == relations.len();
+    if !all {
+        unlock(&relations[..taken]);
+    }
+    all
+}
+
+/// Could all of them be locked just now?
+pub(crate) fn are_free(relations: &[(Oid, Mode)]) -> bool {
+    let are_free = try_lock_all(relations);
+    if are_free {
+        unlock(relations);
+    }
+    are_free
+}
+
+/// Gives back what has just been taken and not been made use of.
+fn unlock(relations: &[(Oid, Mode)]) {
+    for (relation, mode) in relations {
+        // SAFETY: locked by this process just before.
+        unsafe { pg_sys::UnlockRelationOid(*relation, mode.number()) };
+    }
 }
 
 /// Has every session plan its statements anew that read the table, once this transaction has committed, and this one at once.

@@ -7,7 +7,7 @@ use crate::catalog::jobs::{self, Job, Run};
 use crate::error::{Error, Failure, Result};
 use crate::pg::process::{self, Worker};
 use crate::pg::{self, ErrorReport, Oid, time_limit};
-use crate::settings;
+use crate::{partition, settings};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use std::time::Duration;
@@ -56,6 +56,8 @@ fn tally_set_max_runtime(job_id: i32, max_runtime: Interval) -> std::result::Res
 fn tally_run_job(job_id: i32) -> std::result::Result<Option<i64>, ErrorReport> {
     let job = owned(job_id)?;
     let (outcome, is_overlong) = time_limit::within(job.max_runtime, || process::catch_cancel(|| work(&job)));
+    // Until the commit, which is about to come, they are held on.
+    partition::settle_longest();
     let progress = match outcome {
         Ok(progress) => progress?,
         // Not as a cancel, which would end the whole of run_due_jobs.
@@ -140,7 +142,8 @@ fn tally_finish_job(
     let (troubles, next_due) =
         job.troubles.after(outcome, instant(scheduled_at), job.every, settings::retry(), now, random());
     let duration = Duration::from_micros(now.since(started).max(0).cast_unsigned());
-    let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure };
+    let longest_lock = partition::take_longest();
+    let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure, longest_lock };
     jobs::record_run(job_id, &run, troubles, next_due)?;
     announce::changes(&job, job.troubles, troubles)?;
     with_slot(job_id, |slot| {

@@ -6,7 +6,7 @@ use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
 use crate::pg::{self, process, time_limit};
 use crate::{build, partition, refresh, seal, settings};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::{self, Outcome, Troubles};
 
@@ -53,7 +53,7 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
         }
         Kind::Premake => {
             let report = partition::maintain(job.object)?;
-            Some(Progress { rows: report.made, more: report.remaining > 0, ..Progress::default() })
+            Some(Progress { rows: report.made, more: report.remaining > 0, pause: report.pause, ..Progress::default() })
         }
         Kind::Retention | Kind::Conversion => {
             let step = if job.kind == Kind::Retention { partition::retire } else { partition::convert };
@@ -80,10 +80,11 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
                 Some(progress) => Work::Done { progress, wrote: pg::own_xid().is_some() },
             })
         });
+        partition::settle_longest();
         // What has been committed stays, whatever becomes of the statement: the next run sees where it got to.
         work.and_then(|work| match &work {
             Work::Done { progress: Progress { statement: Some(statement), .. }, .. } => {
-                process::at_top_level(&statement.sql, statement.lock_timeout).map(|()| work)
+                at_top_level(statement).map(|()| work)
             }
             _ => Ok(work),
         })
@@ -112,7 +113,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
     if let Some(failure) = &failure {
         report(job, failure, after.failures);
     }
-    let run = Run { started, duration, rows, failure };
+    let run = Run { started, duration, rows, failure, longest_lock: partition::take_longest() };
     // Without a slot the table is the only memory. With one it is told of what matters after a restart: work done and failures.
     let is_worth_a_record = slot.is_none() || wrote || outcome == Outcome::Failed || after.failures != before.failures;
     let mut is_recorded = slot.is_some_and(|at| SHARED.read(|_, slots| slots[at].is_recorded).unwrap_or(false));
@@ -140,6 +141,17 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         });
     }
     more
+}
+
+/// Executes a statement that waits for locks by itself, and charges that to the tables.
+fn at_top_level(statement: &partition::Statement) -> std::result::Result<(), Failure> {
+    let begin = Instant::now();
+    let outcome = process::at_top_level(&statement.sql, statement.lock_timeout);
+    if !statement.charged.is_empty() {
+        let took = begin.elapsed();
+        process::transaction(|| partition::charge_statement(&statement.charged, took, outcome.is_err()))?;
+    }
+    outcome
 }
 
 /// What a slot remembers of a run.
@@ -175,7 +187,13 @@ fn record_lost(job: &Job, at: usize) {
             .hint("Somebody ended it, or the machine ran out of memory: the server log says more.")
     };
     let duration = Duration::from_micros(slot.last_duration.max(0).cast_unsigned());
-    let run = Run { started: Timestamp(slot.lost_since), duration, rows: 0, failure: Some(failure.into()) };
+    let run = Run {
+        started: Timestamp(slot.lost_since),
+        duration,
+        rows: 0,
+        failure: Some(failure.into()),
+        longest_lock: None,
+    };
     let before = Troubles { failures: slot.troubles.failures.saturating_sub(1), ..slot.troubles };
     let recorded = process::transaction(|| {
         record_run(job.id, &run, slot.troubles, Timestamp(slot.due))?;

@@ -38,7 +38,7 @@ pub enum Error {
     RangeTooFar,
     TooManyPartitions { range: Range, most: usize },
     TooManyLocks { partitions: usize, fit: usize },
-    TargetLocked { table: String },
+    TargetLocked { table: String, others: String, who: String },
 }
 
 impl fmt::Display for Error {
@@ -94,8 +94,8 @@ impl fmt::Display for Error {
             Self::TooManyLocks { partitions, fit } => {
                 write!(f, "{partitions} partitions do not fit into one transaction, only {fit}")
             }
-            Self::TargetLocked { table } => {
-                write!(f, "could not lock table {table}, which a foreign key connects to the set")
+            Self::TargetLocked { table, others, .. } => {
+                write!(f, "could not lock {others}, connected with table {table} by foreign keys")
             }
         }
     }
@@ -136,6 +136,7 @@ impl Explain for Error {
                 "Attaching a partition would scan the default partition under ACCESS EXCLUSIVE, which stalls readers."
                     .into()
             }
+            Self::TargetLocked { who, .. } => format!("They are used by {who}."),
             Self::OwnerCannotLogIn { .. } => "Background workers connect as the owner of the table.".into(),
             Self::TooManyLocks { .. } => {
                 "Every new table and index takes a place in the lock table until the commit.".into()
@@ -201,7 +202,7 @@ impl Explain for Error {
             Self::TooManyLocks { .. } => {
                 "Ask for less (a smaller lateness, a shorter range, a wider partition), or raise max_locks_per_transaction.".into()
             }
-            Self::TargetLocked { .. } => "Somebody writes to it all the time; the premake job tries again.".into(),
+            Self::TargetLocked { .. } => "Call this again when they are quiet; a job tries again by itself.".into(),
             Self::NotOwner { .. } | Self::RangeTooFar => return None,
         })
     }

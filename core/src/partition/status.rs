@@ -20,6 +20,10 @@ pub struct Facts<'a> {
     pub pending: Option<&'a str>,
     /// The statements that take the rows out of the DEFAULT partition, if it has any.
     pub drain: Option<&'a str>,
+    /// A table that foreign keys connect to the set, for whose lock the job may not wait any more.
+    pub used_up: Option<&'a str>,
+    /// Partitions are missing, if only since a moment ago.
+    pub is_behind: bool,
     /// What retention is doing.
     pub leaving: Option<Leaving<'a>>,
     /// The database is a copy of the one in which the set was registered, so retention waits.
@@ -42,6 +46,18 @@ pub struct Leaving<'a> {
     /// The rollups that are compared with its rows, as SQL names them.
     pub rollups: &'a [String],
     pub range: Range,
+    /// The foreign key that is to be dropped next, of a table in the trash.
+    pub foreign_key: Option<&'a str>,
+}
+
+/// The reason of work that would have to wait for this table, for which that is not allowed any more.
+pub fn put_off_for(table: &str) -> String {
+    format!("P11: {table} is never free, and tally.lock_allowance for it is used up")
+}
+
+/// Does the note of a record say that its next step is put off, because the lock allowance is used up?
+pub fn is_put_off(note: Option<&str>) -> bool {
+    note.is_some_and(|note| note.starts_with("P11"))
 }
 
 impl fmt::Debug for Facts<'_> {
@@ -166,6 +182,9 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
         };
         return Some((Verdict::Critical, reason, ensure("now()", target)));
     }
+    if let Some(other) = facts.used_up.filter(|_| facts.is_behind) {
+        return Some((Verdict::Warning, put_off_for(other), ensure("now()", target)));
+    }
     // The job runs once an hour at most, so the target may have moved on by that.
     let ahead = existing.iter().filter(|partition| partition.range.lower > now).count();
     if ahead < limits.most && horizon < target.minus((2 * HOUR).min(policy.ahead(&limits) / 2)) {
@@ -205,6 +224,16 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
 /// Retention does not get on, and nothing else is wrong.
 fn retention_trouble(table: &str, leaving: &Leaving<'_>) -> Option<(Verdict, String, String)> {
     let partition = leaving.partition;
+    if let Some(reason) = leaving.note.filter(|note| is_put_off(Some(note))) {
+        // By hand it waits as long as it takes.
+        let next_sql = match (leaving.place, leaving.foreign_key) {
+            (Place::Attached, _) => format!("ALTER TABLE {table} DETACH PARTITION {partition} CONCURRENTLY;"),
+            (Place::Pending, _) => format!("ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE;"),
+            (_, Some(key)) => format!("ALTER TABLE {partition} DROP CONSTRAINT {key};"),
+            (_, None) => return None,
+        };
+        return Some((Verdict::Warning, reason.to_owned(), next_sql));
+    }
     match (leaving.state, leaving.place) {
         (State::Detaching, Place::Attached) if leaving.since > 10 * MINUTE => Some((
             Verdict::Warning,

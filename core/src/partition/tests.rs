@@ -365,6 +365,8 @@ fn verdict_of(
         existing,
         pending,
         drain: None,
+        used_up: None,
+        is_behind: false,
         leaving,
         is_copy: false,
         now,
@@ -415,6 +417,7 @@ fn retention_that_does_not_get_on_is_seen() {
             since,
             rollups: &["r".to_owned()],
             range: served[0].range,
+            foreign_key: None,
         };
         let pending = (place == Place::Pending).then_some("p");
         let (verdict, reason) = verdict_of(&good(), &served, pending, Some(leaving), now);
@@ -429,6 +432,64 @@ fn retention_that_does_not_get_on_is_seen() {
     assert_eq!(verdict(State::Detaching, Place::Pending, 2 * MINUTE), (Verdict::Critical, "P03".into()));
     assert_eq!(verdict(State::Mismatch, Place::Attached, 0), (Verdict::Critical, "P10".into()));
     assert_eq!(verdict(State::Mismatch, Place::Trash, 0), (Verdict::Critical, "P10".into()));
+}
+
+#[test]
+fn work_that_is_put_off_for_a_lock_is_seen_with_the_statement_that_waits() {
+    use crate::partition::retention::{Place, State};
+    let now = at(2026, 11, 24, 10);
+    let policy = policy(Width::Day);
+    let served = as_existing(&premake(&policy, &Grid::new(policy.width, &Utc), &[], now, &LIMITS).missing);
+    let set = good();
+    let judge = |existing: &[Partition], is_behind, leaving| {
+        let status = status::judge(&Facts {
+            set: &set,
+            key_column: "at",
+            policy: &policy,
+            limits: LIMITS,
+            existing,
+            pending: None,
+            used_up: Some("customers"),
+            is_behind,
+            leaving,
+            is_copy: false,
+            now,
+            zone: &Utc,
+        });
+        (status.verdict, status.reason.map(|reason| reason[..3].to_owned()), status.next_sql.unwrap_or_default())
+    };
+    let told = |found: (Verdict, Option<String>, String), sql: &str| {
+        assert_eq!((found.0, found.1.as_deref()), (Verdict::Warning, Some("P11")));
+        assert!(found.2.starts_with(sql), "{}", found.2);
+    };
+    // Nothing is missing, so nothing is put off.
+    assert_eq!(judge(&served, false, None).0, Verdict::Ok);
+    told(judge(&served[..served.len() - 1], true, None), "SELECT tally.ensure_partitions(");
+    told(judge(&served[..6], true, None), "SELECT tally.ensure_partitions(");
+    assert_eq!(judge(&served[..3], true, None).1.as_deref(), Some("P01"), "worse comes first");
+    let leaving = |state, place, foreign_key| {
+        Some(status::Leaving {
+            partition: "p",
+            state,
+            place,
+            note: Some("P11: customers is never free"),
+            since: 0,
+            rollups: &[],
+            range: served[0].range,
+            foreign_key,
+        })
+    };
+    let table = &set.table;
+    told(
+        judge(&served, false, leaving(State::Detaching, Place::Attached, None)),
+        &format!("ALTER TABLE {table} DETACH PARTITION p CONCURRENTLY;"),
+    );
+    told(
+        judge(&served, false, leaving(State::Detaching, Place::Pending, None)),
+        &format!("ALTER TABLE {table} DETACH PARTITION p FINALIZE;"),
+    );
+    told(judge(&served, false, leaving(State::Trash, Place::Trash, Some("k"))), "ALTER TABLE p DROP CONSTRAINT k;");
+    assert_eq!(judge(&served, false, leaving(State::Trash, Place::Trash, None)).0, Verdict::Ok, "done by hand");
 }
 
 /// Summer time of a made-up zone, so that buckets of a day have 23, 24 and 25 hours.

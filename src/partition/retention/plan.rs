@@ -1,6 +1,6 @@
 //! What retention would do, for somebody who wants to read it first, or to do it by hand.
 
-use super::place;
+use super::{foreign_keys, place};
 use crate::catalog::{self, retirements};
 use crate::error::Result;
 use crate::jobs::Kind;
@@ -23,6 +23,7 @@ pub(in crate::partition) struct Planned {
 }
 
 /// A line of every plan.
+#[derive(Clone, Copy)]
 struct Line {
     step: Step,
     action: &'static str,
@@ -31,6 +32,9 @@ struct Line {
     is_top_level: bool,
     note: &'static str,
 }
+
+/// The line for each foreign key.
+const UNLINK: &str = "unlink";
 
 /// The lines from a step on; from [`Step::Wait`] on for a partition that has not been fenced.
 fn lines(from: Step) -> impl Iterator<Item = Line> {
@@ -55,6 +59,7 @@ fn lines(from: Step) -> impl Iterator<Item = Line> {
             )
         },
         line(Step::Discard, "discard", Some("ACCESS EXCLUSIVE"), "moves the detached table to tally_trash"),
+        line(Step::Drop, UNLINK, Some("ACCESS EXCLUSIVE"), "drops a foreign key; the lock is on the other table, too"),
         line(Step::Drop, "drop", Some("ACCESS EXCLUSIVE"), ""),
     ]
     .into_iter()
@@ -73,18 +78,29 @@ pub(in crate::partition) fn plan(parent: Oid) -> Result<Vec<Planned>> {
     let mut planned = vec![];
     let mut add = |from: Step, table: Oid, drop_after: Option<Timestamp>| -> Result<()> {
         let (name, (rows, bytes)) = (catalog::name_of(table)?.to_string(), size(table)?);
-        for line in lines(from) {
+        let targets: Vec<String> = foreign_keys(table)?
+            .iter()
+            .map(|key| catalog::name_of(key.target).map(|name| name.to_string()))
+            .collect::<Result<_>>()?;
+        let each_key = |line: Line| -> Vec<(Option<&String>, Line)> {
+            match line.action {
+                UNLINK => targets.iter().map(|target| (Some(target), line)).collect(),
+                _ => vec![(None, line)],
+            }
+        };
+        for (target, line) in lines(from).flat_map(each_key) {
             let sql = match (line.is_top_level, from) {
                 (false, _) => step.clone(),
                 (true, Step::Finalize) => format!("ALTER TABLE {} DETACH PARTITION {name} FINALIZE;", facts.name),
                 (true, _) => format!("ALTER TABLE {} DETACH PARTITION {name} CONCURRENTLY;", facts.name),
             };
             let note = match (line.step, drop_after) {
+                _ if target.is_some() => line.note.to_owned(),
                 (Step::Drop, Some(at)) => format!("from {at}+00 on; until then tally.undo_retention brings it back"),
                 (Step::Drop, None) => format!("{} later", row.request.grace),
                 _ => line.note.to_owned(),
             };
-            let locked = if line.is_top_level { &facts.set.table } else { &name };
+            let locked = target.unwrap_or(if line.is_top_level { &facts.set.table } else { &name });
             planned.push(Planned {
                 action: line.action,
                 object: name.clone(),

@@ -1,12 +1,17 @@
 //! What retention is busy with, and who it waits for.
 
-use super::place;
+use super::{foreign_keys, place};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, rollups};
 use crate::error::Result;
-use crate::partition::facts::Facts;
+use crate::partition::facts::{Facts, locks_of_detach};
+use crate::partition::locks;
+use crate::pg::relation::Mode;
 use crate::pg::{Oid, process};
+use tally_core::ident::quote;
+use tally_core::partition::lock::OLD;
 use tally_core::partition::retention::{Place, State};
+use tally_core::partition::status::is_put_off;
 
 /// The partition that retention is busy with, or has stopped at.
 pub(in crate::partition) struct Busy {
@@ -16,6 +21,8 @@ pub(in crate::partition) struct Busy {
     pub partition: String,
     /// The rollups that are compared with its rows, as SQL names them.
     pub rollups: Vec<String>,
+    /// The foreign key that is to be dropped next, of a table in the trash.
+    pub foreign_key: Option<String>,
     /// Who is waited for.
     pub blockers: Option<String>,
 }
@@ -27,10 +34,11 @@ impl Busy {
     }
 }
 
-/// What retention is doing with a set, but for what lies in the trash or is spared.
+/// What retention is doing with a set, but for what lies in the trash, unless it is put off to empty it, or is spared.
 pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
     for record in retirements::list(facts.oid)? {
-        if matches!(record.state, State::Trash | State::Kept) {
+        let is_put_off = is_put_off(record.note.as_deref());
+        if record.state == State::Kept || record.state == State::Trash && !is_put_off {
             continue;
         }
         let place = place(facts.oid, &record)?;
@@ -41,12 +49,24 @@ pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
         let rollups = rollups::of_source(facts.oid)?;
         let compared = rollups.iter().filter(|rollup| rollup.definition.follows_partitions());
         let rollups = compared.map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
+        let foreign_key = match record.state {
+            State::Trash => foreign_keys(record.partition)?.into_iter().next(),
+            _ => None,
+        };
         let blockers = match (record.state, place) {
+            _ if is_put_off => {
+                let wanted = match &foreign_key {
+                    Some(key) => vec![(key.target, Mode::AccessExclusive)],
+                    None => locks_of_detach(facts.oid)?,
+                };
+                Some(locks::holders(&wanted, false)?).filter(|who| !who.is_empty())
+            }
             (_, Place::Pending) => holders(facts.oid)?,
             (State::Verified | State::Detaching | State::Returning, _) => blocker(&record)?,
             _ => None,
         };
-        return Ok(Some(Busy { place, partition: names(record.partition)?, rollups, blockers, record }));
+        let foreign_key = foreign_key.map(|key| quote(&key.name));
+        return Ok(Some(Busy { place, partition: names(record.partition)?, rollups, foreign_key, blockers, record }));
     }
     Ok(None)
 }
@@ -62,6 +82,21 @@ fn holders(parent: Oid) -> Result<Option<String>> {
                                                   WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
            AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())",
         &[parent.into()],
+    )
+}
+
+/// A transaction of the database that FINALIZE would wait for, and not for a moment.
+pub(super) fn old_snapshot() -> Result<Option<String>> {
+    catalog::look_up::<String>(
+        "SELECT pg_catalog.format('pid %s (%s)', a.pid, a.usename) FROM pg_catalog.pg_stat_activity a \
+          WHERE a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+            AND a.usesysid IS NOT NULL AND a.backend_xmin IS NOT NULL \
+            AND pg_catalog.age(a.backend_xmin) OPERATOR(pg_catalog.>=) \
+                pg_catalog.age(pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.xid) \
+            AND (a.xact_start IS NULL OR a.xact_start OPERATOR(pg_catalog.<) \
+                   (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) ($1 OPERATOR(pg_catalog.*) interval '1 second'))) \
+          ORDER BY pg_catalog.age(a.backend_xmin) DESC LIMIT 1",
+        &[OLD.as_secs_f64().into()],
     )
 }
 
