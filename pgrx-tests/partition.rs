@@ -2,6 +2,7 @@
 
 mod default;
 mod pg_partman;
+mod upkeep;
 mod zones;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -156,6 +156,15 @@ COMMENT ON COLUMN tally.lock_waits.awaited IS 'how long all jobs together have w
 COMMENT ON COLUMN tally.lock_waits.is_refused IS 'work was put off in this hour because the allowance was used up';
 REVOKE ALL ON tally.lock_waits FROM PUBLIC;
 
+CREATE TABLE tally.partition_upkeep (
+    parent            regclass PRIMARY KEY,
+    summarised_before timestamp NOT NULL
+);
+COMMENT ON TABLE tally.partition_upkeep IS 'what premake jobs have done for partition sets besides making partitions';
+COMMENT ON COLUMN tally.partition_upkeep.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.partition_upkeep.summarised_before IS 'end of the last partition whose BRIN indexes have been summarised, in UTC if the time has a zone';
+REVOKE ALL ON tally.partition_upkeep FROM PUBLIC;
+
 -- ROWS: with the planner's usual guess of 1000 rows a look at the status would be compiled by JIT for seconds.
 CREATE FUNCTION tally.inspect_partitions(only_parent regclass DEFAULT NULL)
 RETURNS TABLE (parent regclass, verdict text, reason text, next_sql text, time_zone text, width interval, partitions bigint,

@@ -7,6 +7,7 @@ pub(crate) mod conversions;
 pub(crate) mod departures;
 pub(crate) mod jobs;
 pub(crate) mod lock_waits;
+pub(crate) mod partition_upkeep;
 pub(crate) mod partitions;
 pub(crate) mod retirements;
 pub(crate) mod rollups;

@@ -12,6 +12,7 @@ mod pg_partman;
 mod registration;
 mod retention;
 mod shape;
+mod upkeep;
 
 pub(crate) use conversion::step as convert;
 pub(crate) use functions::{Judged, verdict};
@@ -20,7 +21,7 @@ pub(crate) use retention::{Progress, Statement, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row};
-use crate::catalog::retirements;
+use crate::catalog::{partition_upkeep, retirements};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
@@ -43,6 +44,8 @@ pub(crate) struct Report {
     pub remaining: i64,
     /// Somebody is in the way: call again after this time.
     pub pause: Option<Duration>,
+    /// There may be more to be done than partitions: call again in a new transaction.
+    pub more_upkeep: bool,
 }
 
 /// Partitions that one transaction makes, so that it stays short and its locks few.
@@ -107,7 +110,7 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
     let missing = plan.premake(&facts)?.missing;
     if missing.is_empty() {
-        return Ok(Report::default());
+        return Ok(Report { more_upkeep: upkeep::step(&facts, &plan)?, ..Report::default() });
     }
     // When rows are about to find no partition, a longer wait is the smaller evil.
     let served = facts.bounds.last().map_or(Timestamp::NEG_INFINITY, |last| last.range.upper);
@@ -126,7 +129,7 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
         };
         let made = if pause.is_none() { now.len() } else { 0 };
         let remaining = if pause.is_none() { missing.len() - made } else { 0 };
-        Ok(Report { made: made as i64, remaining: remaining as i64, pause })
+        Ok(Report { made: made as i64, remaining: remaining as i64, pause, ..Report::default() })
     })
 }
 
@@ -254,6 +257,7 @@ fn unregister(parent: Oid) -> Result<()> {
     if let Some(under_way) = retirements::list(parent)?.first() {
         return Err(Refusal::RetentionUnderWay { table: facts.set.table, partition: under_way.name.to_string() }.into());
     }
+    partition_upkeep::delete(parent)?;
     jobs::unschedule(Kind::Premake, parent)?;
     jobs::unschedule(Kind::Retention, parent)
 }

@@ -22,6 +22,7 @@ mod setting_scope;
 pub(crate) mod shared;
 mod snapshot;
 pub(crate) mod state_exchange;
+mod statistics;
 mod subtransaction;
 mod tag;
 pub(crate) mod time_limit;
@@ -49,6 +50,7 @@ pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{
     Snapshot, is_read_committed, next_xid, own_xid, owner_of, require_primary, system_identifier,
 };
+pub(crate) use statistics::analyze_whole;
 pub(crate) use subtransaction::in_subtransaction;
 pub(crate) use tag::{note_incarnation_written, own_tag, wrote_incarnation};
 pub(crate) use timezone::TimeZone;

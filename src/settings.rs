@@ -21,6 +21,7 @@ static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(900_000);
 static HISTORY_ROWS: GucSetting<i32> = GucSetting::<i32>::new(20_000);
 static HISTORY_ERRORS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static LOCK_TRY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
+static ANALYZE_PARENTS: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LOCK_ALLOWANCE: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static PREMAKE_OUTAGE: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static PREMAKE_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
@@ -53,6 +54,12 @@ pub(crate) fn define() {
             c"Lets jobs remove partitions that are older than the retention of their table.",
             c"Off keeps everything for the time being, on a copy of a server for example; the disk fills, and nothing else happens.",
             &RETENTION_ENABLED,
+        ),
+        (
+            c"tally.analyze_parents",
+            c"Lets the premake job collect statistics of partitioned tables as a whole, which autovacuum never does.",
+            c"Off leaves that to ANALYZE by hand; without them the planner guesses how many groups or matches a query over all partitions has.",
+            &ANALYZE_PARENTS,
         ),
     ] {
         GucRegistry::define_bool_guc(name, short, long, setting, GucContext::Sighup, GucFlags::default());
@@ -201,6 +208,11 @@ fn define_partition_settings() {
 /// How long a job waits for a lock before it gives way.
 pub(crate) fn lock_try_timeout() -> Duration {
     Duration::from_millis(LOCK_TRY_TIMEOUT.get().max(1) as u64)
+}
+
+/// Are partitioned tables analyzed as a whole?
+pub(crate) fn analyze_parents() -> bool {
+    ANALYZE_PARENTS.get()
 }
 
 /// For how long jobs may stand in the queue for locks on one table, in an hour.

@@ -17,6 +17,7 @@ pub mod pg_partman;
 pub mod retention;
 pub mod sql;
 pub mod status;
+pub mod upkeep;
 
 use crate::bucket::{DAY, Grid, Timestamp, Utc, Width, Zone, first_instant, wall_clock};
 use std::fmt;

@@ -173,7 +173,7 @@ fn members(bounds: &[Bounds]) -> Result<Vec<Member>> {
     )
 }
 
-fn oids<'a>(bounds: impl Iterator<Item = &'a Bounds>) -> DatumWithOid<'static> {
+pub(super) fn oids<'a>(bounds: impl Iterator<Item = &'a Bounds>) -> DatumWithOid<'static> {
     bounds.map(|bounds| bounds.partition).collect::<Vec<Oid>>().into()
 }
 
@@ -235,19 +235,27 @@ pub(super) fn locks_of_detach(parent: Oid) -> Result<Vec<Wanted>> {
     )
 }
 
-/// How many partitions one transaction can make: each table and index stays in the lock table until the commit, and half of
-/// that table is left to others.
+/// How many partitions one transaction can make: each table and index stays in the lock table until the commit.
 pub(super) fn partitions_per_transaction(parent: Oid) -> Result<usize> {
+    let indexes = rows(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_index x WHERE x.indrelid OPERATOR(pg_catalog.=) $1",
+        &[parent.into()],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or(0)),
+    )?;
+    let each = 3 + indexes.first().map_or(0, |indexes| (*indexes).max(0) as usize);
+    Ok((locks_per_transaction()? / each).max(1))
+}
+
+/// How many locks one transaction may hold for long: half of the lock table is left to others.
+pub(super) fn locks_per_transaction() -> Result<usize> {
     let fit = rows(
         "SELECT pg_catalog.current_setting('max_locks_per_transaction')::pg_catalog.int8 \
                 OPERATOR(pg_catalog.*) (pg_catalog.current_setting('max_connections')::pg_catalog.int8 \
-                  OPERATOR(pg_catalog.+) pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int8) \
-                OPERATOR(pg_catalog./) (2 OPERATOR(pg_catalog.*) (3 OPERATOR(pg_catalog.+) \
-                  (SELECT pg_catalog.count(*) FROM pg_catalog.pg_index x WHERE x.indrelid OPERATOR(pg_catalog.=) $1)))",
-        &[parent.into()],
-        |row| Ok(row.get::<i64>(1)?.unwrap_or(1)),
+                  OPERATOR(pg_catalog.+) pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int8) OPERATOR(pg_catalog./) 2",
+        &[],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or(0)),
     )?;
-    Ok(fit.first().map_or(1, |fit| (*fit).max(1) as usize))
+    Ok(fit.first().map_or(0, |fit| (*fit).max(0) as usize))
 }
 
 /// The name of a time zone as pg_timezone_names writes it, if it is one.

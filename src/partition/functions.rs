@@ -4,7 +4,9 @@
 use super::{Plan, default, facts, limits, owned, registered, registration};
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::lock_waits;
+use crate::catalog::partitions::{self as policies, Row, from_sql, to_sql};
 use crate::catalog::partitions::{self as policies, from_sql, to_sql};
+use crate::catalog::{lock_waits, partition_upkeep};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::Mode;
@@ -190,6 +192,7 @@ fn tally_resume_partitions(parent: Oid) -> std::result::Result<(), ErrorReport> 
 fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
     lock_waits::delete_dropped()?;
     for parent in policies::delete_dropped()? {
+        partition_upkeep::delete(parent)?;
         jobs::unschedule(Kind::Premake, parent)?;
         jobs::unschedule(Kind::Retention, parent)?;
     }

@@ -53,7 +53,12 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
         }
         Kind::Premake => {
             let report = partition::maintain(job.object)?;
-            Some(Progress { rows: report.made, more: report.remaining > 0, pause: report.pause, ..Progress::default() })
+            Some(Progress {
+                rows: report.made,
+                more: report.remaining > 0 || report.more_upkeep,
+                pause: report.pause,
+                ..Progress::default()
+            })
         }
         Kind::Retention | Kind::Conversion => {
             let step = if job.kind == Kind::Retention { partition::retire } else { partition::convert };
