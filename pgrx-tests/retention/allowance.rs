@@ -12,8 +12,9 @@ use tally_server_tests::cluster::{Cluster, Database};
 use super::locks::{CONNECTED, StopAtEnd};
 use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, text};
 
-/// Far below the second from which on a transaction is no matter of chance, longer than a job waits, and not the same, so that they overlap.
-const LENGTHS: [Duration; 3] = [Duration::from_millis(110), Duration::from_millis(150), Duration::from_millis(190)];
+/// Below the second from which on a transaction is no matter of chance, and so much longer than a job waits that they hardly ever all end
+/// meanwhile. Not the same, so that they do not go on in step after they have waited together.
+const LENGTHS: [Duration; 3] = [Duration::from_millis(430), Duration::from_millis(510), Duration::from_millis(610)];
 
 /// Writes to `customers` in one transaction after the other.
 fn overlap(database: &Database<'_>, stop: &AtomicBool, length: Duration) {
