@@ -179,3 +179,29 @@ fn retention_waits_for_nothing_that_it_is_not_allowed_to() {
     eventually(&mut session, "SELECT NOT EXISTS (SELECT FROM tally.retirements)");
     assert_eq!(text(&mut session, VERDICT).as_deref(), Some("ok"));
 }
+
+#[test]
+fn a_conversion_waits_for_nothing_that_it_is_not_allowed_to() {
+    let cluster =
+        Cluster::start(&[("tally.retry_min", "100ms"), ("tally.retry_max", "1s"), ("tally.lock_allowance", "0")]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session
+        .batch_execute("CREATE SEQUENCE ids; CREATE TABLE customers (id bigint, at timestamptz NOT NULL DEFAULT now())")
+        .unwrap();
+    let waited = beside_overlap(&database, || {
+        session.batch_execute("SELECT tally.convert_to_partitioned('customers', 'at', '1 day')").unwrap();
+        eventually(&mut session, "SELECT note LIKE 'P11: public.customers is never free%' FROM tally.conversions");
+        let row = session.query_one("SELECT verdict, reason, next_sql FROM tally.partition_status", &[]).unwrap();
+        let [verdict, reason, next] = [0, 1, 2].map(|column| row.get::<_, String>(column));
+        assert_eq!(verdict, "warning");
+        assert!(reason.starts_with("conversion, preparing: P11: "), "{reason}");
+        assert!(next.starts_with("ALTER SYSTEM SET tally.lock_allowance = "), "{next}");
+        follow_status(&mut session);
+        eventually(&mut session, "SELECT awaited > '0' FROM tally.lock_waits WHERE table_name = 'customers'::regclass");
+    });
+    println!("a writer has waited for {waited:?}");
+    // Nobody uses it any more.
+    eventually(&mut session, "SELECT NOT EXISTS (SELECT FROM tally.conversions)");
+    assert_eq!(text(&mut session, VERDICT).as_deref(), Some("ok"));
+}
