@@ -3,8 +3,6 @@
 
 use super::{Plan, default, facts, limits, owned, registered, registration};
 use crate::catalog::adoptions::{self, Origin};
-use crate::catalog::lock_waits;
-use crate::catalog::partitions::{self as policies, Row, from_sql, to_sql};
 use crate::catalog::partitions::{self as policies, from_sql, to_sql};
 use crate::catalog::{lock_waits, partition_upkeep};
 use crate::error::{Error, Result};

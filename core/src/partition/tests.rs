@@ -449,6 +449,7 @@ fn work_that_is_put_off_for_a_lock_is_seen_with_the_statement_that_waits() {
             limits: LIMITS,
             existing,
             pending: None,
+            drain: None,
             used_up: Some("customers"),
             is_behind,
             leaving,
