@@ -12,6 +12,7 @@ pub mod check;
 pub mod conversion;
 pub mod default;
 mod error;
+pub mod idle;
 pub mod lock;
 pub mod pg_partman;
 pub mod retention;
@@ -122,7 +123,7 @@ pub struct Policy {
 }
 
 /// What the settings of the server say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// A time without any worker in which no row may fail; microseconds.
     pub outage: i64,
