@@ -1,6 +1,7 @@
 //! Partition sets: what is made, under which locks, and what is refused.
 
 mod default;
+mod idle;
 mod pg_partman;
 mod upkeep;
 mod zones;
@@ -714,6 +715,7 @@ fn the_job_makes_what_is_missing_and_otherwise_writes_nothing() {
     let mut owner = database.connect_as(&role);
     owner.batch_execute(REGISTER_PAUSED).unwrap();
     let run = "SELECT tally.run_job(job_id) FROM tally.jobs WHERE object = 'events'::regclass";
+    assert_eq!(number(&mut owner, run), 0, "the first one looks at the partitions, and that is stored");
     owner.batch_execute("BEGIN").unwrap();
     assert_eq!(number(&mut owner, run), 0);
     assert!(owner.query_one("SELECT pg_current_xact_id_if_assigned() IS NULL", &[]).unwrap().get::<_, bool>(0));

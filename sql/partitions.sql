@@ -26,6 +26,40 @@ SELECT pg_catalog.pg_extension_config_dump('tally.partition_policies', '');
 REVOKE ALL ON tally.partition_policies FROM PUBLIC;
 GRANT SELECT ON tally.partition_policies TO PUBLIC;
 
+-- Until when there is nothing to do for a set, so that a pass need not look at its partitions. Whoever alters a table of a set inserts a row below
+-- and changes none, so that nobody waits for anybody: a look does not hold any more when somebody has done so whom its snapshot does not see.
+CREATE TABLE tally.idle_sets (
+    parent         regclass NOT NULL,
+    kind           text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{premake,retention}'::pg_catalog.text[])),
+    looked_at      timestamptz NOT NULL,
+    idle_until     timestamptz NOT NULL,
+    seen           pg_snapshot NOT NULL,
+    watched        oid[] NOT NULL,
+    premake_outage bigint NOT NULL,
+    premake_max    bigint NOT NULL,
+    PRIMARY KEY (parent, kind)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tally.idle_sets IS 'partition sets for which premake or retention has found nothing to do: until then a pass reads nothing of the set';
+COMMENT ON COLUMN tally.idle_sets.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.idle_sets.kind IS 'premake or retention';
+COMMENT ON COLUMN tally.idle_sets.looked_at IS 'when all of its partitions were looked at';
+COMMENT ON COLUMN tally.idle_sets.idle_until IS 'there is nothing to do before; at most half an hour later';
+COMMENT ON COLUMN tally.idle_sets.seen IS 'snapshot of the look: who has altered the set and is not seen by it ends this';
+COMMENT ON COLUMN tally.idle_sets.watched IS 'partitions ahead of the clock, without rows, whose first row ends this';
+COMMENT ON COLUMN tally.idle_sets.premake_outage IS 'tally.premake_outage as it was, in microseconds';
+COMMENT ON COLUMN tally.idle_sets.premake_max IS 'tally.premake_max as it was';
+REVOKE ALL ON tally.idle_sets FROM PUBLIC;
+
+CREATE TABLE tally.altered_sets (
+    parent     regclass NOT NULL,
+    altered_by xid8 NOT NULL,
+    PRIMARY KEY (parent, altered_by)
+);
+COMMENT ON TABLE tally.altered_sets IS 'who has altered a table of a partition set, or its policy, since the looks of tally.idle_sets';
+COMMENT ON COLUMN tally.altered_sets.parent IS 'the partitioned table';
+COMMENT ON COLUMN tally.altered_sets.altered_by IS 'the transaction that has altered it';
+REVOKE ALL ON tally.altered_sets FROM PUBLIC;
+
 -- Is this the database in which the sets were registered, or a copy of it? OIDs alone cannot tell: two clusters that one script has set up have
 -- the same. Two rows, written under different transaction ids (the second in a subtransaction), come back from a dump under one.
 CREATE TABLE tally.adoptions (
@@ -183,3 +217,13 @@ REVOKE ALL ON FUNCTION tally._forget_dropped_sets() FROM PUBLIC;
 CREATE EVENT TRIGGER tally_partition_set_dropped ON sql_drop WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
 EXECUTE FUNCTION tally._forget_dropped_sets();
 COMMENT ON EVENT TRIGGER tally_partition_set_dropped IS 'forgets the partition policy of a dropped table';
+
+-- What DROP names is known before it goes (tally_before_ddl); what goes along with a schema or an owner is not.
+CREATE FUNCTION tally._note_altered_sets() RETURNS event_trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'tally_note_altered_sets_wrapper';
+COMMENT ON FUNCTION tally._note_altered_sets() IS 'has all partition sets looked at anew';
+REVOKE ALL ON FUNCTION tally._note_altered_sets() FROM PUBLIC;
+CREATE EVENT TRIGGER tally_partitions_dropped ON sql_drop WHEN TAG IN ('DROP SCHEMA', 'DROP OWNED')
+EXECUTE FUNCTION tally._note_altered_sets();
+COMMENT ON EVENT TRIGGER tally_partitions_dropped IS 'has partition sets looked at anew that may have lost partitions';

@@ -2,9 +2,11 @@
 
 pub(crate) mod adoptions;
 pub(crate) mod aggregates;
+pub(crate) mod altered_sets;
 pub(crate) mod builds;
 pub(crate) mod conversions;
 pub(crate) mod departures;
+pub(crate) mod idle_sets;
 pub(crate) mod jobs;
 pub(crate) mod lock_waits;
 pub(crate) mod partition_upkeep;

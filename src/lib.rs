@@ -35,7 +35,8 @@ extension_sql_file!("../sql/loader_dump.sql", name = "loader_dump", requires = [
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["jobs"]);
 extension_sql_file!("../sql/retention.sql", name = "retention", requires = ["conversions"]);
 extension_sql_file!("../sql/conversions.sql", name = "conversions", requires = ["partitions"]);
-extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["bootstrap"]);
+// Its event triggers ask for partition sets.
+extension_sql_file!("../sql/rollups.sql", name = "rollups", requires = ["retention"]);
 extension_sql_file!("../sql/rollup_aggregates.sql", name = "rollup_aggregates", requires = ["bootstrap"]);
 extension_sql_file!("../sql/aggregate_states.sql", name = "aggregate_states", requires = ["bootstrap"]);
 extension_sql_file!("../sql/first_last.sql", name = "first_last", requires = ["bootstrap"]);

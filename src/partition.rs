@@ -7,6 +7,7 @@ mod conversion;
 mod default;
 mod facts;
 mod functions;
+mod idle;
 mod locks;
 mod pg_partman;
 mod registration;
@@ -16,12 +17,13 @@ mod upkeep;
 
 pub(crate) use conversion::step as convert;
 pub(crate) use functions::{Judged, verdict};
+pub(crate) use idle::{Pass, is_idle_since, note_altered, note_command};
 pub(crate) use locks::{charge_statement, settle_longest, take_longest};
 pub(crate) use retention::{Progress, Statement, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row};
-use crate::catalog::{partition_upkeep, retirements};
+use crate::catalog::{altered_sets, partition_upkeep, retirements};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
@@ -33,7 +35,7 @@ use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::{Timestamp, Width, Zone};
 use tally_core::ident::QualifiedName;
-use tally_core::partition::{self, Error as Refusal, Key, Limits, Policy, Range, check, sql};
+use tally_core::partition::{self, Error as Refusal, Key, Limits, Partition, Policy, Range, check, sql};
 
 /// What a maintenance run did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +48,7 @@ pub(crate) struct Report {
     pub pause: Option<Duration>,
     /// There may be more to be done than partitions: call again in a new transaction.
     pub more_upkeep: bool,
+    pub pass: Pass,
 }
 
 /// Partitions that one transaction makes, so that it stays short and its locks few.
@@ -70,10 +73,15 @@ impl Plan {
 
     /// What the clock asks for now.
     fn premake(&self, facts: &Facts) -> Result<partition::Premake> {
-        let now = self.now();
+        Ok(self.premake_at(facts, self.now())?.1)
+    }
+
+    /// The same for this time of the key, and the partitions that there are.
+    fn premake_at(&self, facts: &Facts, now: Timestamp) -> Result<(Vec<Partition>, partition::Premake)> {
         let existing = facts::partitions(&facts.bounds, now)?;
         let grid = self.policy.key.grid(self.policy.width, &self.zone);
-        Ok(partition::premake(&self.policy, &grid, &existing, now, &limits()))
+        let premake = partition::premake(&self.policy, &grid, &existing, now, &limits());
+        Ok((existing, premake))
     }
 
     /// What a range of instants asks for.
@@ -104,13 +112,22 @@ fn limits() -> Limits {
 /// Makes the partitions that the set's policy asks for; to be called as the owner of the table, again in a new transaction while
 /// some remain. Waits for nobody longer than `tally.lock_try_timeout`; 55P03 means "try again".
 pub(crate) fn maintain(parent: Oid) -> Result<Report> {
-    // Without anything to do this writes nothing and locks nothing but for the ACCESS SHARE of reading the bounds.
+    if idle::last_look(parent, Kind::Premake)?.is_some() {
+        return Ok(Report { pass: Pass::Idle, ..Report::default() });
+    }
+    // Without anything to do this locks nothing but for the ACCESS SHARE of reading the bounds, and writes only that.
+    let look = idle::begin()?;
     let mut facts = facts::read(parent)?;
     let row = registered(&facts)?;
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
-    let missing = plan.premake(&facts)?.missing;
-    if missing.is_empty() {
-        return Ok(Report { more_upkeep: upkeep::step(&facts, &plan)?, ..Report::default() });
+    if let Some(rest) = look.premake(&facts, &plan)? {
+        let more_upkeep = upkeep::step(&facts, &plan)?;
+        let pass = if pg::own_xid().is_some() { Pass::Work } else { Pass::Look };
+        // What is left to keep up would otherwise wait for the next look.
+        if !more_upkeep {
+            look.store_premake(&facts, &plan, rest)?;
+        }
+        return Ok(Report { more_upkeep, pass, ..Report::default() });
     }
     // When rows are about to find no partition, a longer wait is the smaller evil.
     let served = facts.bounds.last().map_or(Timestamp::NEG_INFINITY, |last| last.range.upper);
@@ -235,6 +252,7 @@ fn change(parent: Oid, change: impl FnOnce(&mut check::Request)) -> Result<()> {
     change(&mut row.request);
     let policy = check::policy(check::set(&facts.set)?, &row.request)?;
     policies::update(parent, &row)?;
+    altered_sets::insert(&[parent])?;
     schedule(parent, &policy)?;
     [Kind::Premake, Kind::Retention].into_iter().try_for_each(|kind| jobs::hasten(kind, parent))
 }

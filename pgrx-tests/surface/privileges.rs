@@ -194,7 +194,8 @@ const OF_SKETCHES: [&str; 2] = ["hll", "topn"];
 const GRANTED_BY_HAND: &[&str] = &["advance_offsets"];
 
 /// Tables that only the superuser reads; what others may know of them is in the views.
-const UNREADABLE: &[&str] = &["job_states", "lock_waits", "runs", "partition_upkeep", "dead_letters"];
+const UNREADABLE: &[&str] =
+    &["job_states", "lock_waits", "runs", "partition_upkeep", "idle_sets", "altered_sets", "dead_letters"];
 
 /// Reads of views: how many of the rows about the owner's objects each of [`ROLES`] sees.
 const VIEWS: &[(&str, &str, [i64; 5])] = &[

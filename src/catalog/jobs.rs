@@ -2,7 +2,7 @@
 
 use crate::error::{Failure, Result, no_row_is_none, spi};
 use crate::jobs::Kind;
-use crate::pg::{Oid, as_extension_owner};
+use crate::pg::{Kept, Oid, as_extension_owner};
 use crate::settings;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -62,7 +62,7 @@ fn select(after: i32, last: i32) -> Result<Vec<Job>> {
     as_extension_owner(|| {
         Spi::connect(|client| {
             client
-                .select(SELECT, None, &[after.into(), last.into()])?
+                .select(Kept(SELECT), None, &[after.into(), last.into()])?
                 .map(|row| job(&row))
                 .collect::<pgrx::spi::Result<_>>()
         })
@@ -349,11 +349,11 @@ fn count(number: u32) -> DatumWithOid<'static> {
     i32::try_from(number).unwrap_or(i32::MAX).into()
 }
 
-fn moment(at: Timestamp) -> DatumWithOid<'static> {
+pub(super) fn moment(at: Timestamp) -> DatumWithOid<'static> {
     TimestampWithTimeZone::try_from(at.0).ok().into()
 }
 
-fn instant(at: TimestampWithTimeZone) -> Timestamp {
+pub(super) fn instant(at: TimestampWithTimeZone) -> Timestamp {
     Timestamp(at.into())
 }
 

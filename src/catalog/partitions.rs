@@ -88,8 +88,9 @@ fn write(statement: &str, parent: Oid, row: &Row) -> Result<()> {
     .map_err(spi)
 }
 
-/// False if there was none.
+/// Forgets a set and the looks at it. False if there was none.
 pub(crate) fn delete(parent: Oid) -> Result<bool> {
+    super::idle_sets::delete(parent)?;
     as_extension_owner(|| {
         Spi::get_one_with_args::<bool>(
             "WITH gone AS (DELETE FROM tally.partition_policies WHERE parent OPERATOR(pg_catalog.=) $1 RETURNING 1) \
@@ -103,15 +104,17 @@ pub(crate) fn delete(parent: Oid) -> Result<bool> {
 
 /// Forgets the sets whose table has been dropped, and says which.
 pub(crate) fn delete_dropped() -> Result<Vec<Oid>> {
-    as_extension_owner(|| {
+    let dropped = as_extension_owner(|| {
         Spi::get_one::<Vec<Oid>>(
             "WITH gone AS (DELETE FROM tally.partition_policies WHERE NOT EXISTS \
                (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) parent) RETURNING parent::pg_catalog.oid) \
              SELECT pg_catalog.array_agg(gone.parent) FROM gone",
         )
     })
-    .map(Option::unwrap_or_default)
-    .map_err(spi)
+    .map_err(spi)?
+    .unwrap_or_default();
+    dropped.iter().try_for_each(|parent| super::idle_sets::delete(*parent))?;
+    Ok(dropped)
 }
 
 /// PostgreSQL's interval as core knows it.

@@ -1,7 +1,7 @@
 //! `tally.retirements`: partitions that are on their way out.
 
 use crate::error::{Result, spi};
-use crate::pg::{Oid, as_extension_owner};
+use crate::pg::{Kept, Oid, as_extension_owner};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
@@ -68,6 +68,30 @@ pub(crate) fn list(parent: Oid) -> Result<Vec<Row>> {
             })
         })
         .collect::<pgrx::spi::Result<_>>()
+    })
+    .map_err(spi)
+}
+
+/// What is to be done with the partitions of a set that are on their way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// One of them is on its way to the trash or back, or has stopped.
+    UnderWay,
+    /// Nothing before this time, when one in the trash is dropped; nothing at all if there is none.
+    Waiting(Option<Timestamp>),
+}
+
+pub(crate) fn outlook(parent: Oid) -> Result<Outlook> {
+    Spi::connect(|client| {
+        let query = "SELECT pg_catalog.bool_or(r.state OPERATOR(pg_catalog.<>) ALL ('{trash,kept}'::pg_catalog.text[])), \
+                            pg_catalog.min(r.drop_after) FILTER (WHERE r.state OPERATOR(pg_catalog.=) 'trash') \
+                     FROM tally.retirements r WHERE r.parent OPERATOR(pg_catalog.=) $1";
+        let (is_under_way, next) = client
+            .select(Kept(query), None, &[parent.into()])?
+            .first()
+            .get_two::<bool, TimestampWithTimeZone>()?;
+        let next = next.map(|at| Timestamp(at.into_inner()));
+        Ok(if is_under_way == Some(true) { Outlook::UnderWay } else { Outlook::Waiting(next) })
     })
     .map_err(spi)
 }

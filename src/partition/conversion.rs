@@ -193,7 +193,11 @@ fn building(index: &QualifiedName) -> String {
 }
 
 fn at_top_level(sql: String) -> Progress {
-    Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout: None, charged: vec![] }) }
+    Progress {
+        more: true,
+        statement: Some(Statement { sql, lock_timeout: None, charged: vec![] }),
+        ..Progress::default()
+    }
 }
 
 fn run(table: &Table, statements: &[String]) -> Result<()> {

@@ -197,6 +197,12 @@ fn tally_forget_dropped_sets() -> std::result::Result<(), ErrorReport> {
     Ok(super::conversion::forget_dropped()?)
 }
 
+/// The body of an event trigger.
+#[pg_extern(sql = false)]
+fn tally_note_altered_sets() -> std::result::Result<(), ErrorReport> {
+    Ok(super::idle::note_all()?)
+}
+
 /// A row of the plans.
 pub(super) type Step = (i64, String, String, String, Option<String>, Vec<String>, i64, i64, bool, Option<String>);
 

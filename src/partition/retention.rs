@@ -15,11 +15,12 @@ pub(super) use waiting::busy;
 
 use super::facts::Facts;
 use super::locks::{self, Attempt, Patience, Work};
-use super::{Plan, facts, owned, registered, with_fixed_settings};
+use super::{Pass, Plan, facts, idle, owned, registered, with_fixed_settings};
 use crate::catalog::adoptions::{self, Origin};
-use crate::catalog::retirements::{self, Row};
-use crate::catalog::{self, builds, departures, rollups, sources};
+use crate::catalog::retirements::{self, Outlook, Row};
+use crate::catalog::{self, altered_sets, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
+use crate::jobs::Kind;
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, Snapshot, process};
 use crate::{changes, refresh, seal, settings};
@@ -40,6 +41,7 @@ pub(crate) struct Progress {
     pub pause: Option<Duration>,
     /// A statement to be executed at top level, after the commit.
     pub statement: Option<Statement>,
+    pub pass: Pass,
 }
 
 /// A statement that PostgreSQL takes at top level only.
@@ -82,6 +84,10 @@ const TRASH: &str = "tally_trash";
 
 /// Takes the next step of the set's retention, as its owner and in a transaction that has not written yet.
 pub(crate) fn step(parent: Oid) -> Result<Progress> {
+    if let Some(progress) = rest(parent)? {
+        return Ok(progress);
+    }
+    let look = idle::begin()?;
     let facts = facts::read(parent)?;
     let row = registered(&facts)?;
     match adoptions::origin()? {
@@ -96,7 +102,7 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
     let clock = process::clock();
     let records = retirements::list(parent)?;
-    let mut wake: Option<Timestamp> = None;
+    let mut wake = None;
     let mut is_busy = false;
     for record in &records {
         let place = place(parent, record)?;
@@ -106,34 +112,50 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
             return take(step, &facts, &plan, record);
         }
         match record.state {
-            State::Trash => {
-                wake = Some(
-                    wake.map_or(record.drop_after, |at| record.drop_after.map(|other| at.min(other))).unwrap_or(clock),
-                )
-            }
+            State::Trash => wake = [wake, record.drop_after].into_iter().flatten().min(),
             State::Kept => {}
             _ => is_busy = true,
         }
     }
-    if !is_busy && let Some((partition, range)) = due(&facts, &plan, &records)? {
-        return fence(&facts, partition, range);
+    let pause = until(wake, clock);
+    if is_busy {
+        return Ok(Progress { pause, ..Progress::default() });
     }
-    let pause = wake.map(|at| Duration::from_micros(at.since(clock).max(SECOND).cast_unsigned()));
-    Ok(Progress { pause, ..Progress::default() })
+    let is_known = |partition| records.iter().any(|record| record.partition == partition);
+    let oldest = facts.bounds.iter().find(|bounds| !is_known(bounds.partition));
+    if let Some(oldest) = oldest
+        && is_due(&plan, oldest.range, clock)
+    {
+        // Somebody's DETACH CONCURRENTLY goes first.
+        if facts::pending(parent)?.is_some() {
+            return Ok(Progress { pause, ..Progress::default() });
+        }
+        return fence(&facts, oldest.partition, oldest.range);
+    }
+    look.retention(&facts, &plan, oldest.map(|oldest| oldest.range))?;
+    Ok(Progress { pause, pass: Pass::Look, ..Progress::default() })
 }
 
-/// The oldest partition that is too old and not on its way, while nothing else is the matter with the set.
-fn due(facts: &Facts, plan: &Plan, records: &[Row]) -> Result<Option<(Oid, Range)>> {
-    let Some(retention) = plan.policy.retention else { return Ok(None) };
-    let cutoff = retention::cutoff(plan.policy.key, &plan.zone, process::clock(), retention);
-    let ranges: Vec<Range> = facts.bounds.iter().map(|bounds| bounds.range).collect();
-    let is_known = |at: usize| records.iter().any(|record| record.partition == facts.bounds[at].partition);
-    let Some(at) = retention::due(&ranges, cutoff, &is_known) else { return Ok(None) };
-    // Somebody's DETACH CONCURRENTLY goes first.
-    if facts::pending(facts.oid)?.is_some() {
-        return Ok(None);
-    }
-    Ok(Some((facts.bounds[at].partition, ranges[at])))
+/// What to answer without a look, if nothing is under way and nothing is due.
+fn rest(parent: Oid) -> Result<Option<Progress>> {
+    let clock = process::clock();
+    let wake = match retirements::outlook(parent)? {
+        Outlook::Waiting(wake) if wake.is_none_or(|at| at > clock) => wake,
+        _ => return Ok(None),
+    };
+    let is_idle = idle::last_look(parent, Kind::Retention)?.is_some();
+    Ok(is_idle.then(|| Progress { pause: until(wake, clock), pass: Pass::Idle, ..Progress::default() }))
+}
+
+/// The time until something is to be done, a second at least.
+fn until(wake: Option<Timestamp>, clock: Timestamp) -> Option<Duration> {
+    wake.map(|at| Duration::from_micros(at.since(clock).max(SECOND).cast_unsigned()))
+}
+
+/// Is a partition older than the retention?
+fn is_due(plan: &Plan, range: Range, clock: Timestamp) -> bool {
+    let cutoff = |retention| retention::cutoff(plan.policy.key, &plan.zone, clock, retention);
+    plan.policy.retention.is_some_and(|retention| range.upper <= cutoff(retention))
 }
 
 fn take(step: Step, facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
@@ -295,7 +317,7 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
         Some(Err(refusal)) => return refused(record, refusal),
     };
     let charged = wanted.into_iter().map(|(table, _)| table).collect();
-    Ok(Progress { more: true, pause: None, statement: Some(Statement { sql, lock_timeout, charged }) })
+    Ok(Progress { more: true, statement: Some(Statement { sql, lock_timeout, charged }), ..Progress::default() })
 }
 
 /// What becomes of a step whose locks were not to be had.
@@ -469,5 +491,6 @@ pub(super) fn resume(parent: Oid) -> Result<()> {
     let facts = owned(parent)?;
     registered(&facts)?;
     retirements::resume(parent)?;
+    altered_sets::insert(&[parent])?;
     catalog::jobs::resume_of(parent, process::clock())
 }

@@ -20,10 +20,13 @@ fn before_ddl(call: Call<'_>) -> Result<Datum> {
     // SAFETY: a tree is checked for its tag before it is cast; names are NUL-terminated.
     unsafe {
         if !tree.is_null() && is_a(tree, NodeTag::T_DropStmt) {
-            for relation in dropped_relations(tree) {
-                crate::refresh::lock_out(relation)?;
-                crate::changes::follow_departure(relation, true)?;
+            let relations = dropped_relations(tree);
+            for relation in &relations {
+                crate::refresh::lock_out(*relation)?;
+                crate::changes::follow_departure(*relation, true)?;
             }
+            // Whose partitions they are is not known any more when they are gone.
+            crate::partition::note_altered(&relations)?;
             return Ok(Datum::from(0));
         }
         for command in alters_by(tree, AlterTableType::AT_DetachPartition) {
@@ -31,6 +34,8 @@ fn before_ddl(call: Call<'_>) -> Result<Datum> {
             if let Some(partition) = find((*command).name) {
                 if (*command).concurrent {
                     crate::changes::require_retained(partition)?;
+                    // Also if it is interrupted after its first commit.
+                    crate::partition::note_altered(&[partition])?;
                 } else {
                     crate::changes::follow_departure(partition, false)?;
                 }
@@ -91,6 +96,7 @@ fn follow_ddl(call: Call<'_>) -> Result<Datum> {
         crate::tags::follow_rename(table, &old, &new)?;
     }
     Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]).map_err(spi)?;
+    crate::partition::note_command()?;
     Ok(Datum::from(0))
 }
 

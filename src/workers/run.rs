@@ -4,6 +4,7 @@ use super::{OVERLONG, SHARED, Slot, announce, marks, random};
 use crate::catalog::jobs::{Job, Run, announce_troubles, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
+use crate::partition::Pass;
 use crate::pg::{self, process, time_limit};
 use crate::{build, partition, refresh, seal, settings};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub(super) struct Progress {
     pub pause: Option<Duration>,
     /// What is left to do at top level.
     pub statement: Option<partition::Statement>,
+    /// Of a partition set: was there anything to look for?
+    pub pass: Pass,
 }
 
 /// The work itself, in the current transaction, which has not written yet. `None` if somebody else is at it.
@@ -57,13 +60,14 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
                 rows: report.made,
                 more: report.remaining > 0 || report.more_upkeep,
                 pause: report.pause,
+                pass: report.pass,
                 ..Progress::default()
             })
         }
         Kind::Retention | Kind::Conversion => {
             let step = if job.kind == Kind::Retention { partition::retire } else { partition::convert };
-            let partition::Progress { more, pause, statement } = step(job.object)?;
-            Some(Progress { rows: i64::from(more), more, pause, statement })
+            let partition::Progress { more, pause, statement, pass } = step(job.object)?;
+            Some(Progress { rows: i64::from(more), more, pause, statement, pass })
         }
     })
 }
@@ -82,7 +86,11 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         let work = process::transaction(|| {
             Ok(match work(job)? {
                 None => Work::Busy,
-                Some(progress) => Work::Done { progress, wrote: pg::own_xid().is_some() },
+                // That somebody has been there is nothing to tell.
+                Some(progress) => {
+                    let wrote = progress.pass == Pass::Work && pg::own_xid().is_some();
+                    Work::Done { progress, wrote }
+                }
             })
         });
         partition::settle_longest();
@@ -107,7 +115,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         Ok(Work::Done { progress, wrote }) => (Outcome::Done, progress, wrote, None),
         Err(failure) => (Outcome::of_error(&failure.sqlstate), Progress::default(), false, Some(failure)),
     };
-    let Progress { rows, more, pause, .. } = progress;
+    let Progress { rows, more, pause, pass, .. } = progress;
     let before = job.troubles;
     let (after, next_due) = before.after(outcome, scheduled, job.every, settings::retry(), ended, random());
     let next_due = match pause {
@@ -129,7 +137,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         }
     }
     // Apart from the record, which must not be lost when the queue of notices is full.
-    if announce::is_due(job, before, after)
+    if announce::is_due(job, pass, before, after)
         && let Err(failure) = process::transaction(|| announce::changes(job, before, after))
     {
         pgrx::warning!("tally could not announce a change of job {}: {}", job.id, failure.message);

@@ -2,7 +2,7 @@
 
 use super::{free_names, knows_all, lock_out, part, place, run_as, take_back, unfence};
 use crate::catalog::retirements::{self, Row};
-use crate::catalog::{self, sources};
+use crate::catalog::{self, altered_sets, sources};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
@@ -43,6 +43,7 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
         }
         Place::Detached | Place::Trash => attach_again(&facts, &plan, record),
     })?;
+    altered_sets::insert(&[parent])?;
     jobs::schedule(Kind::Retention, parent, every(plan.policy.width))?;
     jobs::hasten(Kind::Retention, parent)
 }
