@@ -10,6 +10,7 @@ mod dashboard;
 mod idle;
 mod late;
 mod levels;
+mod passes;
 mod peer;
 mod reference;
 mod report;
@@ -60,6 +61,8 @@ enum Measure {
     Idle,
     /// INSERTs while old partitions are removed and a report is open, against pg_partman.
     Retention,
+    /// A pass of premake and of retention that finds nothing to do.
+    Passes,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
     Late,
     /// The longest wait of an INSERT while a plain table becomes a partitioned one.
@@ -113,6 +116,7 @@ fn main() {
             Measure::Wait => &wait::measure,
             Measure::Idle => &idle::measure,
             Measure::Retention => &|_, _, report| retention::measure(arguments.report, report),
+            Measure::Passes => &passes::measure,
             Measure::Late => &late::measure,
             Measure::Conversion => &conversion::measure,
             Measure::Sketch => &sketch::measure,

@@ -1,6 +1,6 @@
 //! What those who insert notice of retention: the worst INSERT of four clients, 400 a second, and how many take more than 100 ms, while a
 //! report holds its locks on the table and old partitions are removed; beside the same without retention and with pg_partman. Then what
-//! an undo costs, and a pass of the jobs that finds nothing to do.
+//! an undo costs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,8 +17,6 @@ const PACE: Duration = Duration::from_millis(10);
 const SLOW: Duration = Duration::from_millis(100);
 /// Longer than any of this takes.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// A sample is the mean of so many calls.
-const CALLS: u32 = 20;
 
 const TABLE: &str = "
     CREATE TABLE events (event_time timestamptz NOT NULL, customer_id bigint NOT NULL, value double precision) PARTITION BY RANGE (event_time);
@@ -93,12 +91,6 @@ pub fn measure(span: u64, report: &mut Report) {
     }
     let undone = Samples::new(undone);
     report.add_alone("undo of retention: a partition of 10,000 rows is back", &undone, 50.0);
-    for partitions in [1_000, 10_000] {
-        let (premake, retention) = idle_passes(&cluster, partitions, report);
-        let what = format!("pass that finds nothing to do, {partitions} partitions: premake");
-        report.add_alone(&what, &premake, 1.0);
-        report.add_alone("the same: retention", &retention, 1.0);
-    }
 }
 
 fn has_partman(cluster: &Cluster) -> bool {
@@ -203,43 +195,4 @@ fn undo(session: &mut Client) -> Duration {
     let newest = "SELECT partition::text FROM tally.retirements ORDER BY retirement DESC LIMIT 1";
     let partition: String = session.query_one(newest, &[]).unwrap().get(0);
     time(|| session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap())
-}
-
-/// The mean of passes of premake and of retention over a set of so many hours.
-fn idle_passes(cluster: &Cluster, partitions: u32, report: &Report) -> (Samples, Samples) {
-    let database = cluster.database();
-    let mut session = database.connect();
-    session
-        .batch_execute(
-            "CREATE TABLE events (event_time timestamptz NOT NULL, value int) PARTITION BY RANGE (event_time)",
-        )
-        .unwrap();
-    // A few at a time, because each takes a place in the table of locks until the commit.
-    for first in (0..partitions).step_by(500) {
-        let make = format!(
-            "DO $$ BEGIN FOR i IN {first} .. {} LOOP
-               EXECUTE format('CREATE TABLE events_%s PARTITION OF events FOR VALUES FROM (%L) TO (%L)', i,
-                 date_trunc('hour', now()) - ({partitions} - i) * interval '1 hour', date_trunc('hour', now()) - ({partitions} - i - 1) * interval '1 hour');
-             END LOOP; END $$",
-            (first + 500).min(partitions) - 1
-        );
-        session.batch_execute(&make).unwrap();
-    }
-    session
-        .batch_execute(
-            "BEGIN; SELECT tally.partition_by_time('events', '1 hour', lateness => '1 hour', retention => '10 years');
-             SELECT tally.pause_partitions('events'); COMMIT",
-        )
-        .unwrap();
-    let job = |kind: &str, session: &mut Client| -> String {
-        let query = format!("SELECT format('SELECT tally.run_job(%s)', job_id) FROM tally.jobs WHERE kind = '{kind}'");
-        session.query_one(&query, &[]).unwrap().get(0)
-    };
-    let statements = ["premake", "retention"].map(|kind| job(kind, &mut session));
-    // The premake that registration has left to the job.
-    while session.query_one(&statements[0], &[]).unwrap().get::<_, Option<i64>>(0) != Some(0) {}
-    let [premake, retention] = report.interleave([("premake", 0), ("retention", 1)], |at: &usize| {
-        time(|| (0..CALLS).for_each(|_| session.batch_execute(&statements[*at]).unwrap())) / CALLS
-    });
-    (premake, retention)
 }
