@@ -37,34 +37,36 @@ pub(crate) struct Started {
     pub server_ended: bool,
 }
 
-const SELECT: &str = "
-    SELECT j.job_id, j.kind, j.object::pg_catalog.oid, j.object_name, c.relowner,
-           (pg_catalog.extract('epoch', j.every) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
-           j.paused, s.failures, s.waits, s.crashes, s.next_due_at, s.resumed_at,
-           s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time(),
-           (pg_catalog.extract('epoch', j.max_runtime) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
-    FROM tally.jobs j
-    LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
-    LEFT JOIN tally.job_states s ON s.job_id OPERATOR(pg_catalog.=) j.job_id
-    WHERE j.job_id OPERATOR(pg_catalog.>) $1 AND j.job_id OPERATOR(pg_catalog.<=) $2
-    ORDER BY j.job_id";
+/// Jobs with what is recorded of them, `$condition` which.
+macro_rules! jobs_where {
+    ($condition:literal) => {
+        concat!(
+            "SELECT j.job_id, j.kind, j.object::pg_catalog.oid, j.object_name, c.relowner,
+                    (pg_catalog.extract('epoch', j.every) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
+                    j.paused, s.failures, s.waits, s.crashes, s.next_due_at, s.resumed_at,
+                    s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time(),
+                    (pg_catalog.extract('epoch', j.max_runtime) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
+             FROM tally.jobs j
+             LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
+             LEFT JOIN tally.job_states s ON s.job_id OPERATOR(pg_catalog.=) j.job_id ",
+            $condition
+        )
+    };
+}
 
 /// All jobs of this database, by their number.
 pub(crate) fn list() -> Result<Vec<Job>> {
-    select(0, i32::MAX)
+    select(jobs_where!("ORDER BY j.job_id"), &[])
 }
 
 pub(crate) fn get(id: i32) -> Result<Option<Job>> {
-    Ok(select(id.saturating_sub(1), id)?.pop())
+    Ok(select(jobs_where!("WHERE j.job_id OPERATOR(pg_catalog.=) $1"), &[id.into()])?.pop())
 }
 
-fn select(after: i32, last: i32) -> Result<Vec<Job>> {
+fn select(query: &str, arguments: &[DatumWithOid]) -> Result<Vec<Job>> {
     as_extension_owner(|| {
         Spi::connect(|client| {
-            client
-                .select(Kept(SELECT), None, &[after.into(), last.into()])?
-                .map(|row| job(&row))
-                .collect::<pgrx::spi::Result<_>>()
+            client.select(Kept(query), None, arguments)?.map(|row| job(&row)).collect::<pgrx::spi::Result<_>>()
         })
     })
     .map_err(spi)
