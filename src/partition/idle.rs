@@ -81,6 +81,9 @@ impl Begun {
 
 /// These tables are about to be altered or dropped, or have been: the sets that they belong to are looked at anew.
 pub(crate) fn note_altered(tables: &[Oid]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
     let parents = Snapshot::latest().read(|| altered_sets::of_tables(tables))?;
     altered_sets::insert(&parents)
 }

@@ -10,23 +10,21 @@ mod waiting;
 pub(super) use plan::plan;
 use removal::{drop_table, foreign_keys};
 pub(super) use undo::undo;
-use waiting::blocker;
 pub(super) use waiting::busy;
+use waiting::{blocker, pause_until, rest};
 
 use super::facts::Facts;
 use super::locks::{self, Attempt, Patience, Work};
 use super::{Pass, Plan, facts, idle, owned, registered, with_fixed_settings};
 use crate::catalog::adoptions::{self, Origin};
-use crate::catalog::retirements::{self, Outlook, Row};
+use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, altered_sets, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
-use crate::jobs::Kind;
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, Snapshot, process};
 use crate::{changes, refresh, seal, settings};
 use pgrx::prelude::*;
 use std::time::Duration;
-use tally_core::bucket::{SECOND, Timestamp};
 use tally_core::ident::{QualifiedName, fit, quote};
 use tally_core::partition::retention::{self, Place, State, Step};
 use tally_core::partition::{Range, check};
@@ -117,14 +115,15 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
             _ => is_busy = true,
         }
     }
-    let pause = until(wake, clock);
+    let pause = pause_until(wake, clock);
     if is_busy {
         return Ok(Progress { pause, ..Progress::default() });
     }
     let is_known = |partition| records.iter().any(|record| record.partition == partition);
     let oldest = facts.bounds.iter().find(|bounds| !is_known(bounds.partition));
     if let Some(oldest) = oldest
-        && is_due(&plan, oldest.range, clock)
+        && let Some(retention) = plan.policy.retention
+        && retention::is_due(plan.policy.key, &plan.zone, clock, retention, oldest.range.upper)
     {
         // Somebody's DETACH CONCURRENTLY goes first.
         if facts::pending(parent)?.is_some() {
@@ -134,28 +133,6 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
     }
     look.retention(&facts, &plan, oldest.map(|oldest| oldest.range))?;
     Ok(Progress { pause, pass: Pass::Look, ..Progress::default() })
-}
-
-/// What to answer without a look, if nothing is under way and nothing is due.
-fn rest(parent: Oid) -> Result<Option<Progress>> {
-    let clock = process::clock();
-    let wake = match retirements::outlook(parent)? {
-        Outlook::Waiting(wake) if wake.is_none_or(|at| at > clock) => wake,
-        _ => return Ok(None),
-    };
-    let is_idle = idle::last_look(parent, Kind::Retention)?.is_some();
-    Ok(is_idle.then(|| Progress { pause: until(wake, clock), pass: Pass::Idle, ..Progress::default() }))
-}
-
-/// The time until something is to be done, a second at least.
-fn until(wake: Option<Timestamp>, clock: Timestamp) -> Option<Duration> {
-    wake.map(|at| Duration::from_micros(at.since(clock).max(SECOND).cast_unsigned()))
-}
-
-/// Is a partition older than the retention?
-fn is_due(plan: &Plan, range: Range, clock: Timestamp) -> bool {
-    let cutoff = |retention| retention::cutoff(plan.policy.key, &plan.zone, clock, retention);
-    plan.policy.retention.is_some_and(|retention| range.upper <= cutoff(retention))
 }
 
 fn take(step: Step, facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {

@@ -4,7 +4,7 @@
 //! It is over early when a table of the set is altered, when a row comes to a partition that is *watched*, when a setting has changed, or
 //! when the clock was set back.
 
-use super::retention::cutoff;
+use super::retention;
 use super::{Interval, Key, Limits, Partition, Policy, Premake};
 use crate::bucket::{MINUTE, SECOND, Timestamp, Zone};
 
@@ -107,7 +107,7 @@ pub fn due_at(
     now: Timestamp,
     latest: Timestamp,
 ) -> Timestamp {
-    let is_due = |at| cutoff(key, zone, at, retention) >= upper;
+    let is_due = |at| retention::is_due(key, zone, at, retention, upper);
     if !is_due(latest) {
         return latest;
     }

@@ -11,7 +11,7 @@
 //! to be done next follows from the record **and** from where the catalogs say that the partition is, so a crash at any moment, and
 //! statements by hand, lead to no other end.
 
-use super::{Interval, Key, Range};
+use super::{Interval, Key};
 use crate::bucket::{DAY, Date, Timestamp, Zone, first_instant, wall_clock};
 
 /// What is recorded of a partition that is on its way out.
@@ -136,9 +136,9 @@ fn earlier(wall: Timestamp, months: i32, days: i32) -> Timestamp {
     Timestamp(date.saturating_mul(DAY).saturating_add(wall.0.rem_euclid(DAY)))
 }
 
-/// The oldest partition that is due: it ends at the cutoff or before and is not on its way already. `ranges` is in order of time.
-pub fn due(ranges: &[Range], cutoff: Timestamp, is_known: &dyn Fn(usize) -> bool) -> Option<usize> {
-    (0..ranges.len()).take_while(|&at| ranges[at].upper <= cutoff).find(|&at| !is_known(at))
+/// Is a partition that ends at `upper` older than `retention`?
+pub fn is_due(key: Key, zone: &dyn Zone, now: Timestamp, retention: Interval, upper: Timestamp) -> bool {
+    upper <= cutoff(key, zone, now, retention)
 }
 
 #[cfg(test)]
@@ -181,14 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_due_first_and_none_twice() {
-        let ranges: Vec<Range> =
-            (0..5).map(|n| Range { lower: Timestamp(n * DAY), upper: Timestamp((n + 1) * DAY) }).collect();
-        let due = |cutoff, known: &[usize]| super::due(&ranges, Timestamp(cutoff), &|at| known.contains(&at));
-        assert_eq!(due(3 * DAY, &[]), Some(0));
-        assert_eq!(due(3 * DAY, &[0, 1]), Some(2));
-        assert_eq!(due(3 * DAY, &[0, 1, 2]), None);
-        assert_eq!(due(DAY - 1, &[]), None);
+    fn a_partition_is_due_from_its_end_on() {
+        let due = |hour| is_due(Key::Instant, &Utc, at(2026, 3, 31, hour), interval(1, 0, 0), at(2026, 2, 28, 7));
+        assert_eq!([due(6), due(7), due(8)], [false, true, true]);
     }
 
     #[test]

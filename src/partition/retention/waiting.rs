@@ -1,17 +1,37 @@
 //! What retention is busy with, and who it waits for.
 
-use super::{foreign_keys, place};
-use crate::catalog::retirements::{self, Row};
+use super::{Progress, foreign_keys, place};
+use crate::catalog::retirements::{self, Outlook, Row};
 use crate::catalog::{self, rollups};
 use crate::error::Result;
+use crate::jobs::Kind;
 use crate::partition::facts::{Facts, locks_of_detach};
+use crate::partition::idle::{self, Pass};
 use crate::partition::locks;
 use crate::pg::relation::Mode;
 use crate::pg::{Oid, process};
+use std::time::Duration;
+use tally_core::bucket::{SECOND, Timestamp};
 use tally_core::ident::quote;
 use tally_core::partition::lock::OLD;
 use tally_core::partition::retention::{Place, State};
 use tally_core::partition::status::is_put_off;
+
+/// What a step answers without a look at the set, if nothing is under way and nothing is due.
+pub(super) fn rest(parent: Oid) -> Result<Option<Progress>> {
+    let clock = process::clock();
+    let wake = match retirements::outlook(parent)? {
+        Outlook::Waiting(wake) if wake.is_none_or(|at| at > clock) => wake,
+        _ => return Ok(None),
+    };
+    let is_idle = idle::last_look(parent, Kind::Retention)?.is_some();
+    Ok(is_idle.then(|| Progress { pause: pause_until(wake, clock), pass: Pass::Idle, ..Progress::default() }))
+}
+
+/// The time until there is something to be done, a second at least.
+pub(super) fn pause_until(wake: Option<Timestamp>, clock: Timestamp) -> Option<Duration> {
+    wake.map(|at| Duration::from_micros(at.since(clock).max(SECOND).cast_unsigned()))
+}
 
 /// The partition that retention is busy with, or has stopped at.
 pub(in crate::partition) struct Busy {
