@@ -227,3 +227,4 @@ REVOKE ALL ON FUNCTION tally._note_altered_sets() FROM PUBLIC;
 CREATE EVENT TRIGGER tally_partitions_dropped ON sql_drop WHEN TAG IN ('DROP SCHEMA', 'DROP OWNED')
 EXECUTE FUNCTION tally._note_altered_sets();
 COMMENT ON EVENT TRIGGER tally_partitions_dropped IS 'has partition sets looked at anew that may have lost partitions';
+ALTER EVENT TRIGGER tally_partitions_dropped ENABLE ALWAYS;

@@ -21,7 +21,8 @@ pub(crate) fn of_tables(tables: &[Oid]) -> Result<Vec<Oid>> {
 pub(crate) fn altered_tables() -> Result<Vec<Oid>> {
     super::look_up_again::<Vec<Oid>>(
         "SELECT pg_catalog.array_agg(d.objid) FROM pg_catalog.pg_event_trigger_ddl_commands() d \
-         WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass",
+         WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+           AND EXISTS (SELECT FROM tally.partition_policies)",
         &[],
     )
     .map(Option::unwrap_or_default)

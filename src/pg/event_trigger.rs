@@ -96,8 +96,33 @@ fn follow_ddl(call: Call<'_>) -> Result<Datum> {
         crate::tags::follow_rename(table, &old, &new)?;
     }
     Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]).map_err(spi)?;
-    crate::partition::note_command()?;
+    // SAFETY: as above.
+    if unsafe { may_alter_sets(tree) } {
+        crate::partition::note_command()?;
+    }
     Ok(Datum::from(0))
+}
+
+/// Can the command change which partitions a set has, or whether tally may go on with it? Others, such as the many of a conversion that holds
+/// the lock of its swap, need not be looked into.
+unsafe fn may_alter_sets(tree: *mut Node) -> bool {
+    // SAFETY: the tag says which structure it is.
+    unsafe {
+        if tree.is_null() || is_a(tree, NodeTag::T_RenameStmt) {
+            return tree.is_null();
+        }
+        if is_a(tree, NodeTag::T_CreateStmt) {
+            return !(*tree.cast::<pg_sys::CreateStmt>()).partbound.is_null();
+        }
+        let kinds = [
+            AlterTableType::AT_AttachPartition,
+            AlterTableType::AT_DetachPartition,
+            AlterTableType::AT_DetachPartitionFinalize,
+            AlterTableType::AT_ChangeOwner,
+            AlterTableType::AT_DropNotNull,
+        ];
+        !is_a(tree, NodeTag::T_AlterTableStmt) || kinds.iter().any(|kind| alters_by(tree, *kind).next().is_some())
+    }
 }
 
 /// Table, old and new name, if it is the RENAME of a column.
