@@ -8,7 +8,7 @@ use crate::error::{Error, Failure, Result};
 use crate::partition::{self, Pass};
 use crate::pg::process::{self, Worker};
 use crate::pg::{self, ErrorReport, Oid, time_limit};
-use crate::{partition, settings};
+use crate::settings;
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use std::time::Duration;
