@@ -71,6 +71,12 @@ impl Plan {
         self.policy.key.value(&self.zone, pg::process::clock())
     }
 
+    /// That of a registered set.
+    fn of(facts: &Facts) -> Result<Self> {
+        let row = registered(facts)?;
+        Self::new(check::set(&facts.set)?, &row)
+    }
+
     /// What the clock asks for now.
     fn premake(&self, facts: &Facts) -> Result<partition::Premake> {
         Ok(self.premake_at(facts, self.now())?.1)
@@ -118,8 +124,7 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
     // Without anything to do this locks nothing but for the ACCESS SHARE of reading the bounds, and writes only that.
     let look = idle::begin()?;
     let mut facts = facts::read(parent)?;
-    let row = registered(&facts)?;
-    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let plan = Plan::of(&facts)?;
     if let Some(rest) = look.premake(&facts, &plan)? {
         let more_upkeep = upkeep::step(&facts, &plan)?;
         let pass = if pg::own_xid().is_some() { Pass::Work } else { Pass::Look };
@@ -139,14 +144,15 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
         let batch = if facts::connected_tables(parent)?.is_empty() { BATCH } else { 1 };
         let now = &missing[..missing.len().min(batch)];
         let pause = match make(&facts, &plan, now, Patience::Job)? {
-            Attempt::Done(()) => None,
+            Attempt::Done(()) => {
+                let (made, remaining) = (now.len() as i64, (missing.len() - now.len()) as i64);
+                return Ok(Report { made, remaining, ..Report::default() });
+            }
             Attempt::InUse(who) => return Err(target_locked(&facts, who)?),
-            Attempt::Missed => Some(settings::retry().delay(1, crate::workers::random())),
-            Attempt::PutOff(_) => Some(locks::pause_of_put_off()),
+            Attempt::Missed => settings::retry().delay(1, crate::workers::random()),
+            Attempt::PutOff(_) => locks::pause_of_put_off(),
         };
-        let made = if pause.is_none() { now.len() } else { 0 };
-        let remaining = if pause.is_none() { missing.len() - made } else { 0 };
-        Ok(Report { made: made as i64, remaining: remaining as i64, pause, ..Report::default() })
+        Ok(Report { pause: Some(pause), ..Report::default() })
     })
 }
 
@@ -228,8 +234,7 @@ fn every(width: Width) -> Duration {
 /// Makes the partitions for rows of a range, before a backfill or a replay.
 fn ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<i64> {
     let mut facts = owned(parent)?;
-    let row = registered(&facts)?;
-    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let plan = Plan::of(&facts)?;
     if plan.cover(&facts, from, to)?.is_empty() {
         return Ok(0);
     }

@@ -1,7 +1,7 @@
 //! The SQL functions: skins over the verbs of the parent module, declared in `sql/partitions.sql`.
 #![allow(clippy::type_complexity, reason = "pgrx reads the columns of a set from the signature")]
 
-use super::{Plan, default, facts, limits, owned, registered, registration};
+use super::{Plan, default, facts, limits, owned, registration};
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, from_sql, to_sql};
 use crate::catalog::{lock_waits, partition_upkeep};
@@ -13,18 +13,13 @@ use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
-use tally_core::partition::check::{self, Arguments};
+use tally_core::partition::check::{Arguments, unless_zero};
 use tally_core::partition::status::is_put_off;
 use tally_core::partition::{Partition, Range, status};
 
 /// The functions are not STRICT, because some arguments may be null; the others are named when they are.
 pub(super) fn required<T>(argument: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::new("22004", format!("{argument} must not be null")))
-}
-
-/// A retention of zero keeps everything, as none does.
-pub(super) fn unless_zero(retention: tally_core::partition::Interval) -> Option<tally_core::partition::Interval> {
-    (retention != Default::default()).then_some(retention)
 }
 
 #[pg_extern(sql = false)]
@@ -40,15 +35,7 @@ fn tally_partition_by_time(
     grace: Option<Interval>,
     detach_deadline: Option<Interval>,
 ) -> std::result::Result<i64, ErrorReport> {
-    let arguments = arguments(
-        partition_width,
-        retention,
-        premake,
-        required("lateness", lateness)?,
-        required("far_future", far_future)?,
-        required("grace", grace)?,
-        required("detach_deadline", detach_deadline)?,
-    );
+    let arguments = arguments(partition_width, retention, premake, lateness, far_future, grace, detach_deadline)?;
     Ok(registration::register(required("parent", parent)?, &arguments, required("time_zone", time_zone)?)?)
 }
 
@@ -82,15 +69,7 @@ fn tally_plan_partition_by_time(
     >,
     ErrorReport,
 > {
-    let arguments = arguments(
-        partition_width,
-        retention,
-        premake,
-        required("lateness", lateness)?,
-        required("far_future", far_future)?,
-        required("grace", grace)?,
-        required("detach_deadline", detach_deadline)?,
-    );
+    let arguments = arguments(partition_width, retention, premake, lateness, far_future, grace, detach_deadline)?;
     let parent = required("parent", parent)?;
     Ok(TableIterator::new(registration::plan(parent, &arguments, required("time_zone", time_zone)?)?))
 }
@@ -99,20 +78,20 @@ fn arguments(
     width: Option<Interval>,
     retention: Option<Interval>,
     premake: Option<Interval>,
-    lateness: Interval,
-    far_future: Interval,
-    grace: Interval,
-    detach_deadline: Interval,
-) -> Arguments {
-    Arguments {
+    lateness: Option<Interval>,
+    far_future: Option<Interval>,
+    grace: Option<Interval>,
+    detach_deadline: Option<Interval>,
+) -> Result<Arguments> {
+    Ok(Arguments {
         width: width.map(from_sql),
         retention: retention.map(from_sql),
         premake: premake.map(from_sql),
-        lateness: from_sql(lateness),
-        far_future: from_sql(far_future),
-        grace: from_sql(grace),
-        detach_deadline: from_sql(detach_deadline),
-    }
+        lateness: from_sql(required("lateness", lateness)?),
+        far_future: from_sql(required("far_future", far_future)?),
+        grace: from_sql(required("grace", grace)?),
+        detach_deadline: from_sql(required("detach_deadline", detach_deadline)?),
+    })
 }
 
 #[pg_extern(sql = false)]
@@ -232,8 +211,7 @@ fn tally_plan_premake(
 
 fn plan_premake(parent: Oid) -> Result<Vec<Step>> {
     let facts = owned(parent)?;
-    let row = registered(&facts)?;
-    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let plan = Plan::of(&facts)?;
     registration::partitions(&facts, &plan, plan.premake(&facts)?.missing, 0)
 }
 
@@ -266,8 +244,7 @@ fn tally_plan_ensure_partitions(
 
 fn plan_ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<Vec<Step>> {
     let facts = owned(parent)?;
-    let row = registered(&facts)?;
-    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let plan = Plan::of(&facts)?;
     registration::partitions(&facts, &plan, plan.cover(&facts, from, to)?, 0)
 }
 

@@ -134,12 +134,17 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// What is asked for, if the width is this. A retention of zero keeps everything, as none does.
+    /// What is asked for, if the width is this.
     pub fn with_width(&self, width: Interval) -> Request {
         let Self { retention, premake, lateness, far_future, grace, detach_deadline, .. } = *self;
-        let retention = retention.filter(|retention| *retention != Interval::default());
+        let retention = retention.and_then(unless_zero);
         Request { width, retention, premake, lateness, far_future, grace, detach_deadline }
     }
+}
+
+/// A retention of zero keeps everything, as none does.
+pub fn unless_zero(retention: Interval) -> Option<Interval> {
+    (retention != Interval::default()).then_some(retention)
 }
 
 /// The arguments of a policy.

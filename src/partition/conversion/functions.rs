@@ -4,13 +4,13 @@
 use crate::catalog::conversions::Row;
 use crate::catalog::partitions::{self, from_sql};
 use crate::error::Result;
-use crate::partition::functions::{Step, required, unless_zero};
+use crate::partition::functions::{Step, required};
 use crate::pg::Oid;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
-use tally_core::partition::check::Request;
+use tally_core::partition::check::{Request, unless_zero};
 use tally_core::partition::conversion::State;
 
 #[expect(clippy::too_many_arguments, reason = "one per argument of the SQL functions")]

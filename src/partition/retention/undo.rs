@@ -6,19 +6,18 @@ use crate::catalog::{self, altered_sets, sources};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
-use crate::partition::{Plan, every, owned, registered, with_fixed_settings};
+use crate::partition::{Plan, every, owned, with_fixed_settings};
 use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
 use tally_core::ident::{QualifiedName, quote};
 use tally_core::partition::retention::{Place, State};
-use tally_core::partition::{Key, Range, check, sql as partition_sql};
+use tally_core::partition::{Key, Range, sql as partition_sql};
 
 /// Brings a partition back.
 pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
     let facts = owned(parent)?;
-    let row = registered(&facts)?;
-    let plan = Plan::new(check::set(&facts.set)?, &row)?;
+    let plan = Plan::of(&facts)?;
     refresh::require_read_committed()?;
     lock_out(&facts)?;
     let records = retirements::list(parent)?;
