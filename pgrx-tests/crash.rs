@@ -20,7 +20,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
 use tally_server_tests::cluster::{Cluster, Database};
 
-use crate::oracle::{assert_equal, assert_equal_now_and_refreshed};
+use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, pending_query, wait_until};
 use loader::{Batch, Fate, Loader};
 
 const KILLS: u64 = 30;
@@ -240,6 +240,12 @@ fn assert_nothing_is_lost(session: &mut Client, batches: &HashMap<i64, Batch>) {
     assert!(counts.is_empty(), "rows of no batch: {counts:?}");
 }
 
+/// The workers have come through all of it: one counts a new row. Between the kills few get that far, on a slow machine none.
+fn wait_for_worker(session: &mut Client) {
+    session.batch_execute("INSERT INTO events (batch, event_time) VALUES (0, '2024-03-31 12:00Z')").unwrap();
+    wait_until(session, &format!("SELECT ({}) = 0", pending_query("events")));
+}
+
 fn number_from(variable: &str, otherwise: impl FnOnce() -> u64) -> u64 {
     let given = std::env::var(variable).ok().filter(|given| !given.is_empty());
     given.map_or_else(otherwise, |given| given.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
@@ -314,6 +320,7 @@ fn killed_again_and_again_during_load_and_refresh_equal_after_each() {
         assert_equal_now_and_refreshed(&mut session, rollup, "events", query);
     }
     assert_nothing_is_lost(&mut session, &batches);
+    wait_for_worker(&mut session);
     let runs: i64 = session.query_one("SELECT count(*) FROM tally.runs WHERE sqlstate IS NULL", &[]).unwrap().get(0);
     let (committed, refreshes) = (world.committed.into_inner(), world.refreshes.into_inner());
     let unknown = batches.values().filter(|batch| batch.fate == Fate::Unknown).count();
@@ -322,5 +329,5 @@ fn killed_again_and_again_during_load_and_refresh_equal_after_each() {
          {left_prepared} prepared transactions survived a kill, {refreshes} refreshes by hand, {runs} by workers",
         batches.len()
     );
-    assert!(refreshes > 0 && runs > 0, "nothing was refreshed between the kills");
+    assert!(refreshes > 0, "nothing was refreshed between the kills");
 }

@@ -24,13 +24,16 @@ pub fn assert_equal(session: &mut Client, rollup: &str, query: &str) {
     assert!(rows.is_empty(), "{rollup} differs from {query}: {rows:#?}");
 }
 
-/// Rows of the source that are visible and that no refresh has counted.
-pub fn pending(session: &mut Client, source: &str) -> i64 {
-    let query = format!(
+/// A query for the number of rows of the source that are visible and that no refresh has counted.
+pub fn pending_query(source: &str) -> String {
+    format!(
         "SELECT count(*) FROM {source} AS r, tally.sources AS s \
          WHERE s.source = '{source}'::regclass AND (r.tally_tag >= s.next_tag OR r.tally_tag = ANY (s.open_tags))"
-    );
-    session.query_one(&query, &[]).unwrap().get(0)
+    )
+}
+
+pub fn pending(session: &mut Client, source: &str) -> i64 {
+    session.query_one(&pending_query(source), &[]).unwrap().get(0)
 }
 
 /// The rollup is right, and still is when every row is counted and the answer comes from the stored groups alone.
