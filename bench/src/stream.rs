@@ -16,7 +16,7 @@ use tally_server_tests::cluster::{Cluster, Database};
 
 use crate::reference::{COLUMNS, create_events};
 use crate::report::{Goal, Report, Samples, time};
-use process::{Broker, children_seconds, configure, number_behind, run, run_loader};
+use process::{Broker, children_seconds, configure, load_topic, number_behind, run, run_loader};
 
 /// The floor: what one loader must manage on one server.
 const FLOOR: f64 = 50_000.0;
@@ -252,5 +252,5 @@ fn load(database: &Database, folder: &Path, broker: &Broker, topic: &str, pipeli
     let sections =
         format!("memory = \"1 GiB\"\n[source]\nkafka = {{ brokers = [\"{address}\"], topic = \"{topic}\" }}\n{target}");
     let config = configure(database, folder, &format!("{topic}-{pipeline}"), &sections);
-    run_loader(&config)
+    run_loader(load_topic(&config))
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use crate::arguments::FilesArguments;
 use crate::config::Config;
@@ -47,7 +46,8 @@ pub fn run(arguments: FilesArguments) -> Result<()> {
 
 /// Loads one file.
 pub async fn load(config: &Config, source: FileSource, metrics: Arc<Metrics>, stop: Stop) -> Result<()> {
-    let (start, rows, dead) = (Instant::now(), metrics.rows.load(Relaxed), metrics.dead());
+    let (rows, dead) = (metrics.rows.load(Relaxed), metrics.dead());
+    metrics.begin_loading();
     let name = source.name().to_owned();
     let (read, total) = source.progress();
     let progress = Progress::start(metrics.clone(), Measure::Bytes { read, total });
@@ -56,11 +56,7 @@ pub async fn load(config: &Config, source: FileSource, metrics: Arc<Metrics>, st
     let result = pipeline::run(run, Box::new(source)).await;
     drop(progress);
     let (rows, dead) = (metrics.rows.load(Relaxed) - rows, metrics.dead() - dead);
-    let seconds = start.elapsed().as_secs_f64();
-    tracing::info!(
-        "\"{name}\": {rows} rows, {dead} dead letters in {seconds:.1} s ({:.0} rows/s)",
-        rows as f64 / seconds
-    );
+    tracing::info!("\"{name}\": {}", metrics.summary(rows, dead));
     result
 }
 

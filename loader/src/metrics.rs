@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,7 +49,7 @@ pub struct Metrics {
     /// Milliseconds for which the brokers have held back answers.
     pub throttled: AtomicU64,
     /// When messages were first asked for.
-    first_poll: OnceLock<Instant>,
+    first_poll: Mutex<Option<Instant>>,
     /// Nanoseconds from then to the last commit.
     loading: AtomicU64,
     pub postgres_up: AtomicBool,
@@ -93,18 +93,35 @@ impl Metrics {
 
     /// Messages are asked for; the first time counts.
     pub fn note_poll(&self) {
-        self.first_poll.get_or_init(Instant::now);
+        self.first_poll().get_or_insert_with(Instant::now);
     }
 
     pub fn note_commit(&self) {
-        if let Some(first) = self.first_poll.get() {
+        if let Some(first) = *self.first_poll() {
             self.loading.store(first.elapsed().as_nanos() as u64, Relaxed);
         }
+    }
+
+    /// The time of loading counts anew, for the next file.
+    pub fn begin_loading(&self) {
+        *self.first_poll() = None;
+        self.loading.store(0, Relaxed);
+    }
+
+    fn first_poll(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.first_poll.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long loading took: from the first time that messages were asked for to the last commit.
     pub fn loading_time(&self) -> Duration {
         Duration::from_nanos(self.loading.load(Relaxed))
+    }
+
+    /// One line at the end of loading.
+    pub fn summary(&self, rows: u64, dead: u64) -> String {
+        let seconds = self.loading_time().as_secs_f64();
+        let speed = if rows > 0 { rows as f64 / seconds } else { 0.0 };
+        format!("{rows} rows, {dead} dead letters in {seconds:.3} s ({speed:.0} rows/s)")
     }
 
     /// The parts that a lane owns, with their positions. Others of that lane are forgotten.
@@ -285,6 +302,23 @@ async fn respond(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loading_counts_from_the_first_poll_to_the_last_commit_of_each_file() {
+        let metrics = Metrics::default();
+        metrics.note_commit();
+        assert_eq!(metrics.loading_time(), Duration::ZERO, "nothing was asked for");
+        metrics.note_poll();
+        metrics.note_commit();
+        let first = metrics.loading_time();
+        metrics.note_poll();
+        metrics.note_commit();
+        assert!(metrics.loading_time() > first && first > Duration::ZERO);
+        metrics.begin_loading();
+        metrics.note_commit();
+        assert_eq!(metrics.loading_time(), Duration::ZERO, "the next file has not been asked for");
+        assert_eq!(metrics.summary(0, 3), "0 rows, 3 dead letters in 0.000 s (0 rows/s)");
+    }
 
     #[test]
     fn the_text_has_counters_with_labels() {

@@ -28,12 +28,7 @@ pub fn run(arguments: RunArguments) -> Result<()> {
         let run = Run { config: &config, origin, until_end: arguments.until_end, metrics: metrics.clone(), stop };
         let result = pipeline::run_lanes(run, open).await;
         drop(progress);
-        let (rows, seconds) = (metrics.rows.load(Relaxed), metrics.loading_time().as_secs_f64());
-        tracing::info!(
-            "{rows} rows, {} dead letters in {seconds:.3} s ({:.0} rows/s)",
-            metrics.dead(),
-            if rows > 0 { rows as f64 / seconds } else { 0.0 }
-        );
+        tracing::info!("{}", metrics.summary(metrics.rows.load(Relaxed), metrics.dead()));
         result
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tally_server_tests::cluster::Cluster;
 
-use super::process::{Broker, children_seconds, configure, processor_seconds, run_loader};
+use super::process::{Broker, children_seconds, configure, load_topic, processor_seconds, run_loader};
 use crate::report::{Goal, Report, Samples};
 
 const CONNECTIONS: [u32; 3] = [1, 2, 4];
@@ -49,7 +49,7 @@ pub fn measure(cluster: &Cluster, rows: u32, report: &mut Report) {
                 broker.address
             );
             let config = configure(&database, folder.path(), &format!("connections-{pipelines}"), &sections);
-            run_loader(&config)
+            run_loader(load_topic(&config))
         };
         let row = database.connect().query_one("SELECT count(*) FROM narrow", &[]).unwrap();
         assert_eq!(row.get::<_, i64>(0), i64::from(rows), "every row is there");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tally_server_tests::cluster::{Cluster, Database};
 
-use super::process::{Broker, configure, run_loader};
+use super::process::{Broker, configure, load_topic, run_loader};
 use crate::report::{Goal, Report};
 
 /// A bad message behind each so many good ones.
@@ -118,7 +118,7 @@ impl Topic {
             self.broker.address
         );
         let config = configure(database, folder, &format!("poison-{pipeline}"), &sections);
-        let [taken, _] = run_loader(&config);
+        let [taken, _] = run_loader(load_topic(&config));
         let count = |table: &str| {
             let row = database.connect().query_one(&format!("SELECT count(*) FROM {table}"), &[]).unwrap();
             row.get::<_, i64>(0)

@@ -36,12 +36,19 @@ pub fn run(command: &mut Command) -> String {
     said
 }
 
-/// Loads a topic to its end. How long it took: from the first poll to the last commit, as the loader says, and the whole program.
-pub fn run_loader(config: &Path) -> [Duration; 2] {
+/// Runs the loader to its end. How long it took: from the first poll to the last commit, as it says itself, and the whole program.
+pub fn run_loader(mut command: Command) -> [Duration; 2] {
     let mut said = String::new();
-    let whole = time(|| said = run(loader().arg("run").arg("--until-end").arg("--config").arg(config)));
+    let whole = time(|| said = run(&mut command));
     let seconds = number_behind(&said, " dead letters in ").expect("the loader tells how long it took");
     [Duration::from_secs_f64(seconds), whole]
+}
+
+/// The loader of a topic to its end.
+pub fn load_topic(config: &Path) -> Command {
+    let mut command = loader();
+    command.arg("run").arg("--until-end").arg("--config").arg(config);
+    command
 }
 
 /// The number behind the last place where the text holds these words.
