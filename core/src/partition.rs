@@ -252,4 +252,6 @@ pub fn gaps(existing: &[Partition]) -> impl Iterator<Item = Range> {
 }
 
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod tests;

@@ -3,10 +3,10 @@ use jiff::{civil, tz::TimeZone};
 use proptest::prelude::*;
 
 /// A zone of the IANA database, as jiff brings it.
-struct Iana(TimeZone);
+pub(crate) struct Iana(TimeZone);
 
 impl Iana {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self(TimeZone::get(name).expect("a zone of the database"))
     }
 }
