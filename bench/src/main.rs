@@ -8,6 +8,7 @@ mod conversion;
 mod copy;
 mod dashboard;
 mod idle;
+mod jobs;
 mod late;
 mod levels;
 mod passes;
@@ -63,6 +64,8 @@ enum Measure {
     Retention,
     /// A pass of premake and of retention that finds nothing to do.
     Passes,
+    /// How soon jobs start after they are due, and what they cost when there is nothing to do.
+    Jobs,
     /// A refresh over late rows all over a year, against one over as many rows of the current bucket.
     Late,
     /// The longest wait of an INSERT while a plain table becomes a partitioned one.
@@ -117,6 +120,7 @@ fn main() {
             Measure::Idle => &idle::measure,
             Measure::Retention => &|_, _, report| retention::measure(arguments.report, report),
             Measure::Passes => &passes::measure,
+            Measure::Jobs => &jobs::measure,
             Measure::Late => &late::measure,
             Measure::Conversion => &conversion::measure,
             Measure::Sketch => &sketch::measure,
