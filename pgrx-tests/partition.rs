@@ -4,6 +4,7 @@ mod default;
 mod idle;
 mod pg_partman;
 mod upkeep;
+mod verdicts;
 mod zones;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -29,7 +29,7 @@ pub(crate) fn get(parent: Oid, kind: Kind) -> Result<Option<Row>> {
                             EXISTS (SELECT FROM tally.altered_sets a WHERE a.parent OPERATOR(pg_catalog.=) $1 \
                                       AND NOT pg_catalog.pg_visible_in_snapshot(a.altered_by, q.seen)), \
                             EXISTS (SELECT FROM pg_catalog.unnest(q.watched) AS w (partition) \
-                                    WHERE pg_catalog.pg_stat_get_tuples_inserted(w.partition) OPERATOR(pg_catalog.>) 0) \
+                                    WHERE pg_catalog.pg_stat_get_live_tuples(w.partition) OPERATOR(pg_catalog.>) 0) \
                      FROM tally.idle_sets q WHERE q.parent OPERATOR(pg_catalog.=) $1 AND q.kind OPERATOR(pg_catalog.=) $2",
                 ),
                 None,

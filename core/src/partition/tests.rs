@@ -393,6 +393,9 @@ fn trouble_is_seen_and_the_worst_is_named_first() {
     assert_eq!(verdict(&good(), &holes, None, now), (Verdict::Warning, reason("P07")));
     holes.remove(2);
     assert_eq!(verdict(&good(), &holes, None, now), (Verdict::Critical, reason("P01")), "the gap begins in a day");
+    let mut far = served.clone();
+    far.push(partition(at(2097, 1, 1, 0), at(2098, 1, 1, 0)));
+    assert_eq!(verdict(&good(), &far, None, now), (Verdict::Ok, None), "nobody wants 70 years of partitions");
     let mut poisoned = served.clone();
     poisoned.last_mut().unwrap().used = true;
     assert_eq!(verdict(&good(), &poisoned, None, now), (Verdict::Warning, reason("P08")));
