@@ -84,7 +84,7 @@ fn next_sql_makes_the_partitions_that_are_missing() {
         drop_partitions(&mut session, which);
         assert_leads_out(&database, &mut session, broken);
         session
-            .batch_execute("INSERT INTO events SELECT now() + i * interval '1 day', i FROM generate_series(-2, 1) i")
+            .batch_execute("INSERT INTO events SELECT now() + i * interval '1 day', i FROM generate_series(-4, 0) i")
             .unwrap();
     }
 }
@@ -129,6 +129,25 @@ fn next_sql_detaches_what_no_worker_has_and_ends_what_was_interrupted() {
     session.batch_execute(&detach).unwrap_err();
     reader.batch_execute("COMMIT").unwrap();
     assert_leads_out(&database, &mut session, ("critical", "P03"));
+}
+
+#[test]
+fn next_sql_builds_what_is_to_count_the_rows_of_a_partition() {
+    let database = cluster::database();
+    let mut session = set(&database);
+    let rollup = "SELECT date_trunc('day', at, 'UTC') AS day, count(*) AS n FROM events GROUP BY 1";
+    session.batch_execute(RETAIN).unwrap();
+    eventually(&mut session, RETIRE, "SELECT EXISTS (SELECT FROM tally.retirements WHERE state = 'fenced')");
+    let rows = "INSERT INTO events SELECT now() - i * interval '1 minute', i FROM generate_series(1, 3000) i";
+    session.batch_execute(&format!("{rows}; ANALYZE events; SET tally.build_rows = 100")).unwrap();
+    let paused = "SELECT tally.pause_job(job_id) FROM tally.jobs";
+    session
+        .batch_execute(&format!("BEGIN; SELECT tally.create_rollup('by_day', $${rollup}$$); {paused}; COMMIT"))
+        .unwrap();
+    session.batch_execute(RETIRE).unwrap();
+    session.batch_execute("UPDATE tally.retirements SET changed_at = changed_at - interval '2 hours'").unwrap();
+    assert_leads_out(&database, &mut session, ("warning", "P04"));
+    assert_eq!(strings(&mut session, "SELECT state FROM tally.retirements"), ["counted"]);
 }
 
 #[test]

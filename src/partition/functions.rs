@@ -378,6 +378,7 @@ fn inspect(parent: Oid) -> Result<Option<Inspection>> {
         note: busy.record.note.as_deref(),
         since: clock.since(busy.record.changed_at),
         rollups: &busy.rollups,
+        counted_by: busy.counted_by.as_deref(),
         range: busy.record.range,
         foreign_key: busy.foreign_key.as_deref(),
     });

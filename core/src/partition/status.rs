@@ -45,6 +45,8 @@ pub struct Leaving<'a> {
     pub since: i64,
     /// The rollups that are compared with its rows, as SQL names them.
     pub rollups: &'a [String],
+    /// A rollup that counts its rows, as SQL names it.
+    pub counted_by: Option<&'a str>,
     pub range: Range,
     /// The foreign key that is to be dropped next, of a table in the trash.
     pub foreign_key: Option<&'a str>,
@@ -241,11 +243,18 @@ fn retention_trouble(table: &str, leaving: &Leaving<'_>) -> Option<(Verdict, Str
             format!("P12: no background worker has detached {partition}"),
             format!("ALTER TABLE {table} DETACH PARTITION {partition} CONCURRENTLY;"),
         )),
-        (State::Fenced, Place::Attached) if leaving.since > HOUR => Some((
-            Verdict::Warning,
-            leaving.note.map_or_else(|| format!("P04: {partition} waits to be counted"), str::to_owned),
-            format!("SELECT * FROM tally.rollup_status WHERE source = {}::regclass;", literal(table)),
-        )),
+        (State::Fenced, Place::Attached) if leaving.since > HOUR => {
+            let build = leaving.counted_by.map(|rollup| format!("CALL tally.build({}); ", literal(rollup)));
+            Some((
+                Verdict::Warning,
+                leaving.note.map_or_else(|| format!("P04: {partition} waits to be counted"), str::to_owned),
+                format!(
+                    "{}SELECT tally.run_job(job_id) FROM tally.jobs WHERE kind = 'retention' AND object = {}::regclass;",
+                    build.unwrap_or_default(),
+                    literal(table)
+                ),
+            ))
+        }
         _ => None,
     }
 }

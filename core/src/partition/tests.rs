@@ -419,6 +419,7 @@ fn retention_that_does_not_get_on_is_seen() {
             note: None,
             since,
             rollups: &["r".to_owned()],
+            counted_by: Some("r"),
             range: served[0].range,
             foreign_key: None,
         };
@@ -479,6 +480,7 @@ fn work_that_is_put_off_for_a_lock_is_seen_with_the_statement_that_waits() {
             note: Some("P11: customers is never free"),
             since: 0,
             rollups: &[],
+            counted_by: None,
             range: served[0].range,
             foreign_key,
         })

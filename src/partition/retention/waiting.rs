@@ -41,6 +41,8 @@ pub(in crate::partition) struct Busy {
     pub partition: String,
     /// The rollups that are compared with its rows, as SQL names them.
     pub rollups: Vec<String>,
+    /// A rollup that counts its rows, as SQL names it.
+    pub counted_by: Option<String>,
     /// The foreign key that is to be dropped next, of a table in the trash.
     pub foreign_key: Option<String>,
     /// Who is waited for.
@@ -67,6 +69,7 @@ pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
         }
         let names = |relation| catalog::name_of(relation).map(|name| name.to_string());
         let rollups = rollups::of_source(facts.oid)?;
+        let counted_by = rollups.first().map(|rollup| names(rollup.rollup)).transpose()?;
         let compared = rollups.iter().filter(|rollup| rollup.definition.follows_partitions());
         let rollups = compared.map(|rollup| names(rollup.rollup)).collect::<Result<_>>()?;
         let foreign_key = match record.state {
@@ -86,7 +89,8 @@ pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
             _ => None,
         };
         let foreign_key = foreign_key.map(|key| quote(&key.name));
-        return Ok(Some(Busy { place, partition: names(record.partition)?, rollups, foreign_key, blockers, record }));
+        let partition = names(record.partition)?;
+        return Ok(Some(Busy { place, partition, rollups, counted_by, foreign_key, blockers, record }));
     }
     Ok(None)
 }
