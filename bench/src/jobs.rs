@@ -84,7 +84,8 @@ fn idle(report: &mut Report) {
     session.batch_execute(&format!("UPDATE tally.jobs SET every = '{} seconds'", EVERY.as_secs())).unwrap();
     thread::sleep(EVERY * 3);
     session.batch_execute("CHECKPOINT").unwrap();
-    thread::sleep(EVERY);
+    // PostgreSQL itself logs once more what runs, up to 15 s after the last record.
+    thread::sleep(EVERY * 5);
     let mut counters = || -> [i64; 3] {
         let row = session.query_one(
             "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
