@@ -1,6 +1,7 @@
 //! Retention: old partitions leave without anybody waiting, with no row that a rollup has not counted, and with a way back.
 
 mod allowance;
+mod copies;
 mod crash;
 mod locks;
 mod model;
@@ -553,54 +554,4 @@ fn what_undo_and_unregister_refuse_they_say_in_words() {
     assert_refused(&mut session, &undo, "42P07", "exists", "Rename that table");
     session.batch_execute(&format!("DROP TABLE {name}; {undo}")).unwrap();
     assert_kept(&mut session);
-}
-
-#[test]
-fn a_copy_removes_nothing_before_it_is_adopted() {
-    let database = cluster::database();
-    let mut session = session_with_set(&database);
-    // As the owner, and by way of a savepoint.
-    session
-        .batch_execute(
-            "BEGIN; DELETE FROM tally.adoptions; SAVEPOINT s; CREATE TABLE other (at date NOT NULL) PARTITION BY RANGE (at);
-             SELECT tally.partition_by_time('other', '1 month'); RELEASE s; COMMIT",
-        )
-        .unwrap();
-    session.batch_execute("VACUUM FREEZE tally.adoptions").unwrap();
-    session.batch_execute("VACUUM FULL tally.adoptions").unwrap();
-    session.batch_execute(RETAIN_BY_HAND).unwrap();
-    session.batch_execute("SELECT tally.pause_partitions('other')").unwrap();
-    step_to(&mut session, "counted");
-    let trouble =
-        "SELECT coalesce(left(reason, 3), verdict) FROM tally.partition_status WHERE parent = 'events'::regclass";
-    assert_eq!(text(&mut session, trouble).as_deref(), Some("ok"));
-    let restored = cluster::Cluster::shared().empty_database();
-    restored.psql(&database.dump());
-    drop(session);
-    for copy in [restored, database.copy()] {
-        let mut session = copy.connect();
-        assert_eq!(text(&mut session, trouble).as_deref(), Some("P09"));
-        for _ in 0..3 {
-            assert_eq!(step(&mut session), Some(0));
-        }
-        assert_eq!(state(&mut session).as_deref(), Some("counted"));
-        // The rollups are right all the same, and work.
-        assert_kept(&mut session);
-        touch(&mut session);
-        session.batch_execute("CALL tally.refresh('by_day')").unwrap();
-        assert_kept(&mut session);
-        session.batch_execute("CREATE ROLE stranger").ok();
-        session.batch_execute("SET ROLE stranger").unwrap();
-        assert_refused(&mut session, "SELECT tally.adopt()", "42501", "must be owner of the database", "superuser");
-        session.batch_execute("RESET ROLE").unwrap();
-        let next = text(&mut session, "SELECT next_sql FROM tally.partition_status WHERE parent = 'events'::regclass")
-            .unwrap();
-        session.batch_execute(&next).unwrap();
-        assert_eq!(text(&mut session, trouble).as_deref(), Some("ok"));
-        step_to(&mut session, "trash");
-        assert_kept(&mut session);
-    }
-    let mut session = database.connect();
-    session.batch_execute("DROP ROLE stranger").unwrap();
-    step_to(&mut session, "trash");
 }

@@ -10,7 +10,7 @@ mod levels;
 mod lifecycle;
 mod overflow;
 mod own_aggregates;
-mod restore;
+pub mod restore;
 mod seal;
 mod subtract;
 mod values;

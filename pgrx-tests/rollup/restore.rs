@@ -13,19 +13,19 @@ const SECOND: &str = "SELECT date_trunc('day', event_time, 'UTC') AS day, max(am
 const OTHER: &str =
     "SELECT tenant, avg(amount) AS average, tally.distinct_count(amount) AS amounts FROM others GROUP BY tenant";
 
-pub(super) fn dump(database: &Database, options: &[&str]) -> String {
+pub fn dump(database: &Database, options: &[&str]) -> String {
     let output = run(database.dump_command().args(options));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn run(command: &mut Command) -> Output {
+pub fn run(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
 #[track_caller]
-pub(super) fn restore(database: &Database, dump: &str, options: &[&str]) {
+pub fn restore(database: &Database, dump: &str, options: &[&str]) {
     let mut psql = database.psql_command();
     let output = feed(psql.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).args(options), dump);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -183,7 +183,7 @@ fn incarnations(session: &mut Client) -> i64 {
     session.query_one("SELECT count(DISTINCT id) FROM tally.incarnations", &[]).unwrap().get(0)
 }
 
-fn pass_ids(session: &mut Client, number: u32) {
+pub fn pass_ids(session: &mut Client, number: u32) {
     let pass = format!("DO $$ BEGIN FOR i IN 1..{number} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$");
     session.batch_execute(&pass).unwrap();
 }
