@@ -193,19 +193,19 @@ pub(crate) fn follow_rename(source: Oid, old: &str, new: &str) -> Result<()> {
     Spi::run(&format!("ALTER TABLE {name} RENAME COLUMN {old} TO {new}")).map_err(spi)
 }
 
-/// Takes back what [`track`] has done.
+/// Takes back what [`track`] has done, as far as it is still there: `pg_restore --clean` drops triggers first.
 pub(crate) fn untrack(source: Oid, name: &QualifiedName, log: Oid) -> Result<()> {
     let tree = lock_tree(source, name)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     for trigger in ["tally_insert", "tally_update", "tally_delete"] {
-        run(&format!("DROP TRIGGER {trigger} ON {name}"))?;
+        run(&format!("DROP TRIGGER IF EXISTS {trigger} ON {name}"))?;
     }
     for relation in tree {
         let partition = crate::catalog::name_of(relation)?;
-        run(&format!("DROP TRIGGER tally_truncate ON {partition}"))?;
+        run(&format!("DROP TRIGGER IF EXISTS tally_truncate ON {partition}"))?;
         seal::drop_trigger(relation)?;
     }
-    run(&format!("ALTER TABLE {name} DROP COLUMN {TAG}"))?;
+    run(&format!("ALTER TABLE {name} DROP COLUMN IF EXISTS {TAG}"))?;
     match pg::owner_of(log) {
         Some(_) => run(&format!("DROP TABLE {}", crate::catalog::name_of(log)?)),
         None => Ok(()),

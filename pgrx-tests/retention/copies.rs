@@ -12,7 +12,7 @@ use super::{
     step_inside_to, step_to, text, touch,
 };
 use crate::oracle::wait_until;
-use crate::rollup::restore::{dump, pass_ids, restore};
+use crate::rollup::restore::{dump, pass_ids, restore, run};
 
 /// Retention by hand until one partition has been dropped, one is in the trash and one is fenced.
 #[track_caller]
@@ -158,6 +158,24 @@ fn a_copy_removes_nothing_before_it_is_adopted() {
     }
     let mut session = database.connect();
     session.batch_execute("DROP ROLE stranger").unwrap();
+    assert_goes_on(&mut session);
+}
+
+#[test]
+fn an_archive_restored_by_several_workers_waits_for_its_adoption() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive");
+    let archive = archive.to_str().unwrap();
+    let database = cluster::database();
+    begin(&mut session_with_set(&database));
+    run(database.dump_command().args(["--format=directory", "--jobs=3", "--file", archive]));
+    let restored = Cluster::shared().empty_database();
+    run(restored.restore_command().args(["--exit-on-error", "--jobs=3", archive]));
+    assert_waits_for_adoption(&mut restored.connect());
+    // Again, over what has become of it.
+    run(restored.restore_command().args(["--exit-on-error", "--clean", "--if-exists", archive]));
+    let mut session = restored.connect();
+    assert_waits_for_adoption(&mut session);
     assert_goes_on(&mut session);
 }
 
