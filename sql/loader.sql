@@ -217,6 +217,8 @@ COMMENT ON COLUMN tally.loader_status.stopped_reason IS 'why the loader stopped 
 -- advance_offsets, but without rights on the table it achieves nothing.
 GRANT SELECT ON tally.loader_sources, tally.loader_offsets, tally.loader_members, tally.loader_leases, tally.loader_gaps,
   tally.loader_status TO PUBLIC;
+-- pg_dump reads the sequence with the sources.
+GRANT SELECT ON SEQUENCE tally.loader_sources_source_id_seq TO PUBLIC;
 REVOKE ALL ON tally.dead_letters FROM PUBLIC;
 REVOKE ALL ON FUNCTION tally.advance_offsets(integer, integer[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[],
                                              bigint[], bigint[], bigint[]) FROM PUBLIC;

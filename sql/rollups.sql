@@ -184,7 +184,10 @@ COMMENT ON COLUMN tally.departures.released_by IS
   'tag of the transaction that has attached it again: the next refresh counts its rows as they are and forgets the departure';
 SELECT pg_catalog.pg_extension_config_dump('tally.departures', '');
 SELECT pg_catalog.pg_extension_config_dump('tally.departures_departure_seq', '');
+REVOKE ALL ON tally.departures FROM PUBLIC;
 GRANT SELECT ON tally.departures TO PUBLIC;
+REVOKE ALL ON SEQUENCE tally.departures_departure_seq FROM PUBLIC;
+GRANT SELECT ON SEQUENCE tally.departures_departure_seq TO PUBLIC;
 
 -- 3. What happens to the rows of a source besides INSERT. The conditions of the triggers let a transaction change its own rows
 --    at no price: no refresh has counted them.

@@ -179,6 +179,30 @@ fn an_archive_restored_by_several_workers_waits_for_its_adoption() {
     assert_goes_on(&mut session);
 }
 
+#[test]
+fn the_owner_of_the_tables_can_dump_what_is_under_way() {
+    let (database, restored) = (cluster::database(), Cluster::shared().empty_database());
+    let owner = format!("{}_owner", database.name());
+    let mut session = database.connect();
+    session.batch_execute(&format!("CREATE ROLE {owner} LOGIN; GRANT CREATE ON SCHEMA public TO {owner}")).unwrap();
+    session.batch_execute(&format!("SET ROLE {owner}; {SET}")).unwrap();
+    begin(&mut session);
+    // Messages that the loader could not load are not for everybody to read.
+    dump(&database, &["--role", &owner, "--exclude-table-data=tally.dead_letters"]);
+    session.batch_execute(&format!("RESET ROLE; GRANT SELECT ON tally.dead_letters TO {owner}")).unwrap();
+    restore(&restored, &dump(&database, &["--role", &owner]), &[]);
+    let mut session = restored.connect();
+    session.batch_execute(&format!("SET ROLE {owner}")).unwrap();
+    let owned = format!(
+        "SELECT count(*) FROM pg_class WHERE relowner = '{owner}'::regrole AND relkind = 'r' AND relnamespace = 'tally_trash'::regnamespace"
+    );
+    assert_eq!(number(&mut session, &owned), 1);
+    assert_waits_for_adoption(&mut session);
+    assert_goes_on(&mut session);
+    drop((session, database, restored));
+    Cluster::shared().connect("postgres").batch_execute(&format!("DROP ROLE {owner}")).unwrap();
+}
+
 /// One script has set up both clusters, so databases and tables have the same OIDs; and the transaction that restores the rows has the id of
 /// the one that wrote them.
 #[test]
