@@ -381,9 +381,6 @@ fn forget_dropped() -> Result<()> {
     for orphan in rollups::orphans()? {
         rollups::delete(orphan.rollup)?;
         builds::delete(orphan.stored)?;
-        if let Some(above) = rollups::above(orphan.rollup)? {
-            return Err(feeds("the rollup that is being dropped", above)?);
-        }
         for (kind, relation) in [
             ("VIEW", orphan.rollup),
             ("VIEW", orphan.changes),

@@ -3,6 +3,7 @@
 use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
+use super::restore::run;
 use super::subtract::rows_read;
 use super::{QUERY, create, insert, session};
 use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused};
@@ -188,7 +189,7 @@ fn what_does_not_gather_is_refused_with_the_way_out() {
         "\"daily\" is defined on",
         "Drop it first",
     );
-    assert_refused(&mut session, "DROP VIEW hourly", "2BP01", "\"daily\" is defined on", "Drop it first");
+    assert_refused(&mut session, "DROP VIEW hourly", "2BP01", "other objects depend on it", "CASCADE");
     for (name, _) in LEVELS.iter().rev() {
         session.execute(&format!("SELECT tally.drop_rollup('{name}')"), &[]).unwrap();
     }
@@ -280,5 +281,24 @@ fn rollups_are_derived_by_what_names_mean() {
         assert_equal(&mut session, "coarse", coarse);
         assert_equal(&mut session, "known", known);
         session.batch_execute("CALL tally.refresh('fine')").unwrap();
+    }
+}
+
+#[test]
+fn a_restore_that_cleans_up_first_replaces_all_levels() {
+    let database = cluster::database();
+    let mut session = leveled_session(&database);
+    insert(&mut session);
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive");
+    run(database.dump_command().args(["--format=custom", "--file"]).arg(&archive));
+    insert(&mut session);
+    drop(session);
+    for _ in 0..2 {
+        run(database.restore_command().args(["--exit-on-error", "--clean", "--if-exists"]).arg(&archive));
+        let mut session = database.connect();
+        assert_all_equal(&mut session);
+        insert(&mut session);
+        assert_all_equal_and_refreshed(&mut session);
     }
 }

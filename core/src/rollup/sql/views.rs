@@ -5,6 +5,8 @@ use super::*;
 /// What the views of a rollup read: the source and its change log, or those views of the rollup below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
+    /// The view of the rollup below.
+    below: Option<QualifiedName>,
     /// The FROM of the rows view.
     rows: String,
     /// The FROM of the changes view.
@@ -25,6 +27,7 @@ impl Origin {
         let alias = quote(alias);
         let column = |name: &str| format!("{alias}.{name}");
         Self {
+            below: None,
             rows: format!("{} AS {alias}", relations.source),
             changes: format!("{} AS {alias}", relations.log),
             table: column("tableoid"),
@@ -38,6 +41,7 @@ impl Origin {
     /// Of the rollup below with these relations.
     pub fn below(below: &Below, relations: &Relations) -> Self {
         Self {
+            below: Some(relations.public.clone()),
             rows: below.rows(&relations.rows),
             changes: below.changes(&relations.changes),
             table: below.hidden(TABLE),
@@ -59,7 +63,12 @@ pub fn create_rows_view(
     let mut besides = vec![format!("{} AS {TABLE}", origin.table)];
     besides.extend(origin.time.iter().map(|time| format!("{time} AS {TIME}")));
     besides.push(format!("{} AS {TAG}", origin.tag));
-    let select = select_inputs(definition, &origin.rows, &besides, condition);
+    // For PostgreSQL, the view of the rollup below cannot go first then. It costs nothing: the planner knows that it is true.
+    let depends = origin.below.as_ref().map(|below| {
+        let is_there = format!("{}::pg_catalog.regclass IS NOT NULL", literal(&below.to_string()));
+        condition.map_or(is_there.clone(), |condition| format!("{is_there} AND ({condition})"))
+    });
+    let select = select_inputs(definition, &origin.rows, &besides, depends.as_deref().or(condition));
     format!("CREATE VIEW {} AS\n{select}", relations.rows)
 }
 
