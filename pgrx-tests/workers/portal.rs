@@ -121,10 +121,12 @@ struct Sample {
 }
 
 impl Sample {
-    /// A line is `level: 0; TopMemoryContext: 97664 total in 5 blocks; 13544 free (7 chunks); 84120 used`.
+    /// A line is `level: 0; TopMemoryContext: 97664 total in 5 blocks; 13544 free (7 chunks); 84120 used`, and `at character 101` if the statement was
+    /// just being analysed.
     fn read(log: &str) -> Sample {
         let line = log.lines().find(|line| line.contains("TopMemoryContext: ")).expect("it is the first one");
-        let used = line.rsplit_once("; ").and_then(|(_, used)| used.strip_suffix(" used")).expect("how much is used");
+        let (_, used) = line.rsplit_once("; ").expect("parts of a line");
+        let (used, _) = used.split_once(" used").unwrap_or_else(|| panic!("how much is used: {line}"));
         Sample { top: used.parse().expect("a number"), statements: log.matches("tally statement: ").count() }
     }
 }
