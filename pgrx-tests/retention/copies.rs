@@ -233,6 +233,30 @@ fn a_dump_restored_under_equal_oids_in_another_cluster_is_a_copy() {
     assert_goes_on(&mut session);
 }
 
+/// Nothing tells a copy of the disk from its original.
+#[test]
+fn a_clone_that_is_started_without_retention_removes_nothing() {
+    let cluster = Cluster::start(&[]);
+    let database = cluster.database();
+    let mut session = session_with_set(&database);
+    begin(&mut session);
+    let clone = cluster.backup();
+    clone.recover(&[("restore_command", "false"), ("tally.retention_enabled", "off")]);
+    let mut other = clone.connect(database.name());
+    wait_until(&mut other, "SELECT NOT pg_is_in_recovery()");
+    assert_eq!(text(&mut other, VERDICT).as_deref(), Some("ok"));
+    other.batch_execute("SELECT tally.resume_partitions('events')").unwrap();
+    eventually(&mut other, "SELECT reason = 'switched_off' FROM tally.status WHERE kind = 'retention'");
+    other.batch_execute("CALL tally.run_due_jobs()").unwrap();
+    assert_under_way(&mut other);
+    touch(&mut other);
+    other.batch_execute("CALL tally.refresh('by_day')").unwrap();
+    assert_under_way(&mut other);
+    // The original goes on.
+    step_to(&mut session, "trash");
+    assert_kept(&mut session);
+}
+
 #[test]
 fn upgraded_cluster_goes_on_with_retention() {
     let cluster = Cluster::start(&[]);
