@@ -233,3 +233,38 @@ fn a_partition_that_was_away_by_hand_is_counted_again() {
         assert_kept(&mut session);
     }
 }
+
+/// Since 17 partitions have the identity of the table, and a detached one has none.
+#[test]
+fn a_partition_comes_back_with_the_identity_of_the_table() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session
+        .batch_execute(
+            "CREATE TABLE events (at timestamptz NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, v int) PARTITION BY RANGE (at);
+             BEGIN;
+             SELECT tally.partition_by_time('events', '1 day', lateness => '5 days');
+             SELECT tally.pause_job(job_id) FROM tally.jobs;
+             COMMIT;
+             INSERT INTO events (at, v) SELECT now() - i * interval '1 hour', i FROM generate_series(0, 5 * 24 - 1) i;
+             SELECT tally.create_rollup('by_day', $$SELECT date_trunc('day', at, 'UTC') AS day, count(*) AS n, max(id) AS last FROM events GROUP BY 1$$)",
+        )
+        .unwrap();
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
+    step_to(&mut session, "trash");
+    let partition = partition(&mut session);
+    let rows = number(&mut session, "SELECT count(*) FROM events");
+    session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+    step_to(&mut session, "kept");
+    assert!(number(&mut session, "SELECT count(*) FROM events") > rows);
+    // Through the table, into the one that has come back and into a new one.
+    session
+        .batch_execute(
+            "SELECT tally.ensure_partitions('events', now() + interval '20 days', now() + interval '21 days');
+             INSERT INTO events (at, v) SELECT min(at), 1 FROM events; INSERT INTO events (at, v) VALUES (now() + interval '20 days', 1)",
+        )
+        .unwrap();
+    assert_eq!(number(&mut session, "SELECT count(DISTINCT id) FROM events"), 122);
+    assert_eq!(number(&mut session, "SELECT max(id) FROM events"), 122);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_day')"), 0);
+}
