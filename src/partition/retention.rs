@@ -26,7 +26,7 @@ use crate::{changes, refresh, seal, settings};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::ident::{QualifiedName, fit, quote};
-use tally_core::partition::retention::{self, Place, State, Step};
+use tally_core::partition::retention::{self, Detach, Place, Round, State, Step};
 use tally_core::partition::{Range, check};
 use tally_core::rollup::sql;
 
@@ -100,23 +100,15 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
     let plan = Plan::new(check::set(&facts.set)?, &row)?;
     let clock = process::clock();
     let records = retirements::list(parent)?;
-    let mut wake = None;
-    let mut is_busy = false;
+    let mut round = Round::default();
     for record in &records {
-        let place = place(parent, record)?;
-        let is_over = record.drop_after.is_some_and(|at| at <= clock);
-        let step = retention::next(record.state, place, is_over);
+        let step = round.look(record.state, place(parent, record)?, record.drop_after, clock);
         if step != Step::Wait {
             return take(step, &facts, &plan, record);
         }
-        match record.state {
-            State::Trash => wake = [wake, record.drop_after].into_iter().flatten().min(),
-            State::Kept => {}
-            _ => is_busy = true,
-        }
     }
-    let pause = pause_until(wake, clock);
-    if is_busy {
+    let pause = pause_until(round.wake, clock);
+    if round.is_busy {
         return Ok(Progress { pause, ..Progress::default() });
     }
     let is_known = |partition| records.iter().any(|record| record.partition == partition);
@@ -271,16 +263,22 @@ fn verify(facts: &Facts, record: &Row) -> Result<Progress> {
 
 /// Asks for DETACH CONCURRENTLY, once no snapshot is left that does not know of the retained groups.
 fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
-    if sources::is_source(facts.oid)? && !(is_leaving(facts.oid, record)? && knows_all(facts.oid, record)?) {
-        // A rollup has been created meanwhile, or somebody has taken it away and brought it back.
-        lock_out(facts)?;
-        take_back(facts, record)?;
-        retirements::set_state(record.id, State::Fenced)?;
-        return Ok(Progress::done());
-    }
+    let is_retained =
+        !sources::is_source(facts.oid)? || is_leaving(facts.oid, record)? && knows_all(facts.oid, record)?;
+    let blocker = if is_retained { blocker(record)? } else { None };
     let waited = process::clock().since(record.changed_at);
-    if let Some(blocker) = blocker(record)?.filter(|_| waited < plan.policy.detach_deadline) {
-        return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
+    match retention::detach(is_retained, blocker.is_some(), waited, plan.policy.detach_deadline) {
+        Detach::CountAgain => {
+            lock_out(facts)?;
+            take_back(facts, record)?;
+            retirements::set_state(record.id, State::Fenced)?;
+            return Ok(Progress::done());
+        }
+        Detach::Wait => {
+            let who = blocker.unwrap_or_default();
+            return Progress::wait(record, &format!("waits for a transaction that is older: {who}"));
+        }
+        Detach::Now => {}
     }
     if record.state != State::Detaching {
         retirements::set_state(record.id, State::Detaching)?;

@@ -117,6 +117,83 @@ pub fn next(state: State, place: Place, grace_is_over: bool) -> Step {
     }
 }
 
+/// A look at the records of a set, the oldest first: a step is taken with the first one that has something to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// One of them is on its way to the trash or back, or has stopped: no other partition is begun with.
+    pub is_busy: bool,
+    /// When the next one in the trash is dropped.
+    pub wake: Option<Timestamp>,
+}
+
+impl Round {
+    /// The next step with this one. `drop_after` is when its grace is over.
+    pub fn look(&mut self, state: State, place: Place, drop_after: Option<Timestamp>, clock: Timestamp) -> Step {
+        let step = next(state, place, drop_after.is_some_and(|at| at <= clock));
+        match state {
+            _ if step != Step::Wait => {}
+            State::Trash => self.wake = [self.wake, drop_after].into_iter().flatten().min(),
+            State::Kept => {}
+            _ => self.is_busy = true,
+        }
+        step
+    }
+}
+
+/// May DETACH CONCURRENTLY begin?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detach {
+    /// Not every rollup of by now keeps its groups: a rollup has been created meanwhile, or somebody has taken the partition away and
+    /// brought it back.
+    CountAgain,
+    /// Somebody has a snapshot that does not know of the retained groups.
+    Wait,
+    Now,
+}
+
+/// `is_retained`: every rollup keeps its groups, and nobody reads its rows when groups are made anew. `is_waited_for`: somebody has an
+/// older snapshot. `waited` and `deadline` are microseconds: nobody is waited for forever.
+pub fn detach(is_retained: bool, is_waited_for: bool, waited: i64, deadline: i64) -> Detach {
+    if !is_retained {
+        Detach::CountAgain
+    } else if is_waited_for && waited < deadline {
+        Detach::Wait
+    } else {
+        Detach::Now
+    }
+}
+
+/// Has the table that is about to be dropped the rows that were counted, and no others? `uncounted` of those that are there have not been.
+pub fn is_proven(counted: i64, there: i64, uncounted: i64) -> bool {
+    there == counted && uncounted == 0
+}
+
+/// How a partition with a record becomes what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayBack {
+    /// It has come back, or is about to.
+    Done,
+    /// It has not left: its rows are counted where they are again, and take changes.
+    Stay,
+    /// It is attached again.
+    Attach,
+    /// It is being detached just now.
+    Wait,
+    /// There is no way back.
+    Gone,
+}
+
+/// How to bring a partition back.
+pub fn way_back(state: State, place: Place) -> WayBack {
+    match (state, place) {
+        (State::Kept | State::Returning, _) => WayBack::Done,
+        (_, Place::Attached) => WayBack::Stay,
+        (_, Place::Detached | Place::Trash) => WayBack::Attach,
+        (_, Place::Pending) => WayBack::Wait,
+        (_, Place::Gone) => WayBack::Gone,
+    }
+}
+
 /// Partitions that end at this value of the key or before are older than `retention`. Months and days are those of the zone's
 /// calendar, as PostgreSQL subtracts an interval: a day may have 23 or 25 hours, and the 31st minus a month is the last of the month.
 pub fn cutoff(key: Key, zone: &dyn Zone, now: Timestamp, retention: Interval) -> Timestamp {
@@ -218,6 +295,55 @@ mod tests {
                     "{state:?} {place:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_round_says_whether_another_partition_may_be_begun_with() {
+        let look = |records: &[(State, Place, Option<i64>)]| {
+            let mut round = Round::default();
+            for (state, place, drop_after) in records {
+                assert_eq!(round.look(*state, *place, drop_after.map(Timestamp), Timestamp(10)), Step::Wait);
+            }
+            round
+        };
+        assert_eq!(look(&[]), Round::default());
+        let trash = |at| (State::Trash, Place::Trash, Some(at));
+        let kept = (State::Kept, Place::Attached, None);
+        assert_eq!(look(&[trash(30), kept, trash(20)]), Round { is_busy: false, wake: Some(Timestamp(20)) });
+        for stopped in [(State::Mismatch, Place::Trash, Some(5)), (State::Counted, Place::Pending, None)] {
+            assert!(look(&[kept, stopped]).is_busy);
+        }
+        let mut round = Round::default();
+        assert_eq!(round.look(State::Trash, Place::Trash, Some(Timestamp(10)), Timestamp(10)), Step::Drop);
+    }
+
+    #[test]
+    fn a_partition_is_detached_when_nobody_misses_it() {
+        assert_eq!(detach(false, false, 0, 9), Detach::CountAgain);
+        assert_eq!(detach(false, true, 9, 9), Detach::CountAgain);
+        assert_eq!(detach(true, true, 8, 9), Detach::Wait);
+        assert_eq!(detach(true, true, 9, 9), Detach::Now);
+        assert_eq!(detach(true, false, 0, 9), Detach::Now);
+    }
+
+    #[test]
+    fn only_the_rows_that_were_counted_are_dropped() {
+        assert!(is_proven(5, 5, 0));
+        assert!(!is_proven(5, 6, 0) && !is_proven(5, 4, 0) && !is_proven(5, 5, 1));
+    }
+
+    #[test]
+    fn there_is_a_way_back_from_wherever_a_table_is() {
+        for (state, _) in State::ALL {
+            let way = |place| way_back(state, place);
+            if matches!(state, State::Kept | State::Returning) {
+                assert_eq!(way(Place::Attached), WayBack::Done);
+                continue;
+            }
+            assert_eq!(way(Place::Attached), WayBack::Stay);
+            assert_eq!([way(Place::Detached), way(Place::Trash)], [WayBack::Attach; 2]);
+            assert_eq!([way(Place::Pending), way(Place::Gone)], [WayBack::Wait, WayBack::Gone]);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
 use tally_core::ident::{QualifiedName, quote};
-use tally_core::partition::retention::{Place, State};
+use tally_core::partition::retention::{State, WayBack, way_back};
 use tally_core::partition::{Key, Range, sql as partition_sql};
 
 /// Brings a partition back.
@@ -28,19 +28,21 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
         )
         .hint("SELECT * FROM tally.retirements; lists what it is removing."));
     };
-    if record.state == State::Kept || record.state == State::Returning {
+    let way = way_back(record.state, place(parent, record)?);
+    if way == WayBack::Done {
         return Ok(());
     }
-    with_fixed_settings(None, || match place(parent, record)? {
-        Place::Gone => Err(Error::new("42P01", format!("{} does not exist any more", record.name))),
-        Place::Pending => Err(Error::new("55000", format!("{} is being detached just now", record.name))
+    with_fixed_settings(None, || match way {
+        WayBack::Done => Ok(()),
+        WayBack::Gone => Err(Error::new("42P01", format!("{} does not exist any more", record.name))),
+        WayBack::Wait => Err(Error::new("55000", format!("{} is being detached just now", record.name))
             .hint("Wait until tally.retirements shows it in the trash, then call this function again.")),
-        Place::Attached => {
+        WayBack::Stay => {
             take_back(&facts, record)?;
             unfence(facts.owner, partition)?;
             retirements::set_state(record.id, State::Kept)
         }
-        Place::Detached | Place::Trash => attach_again(&facts, &plan, record),
+        WayBack::Attach => attach_again(&facts, &plan, record),
     })?;
     altered_sets::insert(&[parent])?;
     jobs::schedule(Kind::Retention, parent, every(plan.policy.width))?;
