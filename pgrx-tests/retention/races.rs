@@ -5,7 +5,7 @@ use std::thread;
 use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
-use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside_to, step_to, text};
+use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside_to, step_to, text, touch};
 use crate::oracle::{assert_equal, own_pid, wait_until_blocked};
 
 const BY_VALUE: &str = "SELECT v, count(*) AS n, sum(k) AS keys FROM events GROUP BY v";
@@ -267,4 +267,30 @@ fn a_partition_comes_back_with_the_identity_of_the_table() {
     assert_eq!(number(&mut session, "SELECT count(DISTINCT id) FROM events"), 122);
     assert_eq!(number(&mut session, "SELECT max(id) FROM events"), 122);
     assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_day')"), 0);
+}
+
+#[test]
+fn a_partition_that_is_away_by_hand_comes_back_and_takes_changes() {
+    for from in ["fenced", "counted", "verified"] {
+        let database = cluster::database();
+        let mut session = retained_by_hand(&database);
+        step_to(&mut session, from);
+        let partition = partition(&mut session);
+        session.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {partition}")).unwrap();
+        session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+        for _ in 0..2 {
+            assert_kept(&mut session);
+            touch(&mut session);
+            session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+        }
+        assert_eq!(number(&mut session, "SELECT count(*) FROM tally.departures"), 0, "{from}");
+        session.batch_execute("BEGIN; INSERT INTO events SELECT min(at), 1, 1 FROM events").unwrap();
+        assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_day')"), 0, "{from}");
+        session.batch_execute("ROLLBACK").unwrap();
+        session
+            .batch_execute("SELECT tally.resume_partitions('events'); SELECT tally.pause_partitions('events')")
+            .unwrap();
+        step_to(&mut session, "trash");
+        assert_kept(&mut session);
+    }
 }

@@ -1,6 +1,6 @@
 //! The way back: a partition that retention has begun to remove, or has moved to the trash, becomes what it was.
 
-use super::{free_names, knows_all, lock_out, part, place, run_as, take_back, unfence};
+use super::{free_names, is_leaving, knows_all, lock_out, part, place, run_as, take_back, unfence};
 use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, altered_sets, sources};
 use crate::error::{Error, Result};
@@ -66,22 +66,20 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
     }
     add_columns(facts, record)?;
     part(facts, record.partition)?;
-    if sources::is_source(facts.oid)? {
-        match record.departure {
-            // With the trigger there, the event trigger of ATTACH takes it for a partition that it knows.
-            Some(_) if record.state != State::Mismatch && knows_all(facts.oid, record)? => {
-                run_as(
-                    facts.owner,
-                    &format!(
-                        "SELECT tally._protect_partition({}::pg_catalog.oid::pg_catalog.regclass)",
-                        record.partition.to_u32()
-                    ),
-                )?;
-            }
-            // A rollup has come that does not know of it, or its rows are not what they were: they are counted as those of any table
-            // that is attached.
-            _ => unfence(facts.owner, record.partition)?,
-        }
+    let is_source = sources::is_source(facts.oid)?;
+    let is_known =
+        is_source && is_leaving(facts.oid, record)? && record.state != State::Mismatch && knows_all(facts.oid, record)?;
+    if is_known {
+        // With the trigger there, the event trigger of ATTACH takes it for a partition that it knows.
+        let protect = format!(
+            "SELECT tally._protect_partition({}::pg_catalog.oid::pg_catalog.regclass)",
+            record.partition.to_u32()
+        );
+        run_as(facts.owner, &protect)?;
+    } else if is_source {
+        // Somebody has detached it, which is over with that; a rollup has come that does not know of it; or its rows are not what they
+        // were: they are counted as those of any table that is attached.
+        unfence(facts.owner, record.partition)?;
     }
     let Range { lower, upper } = record.range;
     let bound = |at: Timestamp| bound(plan.policy.key, at);
@@ -95,11 +93,10 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
             bound(upper)
         ),
     )?;
-    let is_fast = !sources::is_source(facts.oid)? || sources::leaving(facts.oid)?.contains(&record.partition);
-    if is_fast && sources::is_source(facts.oid)? {
+    if is_known {
         pg::as_user(facts.owner, || seal::follow_arrival(facts.oid, record.partition))?;
     }
-    retirements::set_state(record.id, if is_fast { State::Returning } else { State::Kept })
+    retirements::set_state(record.id, if is_known || !is_source { State::Returning } else { State::Kept })
 }
 
 fn bound(key: Key, at: Timestamp) -> String {
