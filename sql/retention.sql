@@ -33,7 +33,7 @@ COMMENT ON COLUMN tally.retirements.table_name IS 'name that it is given back';
 COMMENT ON COLUMN tally.retirements.lower_bound IS 'where it begins: in UTC if the time has a zone, -infinity for MINVALUE';
 COMMENT ON COLUMN tally.retirements.upper_bound IS 'where it ends';
 COMMENT ON COLUMN tally.retirements.state IS
-  'fenced: takes no changes; counted: every rollup keeps its groups apart; verified: they equal its rows; detaching: DETACH CONCURRENTLY has been asked for; trash: detached, waits for the end of its grace; returning: attached again; kept: attached again, and spared until tally.resume_partitions; mismatch: a rollup differs from its rows';
+  'fenced: takes no changes; counted: every rollup keeps its groups apart; verified: they equal its rows; detaching: DETACH CONCURRENTLY has been asked for; trash: detached, waits for the end of its grace; returning: attached, takes no changes yet; kept: attached again, and spared until tally.resume_partitions; mismatch: a rollup differs from its rows';
 COMMENT ON COLUMN tally.retirements.fenced_at IS 'when it was fenced';
 COMMENT ON COLUMN tally.retirements.changed_at IS 'since when it is in this state';
 COMMENT ON COLUMN tally.retirements.changed_by IS 'the transaction that has brought it there: older snapshots do not know';

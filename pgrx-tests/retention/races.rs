@@ -5,7 +5,10 @@ use std::thread;
 use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
-use super::{RETAIN_BY_HAND, assert_kept, number, session_with_set, state, step, step_inside_to, step_to, text, touch};
+use super::{
+    RETAIN_BY_HAND, assert_kept, assert_refused, number, session_with_set, state, step, step_inside_to, step_to, text,
+    touch,
+};
 use crate::oracle::{assert_equal, own_pid, wait_until_blocked};
 
 const BY_VALUE: &str = "SELECT v, count(*) AS n, sum(k) AS keys FROM events GROUP BY v";
@@ -291,6 +294,37 @@ fn a_partition_that_is_away_by_hand_comes_back_and_takes_changes() {
             .batch_execute("SELECT tally.resume_partitions('events'); SELECT tally.pause_partitions('events')")
             .unwrap();
         step_to(&mut session, "trash");
+        assert_kept(&mut session);
+    }
+}
+
+/// In his snapshot the groups of the partition are kept apart from its rows, so his changes of them would not show.
+#[test]
+fn nobody_changes_rows_of_which_he_reads_the_kept_groups() {
+    for from in ["counted", "trash"] {
+        let database = cluster::database();
+        let mut session = retained_by_hand(&database);
+        step_to(&mut session, from);
+        let partition = partition(&mut session);
+        let delete = "DELETE FROM events WHERE at = (SELECT min(at) FROM events)";
+        let [mut before, mut between] = [(); 2].map(|()| database.connect());
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class";
+        before.batch_execute(begin).unwrap();
+        session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+        between.batch_execute(begin).unwrap();
+        // From the trash it comes back with its groups kept apart at first.
+        for old in [&mut before, &mut between].into_iter().take(if from == "trash" { 2 } else { 1 }) {
+            for _ in 0..4 {
+                step(&mut session);
+            }
+            assert_refused(old, delete, "TL002", "is being removed", "tally.undo_retention('");
+            old.batch_execute("ROLLBACK").unwrap();
+        }
+        between.batch_execute("ROLLBACK").unwrap();
+        step_to(&mut session, "kept");
+        session.batch_execute(&format!("BEGIN; {delete}")).unwrap();
+        assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_day')"), 0);
+        session.batch_execute("ROLLBACK").unwrap();
         assert_kept(&mut session);
     }
 }

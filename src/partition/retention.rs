@@ -388,7 +388,8 @@ fn free_names(table: Oid, schema: &str) -> Result<()> {
     Ok(())
 }
 
-/// A partition has been attached again and every plan from before that is over: its groups are no longer kept apart.
+/// A partition has been attached again and every plan from before that is over: its groups are no longer kept apart. And when every
+/// snapshot is over in which they are, it takes changes again: whoever made one in such a snapshot would not see it.
 fn release(facts: &Facts, record: &Row) -> Result<Progress> {
     if let Some(blocker) = blocker(record)? {
         return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
@@ -400,9 +401,13 @@ fn release(facts: &Facts, record: &Row) -> Result<Progress> {
     if place(facts.oid, record)? != Place::Attached {
         return Ok(Progress::done());
     }
-    take_back(facts, record)?;
-    unfence(facts.owner, record.partition)?;
-    retirements::set_state(record.id, State::Kept)?;
+    if sources::is_source(facts.oid)? && is_leaving(facts.oid, record)? {
+        take_back(facts, record)?;
+        retirements::set_state(record.id, State::Returning)?;
+    } else {
+        unfence(facts.owner, record.partition)?;
+        retirements::set_state(record.id, State::Kept)?;
+    }
     Ok(Progress::done())
 }
 

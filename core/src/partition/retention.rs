@@ -27,7 +27,7 @@ pub enum State {
     Detaching,
     /// Detached and moved to the trash, from where it can come back until the grace is over.
     Trash,
-    /// Attached again; its groups are still kept apart.
+    /// Attached again, and takes no changes yet: there may be snapshots in which its groups are kept apart.
     Returning,
     /// Attached again for good: it is not retired a second time until the set is resumed.
     Kept,
@@ -85,7 +85,7 @@ pub enum Step {
     Discard,
     /// Prove once more that nothing in it is uncounted, and drop it.
     Drop,
-    /// Count its rows where they are again.
+    /// Count its rows where they are again; after that, let them be changed.
     Release,
     /// Somebody took the matter into his own hands: take the fence away and forget the record.
     LetGo,
@@ -173,7 +173,7 @@ pub fn is_proven(counted: i64, there: i64, uncounted: i64) -> bool {
 pub enum WayBack {
     /// It has come back, or is about to.
     Done,
-    /// It has not left: its rows are counted where they are again, and take changes.
+    /// It has not left: its rows are counted where they are again.
     Stay,
     /// It is attached again.
     Attach,

@@ -37,16 +37,23 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
         WayBack::Gone => Err(Error::new("42P01", format!("{} does not exist any more", record.name))),
         WayBack::Wait => Err(Error::new("55000", format!("{} is being detached just now", record.name))
             .hint("Wait until tally.retirements shows it in the trash, then call this function again.")),
-        WayBack::Stay => {
-            take_back(&facts, record)?;
-            unfence(facts.owner, partition)?;
-            retirements::set_state(record.id, State::Kept)
-        }
+        WayBack::Stay => stay(&facts, record),
         WayBack::Attach => attach_again(&facts, &plan, record),
     })?;
     altered_sets::insert(&[parent])?;
     jobs::schedule(Kind::Retention, parent, every(plan.policy.width))?;
     jobs::hasten(Kind::Retention, parent)
+}
+
+/// A partition that has not left. Whoever has a snapshot in which its groups are kept apart would not see his own changes of its rows: it
+/// takes none as long as there is such a snapshot.
+fn stay(facts: &Facts, record: &Row) -> Result<()> {
+    if record.departure.is_none() {
+        unfence(facts.owner, record.partition)?;
+        return retirements::set_state(record.id, State::Kept);
+    }
+    take_back(facts, record)?;
+    retirements::set_state(record.id, State::Returning)
 }
 
 /// Attaches a table from the trash. Its rows are seen at once; that it stays fenced and its groups stay apart for a moment is for plans
