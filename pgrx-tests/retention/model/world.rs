@@ -4,6 +4,7 @@ mod events;
 
 use std::fmt::Write as _;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, Error};
 use rand::RngExt;
@@ -26,6 +27,8 @@ const RECENT: std::ops::RangeInclusive<i64> = -1..=1;
 const LOOKS: usize = 1;
 /// Nobody is waited for; and the job, which tries to get a lock for seconds, is cancelled some time.
 const IMPATIENT: &str = "SET lock_timeout = '10ms'; SET statement_timeout = '1s'";
+/// Whatever has to succeed is tried for so long; nobody holds a lock for longer who is not told to.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Somebody is in the way, or has changed the row first.
 const BUSY: [&str; 4] = ["55P03", "57014", "40001", "40P01"];
 
@@ -207,13 +210,19 @@ impl<'a> World<'a> {
         self.rollups.push(Rollup { name: name.into(), truth, since: self.moment });
     }
 
-    /// Remembers where the partitions are that have come.
+    /// Remembers where the partitions are that have come. Whoever has a lock on one of them for a moment is waited for, a DETACH that ends
+    /// just now among them.
     fn note_parts(&mut self) -> Outcome<()> {
-        self.must(
-            "INSERT INTO parts SELECT c.oid, m[1], m[2] FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        let note = "INSERT INTO parts SELECT c.oid, m[1], m[2] FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
              CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid), $$FROM \\('(.*)'\\) TO \\('(.*)'\\)$$) AS m
-             WHERE i.inhparent = 'events'::regclass ON CONFLICT DO NOTHING",
-        )
+             WHERE i.inhparent = 'events'::regclass ON CONFLICT DO NOTHING";
+        let begin = Instant::now();
+        while !self.by_owner(note, &[])? {
+            if begin.elapsed() > PATIENCE {
+                return Err(self.failure("busy"));
+            }
+        }
+        Ok(())
     }
 
     /// Those that still exist.
