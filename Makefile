@@ -37,7 +37,8 @@ crash: install-debug ## kill sessions, workers and servers during load and refre
 	TALLY_CRASH_KILLS=$(KILLS) TALLY_CRASH_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture crash::killed_again_and_again
 
-retention: install-debug ## random schedules of retention beside everything else (SECONDS=25, SEED=a random one)
+retention: install-debug ## random schedules of retention: its protocol as a model (SCHEDULES=100000), and on servers beside everything else (SECONDS=25; SEED=a random one)
+	TALLY_RETENTION_SCHEDULES=$(or $(SCHEDULES),100000) TALLY_RETENTION_SEED=$(SEED) cargo test --package tally-core --test retention -- --nocapture
 	TALLY_RETENTION_SECONDS=$(SECONDS) TALLY_RETENTION_SEED=$(SEED) cargo test --package tally-server-tests --test server -- \
 	    --nocapture retention::model::random_schedules
 
