@@ -3,6 +3,7 @@
 //! A rollup over `events` with `slow()` in it makes a job that runs for as long as a test wants.
 
 mod announce;
+mod idle;
 mod lifecycle;
 mod max_runtime;
 mod portal;
@@ -98,44 +99,6 @@ fn refresh_runs_by_itself_within_the_interval() {
     );
     assert_eq!(verdict.as_deref(), Some("ok true"));
     eventually_true(&mut session, "SELECT count(*) >= 3 AND sum(rows_done) = 3000 FROM tally.runs");
-}
-
-#[test]
-fn idle_jobs_use_no_transaction_ids_and_write_nothing() {
-    // A cluster of its own, because other tests write.
-    let cluster = Cluster::start(&[("autovacuum", "off"), ("tally.probe_interval", "1s")]);
-    let database = cluster.database();
-    let mut session = database.connect();
-    session.batch_execute(ROLLUP).unwrap();
-    session.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
-    session
-        .batch_execute(
-            "CREATE TABLE visits (at timestamptz NOT NULL) PARTITION BY RANGE (at);
-             SELECT tally.partition_by_time('visits', '1 day', retention => '2 days');
-             UPDATE tally.jobs SET every = '1 second';",
-        )
-        .unwrap();
-    eventually_true(&mut session, "SELECT count(*) = 1 FROM totals_stored");
-    eventually_true(
-        &mut session,
-        "SELECT bool_and(last_success_at IS NOT NULL AND reason = 'scheduled') FROM tally.status WHERE kind <> 'server'",
-    );
-    session.batch_execute("CHECKPOINT").unwrap();
-    let next_xid = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
-    let last_run =
-        "SELECT min((extract(epoch FROM last_run_at) * 1000)::bigint) FROM tally.status WHERE kind <> 'server'";
-    let (xid, run) = (number(&mut session, next_xid), number(&mut session, last_run));
-    let recorded = number(&mut session, "SELECT count(*) FROM tally.runs");
-    eventually("the job has run five times more", || number(&mut session, last_run) > run + 5_000);
-    assert_eq!(number(&mut session, next_xid), xid);
-    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.runs"), recorded);
-    assert_eq!(
-        number(
-            &mut session,
-            "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'tally%' AND datname IS NOT NULL AND backend_start < now() - interval '1 second'"
-        ),
-        0
-    );
 }
 
 #[test]

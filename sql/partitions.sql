@@ -43,7 +43,7 @@ COMMENT ON TABLE tally.idle_sets IS 'partition sets for which premake or retenti
 COMMENT ON COLUMN tally.idle_sets.parent IS 'the partitioned table';
 COMMENT ON COLUMN tally.idle_sets.kind IS 'premake or retention';
 COMMENT ON COLUMN tally.idle_sets.looked_at IS 'when all of its partitions were looked at';
-COMMENT ON COLUMN tally.idle_sets.idle_until IS 'there is nothing to do before; at most half an hour later';
+COMMENT ON COLUMN tally.idle_sets.idle_until IS 'there is nothing to do before; a pass relies on that for half an hour';
 COMMENT ON COLUMN tally.idle_sets.seen IS 'snapshot of the look: who has altered the set and is not seen by it ends this';
 COMMENT ON COLUMN tally.idle_sets.watched IS 'partitions ahead of the clock, without rows, whose first row ends this';
 COMMENT ON COLUMN tally.idle_sets.premake_outage IS 'tally.premake_outage as it was, in microseconds';

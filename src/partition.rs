@@ -118,8 +118,8 @@ fn limits() -> Limits {
 /// Makes the partitions that the set's policy asks for; to be called as the owner of the table, again in a new transaction while
 /// some remain. Waits for nobody longer than `tally.lock_try_timeout`; 55P03 means "try again".
 pub(crate) fn maintain(parent: Oid) -> Result<Report> {
-    if idle::last_look(parent, Kind::Premake)?.is_some() {
-        return Ok(Report { pass: Pass::Idle, ..Report::default() });
+    if let Some(look) = idle::last_look(parent, Kind::Premake)? {
+        return Ok(Report { pass: Pass::Idle(look.until), ..Report::default() });
     }
     // Without anything to do this locks nothing but for the ACCESS SHARE of reading the bounds, and writes only that.
     let look = idle::begin()?;
@@ -127,11 +127,10 @@ pub(crate) fn maintain(parent: Oid) -> Result<Report> {
     let plan = Plan::of(&facts)?;
     if let Some(rest) = look.premake(&facts, &plan)? {
         let more_upkeep = upkeep::step(&facts, &plan)?;
-        let pass = if pg::own_xid().is_some() { Pass::Work } else { Pass::Look };
+        let has_worked = pg::own_xid().is_some();
         // What is left to keep up would otherwise wait for the next look.
-        if !more_upkeep {
-            look.store_premake(&facts, &plan, rest)?;
-        }
+        let until = (!more_upkeep).then(|| look.store_premake(&facts, &plan, rest)).transpose()?;
+        let pass = until.filter(|_| !has_worked).map_or(Pass::Work, Pass::Look);
         return Ok(Report { more_upkeep, pass, ..Report::default() });
     }
     // When rows are about to find no partition, a longer wait is the smaller evil.

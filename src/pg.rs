@@ -48,7 +48,7 @@ pub(crate) use process::{is_member, is_superuser};
 pub(crate) use relation::invalidate_plans;
 pub(crate) use setting_scope::with_settings;
 pub(crate) use snapshot::{
-    Snapshot, is_read_committed, next_xid, own_xid, owner_of, require_primary, system_identifier,
+    Snapshot, is_read_committed, next_xid, next_xid_and_writers, own_xid, owner_of, require_primary, system_identifier,
 };
 pub(crate) use statistics::analyze_whole;
 pub(crate) use subtransaction::in_subtransaction;

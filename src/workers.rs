@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The slots are hints. The truth is in `tally.jobs` and `tally.job_states`, and a probe can make the slots anew at any time. A run
-//! that finds nothing to do is noted in its slot only: an idle server has no connections of ours, uses no transaction ids and writes
-//! no WAL. What is running is seen in the slots, in `pg_locks` (`pg/lock.rs`) and, after a crash, in a file (`marks.rs`).
+//! that finds nothing to do is noted in its slot only, and as long as nobody writes on the server (no transaction id is given out) there
+//! is no other: an idle server has no connections of ours, uses no transaction ids and writes no WAL. What is running is seen in the slots, in `pg_locks` (`pg/lock.rs`) and, after a crash, in a file (`marks.rs`).
 //!
 //! Without `shared_preload_libraries` there are no slots and no launcher; `demand.rs` then does everything by way of the tables.
 
@@ -31,6 +31,7 @@ use crate::pg::{self, Oid};
 use crate::settings;
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::Troubles;
+use tally_core::schedule::rest::Rest;
 
 /// Databases that one server can have looked after.
 const DATABASES: usize = 256;
@@ -89,6 +90,8 @@ struct Database {
     failures: u32,
     /// No worker may be started until then: somebody drops the database or the extension.
     stopped_until: Moment,
+    /// What the last probe has found holds until somebody writes.
+    rest: Rest,
 }
 
 /// Microseconds since 2000-01-01 UTC; 0 is long ago.
@@ -139,6 +142,8 @@ struct Slot {
     resumed: Moment,
     /// The table has troubles that the next success must clear.
     is_recorded: bool,
+    /// The last run found that there is nothing to do for a while.
+    rest: Rest,
 }
 
 impl Slot {

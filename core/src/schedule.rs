@@ -8,6 +8,8 @@ use crate::bucket::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
 
+pub mod rest;
+
 #[cfg(test)]
 mod tests;
 

@@ -233,8 +233,8 @@ fn a_clock_that_was_set_and_a_setting_that_changed_end_the_rest() {
     let database = database_with_set();
     let mut session = database.connect();
     for change in [
-        "looked_at = looked_at + interval '1 hour', idle_until = idle_until + interval '1 hour'",
-        "looked_at = looked_at - interval '1 hour', idle_until = idle_until - interval '1 hour'",
+        "looked_at = looked_at + interval '1 hour'",
+        "idle_until = now()",
         "premake_outage = premake_outage + 1",
         "premake_max = premake_max + 1",
     ] {
@@ -242,8 +242,26 @@ fn a_clock_that_was_set_and_a_setting_that_changed_end_the_rest() {
         assert!(!is_idle(&database, "premake") && !is_idle(&database, "retention"), "{change}");
         settle(&database);
     }
-    let latest = "SELECT bool_and(idle_until - looked_at <= interval '30 minutes') FROM tally.idle_sets";
-    assert!(session.query_one(latest, &[]).unwrap().get::<_, bool>(0));
+}
+
+/// What escapes the event triggers is seen by it, and a set that is left alone costs no transaction ids however many looks there are.
+#[test]
+fn half_an_hour_later_there_is_another_look_and_what_it_finds_again_is_not_written() {
+    let database = database_with_set();
+    let mut session = database.connect();
+    session.batch_execute("UPDATE tally.idle_sets SET looked_at = looked_at - interval '31 minutes'").unwrap();
+    for kind in ["premake", "retention"] {
+        assert!(!is_idle(&database, kind), "{kind}");
+        session.batch_execute("BEGIN").unwrap();
+        assert_eq!(run(&mut session, kind), 0);
+        let query = "SELECT pg_current_xact_id_if_assigned() IS NULL";
+        assert!(session.query_one(query, &[]).unwrap().get::<_, bool>(0), "{kind}");
+        session.batch_execute("COMMIT").unwrap();
+    }
+    // But what has been altered is written, or it would be looked at for ever.
+    session.batch_execute("SELECT tally.resume_partitions('events'); SELECT tally.pause_partitions('events')").unwrap();
+    settle(&database);
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.altered_sets"), 0);
 }
 
 #[test]

@@ -17,6 +17,17 @@ pub(crate) struct Row {
     pub is_altered: bool,
     /// A watched partition has got rows.
     pub is_used: bool,
+    watched: Vec<Oid>,
+}
+
+impl Row {
+    /// Does it already say what this look has found?
+    pub(crate) fn says(&self, look: &Look, watched: &[Oid]) -> bool {
+        // One from the future would never be relied on.
+        let is_past = self.look.looked_at <= look.looked_at;
+        let is_same = self.look.until == look.until && self.look.limits == look.limits && self.watched == watched;
+        is_past && is_same && !self.is_altered
+    }
 }
 
 /// The last look at a set. That a partition has rows is seen from statistics, as `partition::facts` does, without a lock.
@@ -29,7 +40,8 @@ pub(crate) fn get(parent: Oid, kind: Kind) -> Result<Option<Row>> {
                             EXISTS (SELECT FROM tally.altered_sets a WHERE a.parent OPERATOR(pg_catalog.=) $1 \
                                       AND NOT pg_catalog.pg_visible_in_snapshot(a.altered_by, q.seen)), \
                             EXISTS (SELECT FROM pg_catalog.unnest(q.watched) AS w (partition) \
-                                    WHERE pg_catalog.pg_stat_get_live_tuples(w.partition) OPERATOR(pg_catalog.>) 0) \
+                                    WHERE pg_catalog.pg_stat_get_live_tuples(w.partition) OPERATOR(pg_catalog.>) 0), \
+                            q.watched \
                      FROM tally.idle_sets q WHERE q.parent OPERATOR(pg_catalog.=) $1 AND q.kind OPERATOR(pg_catalog.=) $2",
                 ),
                 None,
@@ -45,7 +57,8 @@ pub(crate) fn get(parent: Oid, kind: Kind) -> Result<Option<Row>> {
             let most = usize::try_from(number(4)?).unwrap_or_default();
             let limits = Limits { outage: number(3)?, most };
             let look = Look { looked_at: time(1)?, until: time(2)?, limits };
-            Ok(Some(Row { look, is_altered: flag(5)?, is_used: flag(6)? }))
+            let watched = row.get::<Vec<Oid>>(7)?.unwrap_or_default();
+            Ok(Some(Row { look, is_altered: flag(5)?, is_used: flag(6)?, watched }))
         })
     })
     .map_err(spi)
@@ -77,6 +90,16 @@ pub(crate) fn put(parent: Oid, kind: Kind, look: &Look, seen: &str, watched: Vec
                 i64::try_from(look.limits.most).unwrap_or(i64::MAX).into(),
             ],
         )?;
+        // The other kind does not rely on an older look any more. It is forgotten with what it did not see.
+        let latest = || moment(look.looked_at.minus(LONGEST));
+        Spi::run_with_args(
+            "DELETE FROM tally.idle_sets d WHERE d.parent OPERATOR(pg_catalog.=) $1 AND d.kind IN ( \
+               SELECT q.kind FROM tally.idle_sets q WHERE q.parent OPERATOR(pg_catalog.=) $1 AND q.looked_at OPERATOR(pg_catalog.<=) $2 \
+                 AND EXISTS (SELECT FROM tally.altered_sets a WHERE a.parent OPERATOR(pg_catalog.=) $1 \
+                               AND NOT pg_catalog.pg_visible_in_snapshot(a.altered_by, q.seen)) \
+               FOR UPDATE SKIP LOCKED)",
+            &[parent.into(), latest()],
+        )?;
         // What the other kind is about to forget as well is left to it.
         Spi::run_with_args(
             "DELETE FROM tally.altered_sets d WHERE d.parent OPERATOR(pg_catalog.=) $1 AND d.altered_by IN ( \
@@ -85,7 +108,7 @@ pub(crate) fn put(parent: Oid, kind: Kind, look: &Look, seen: &str, watched: Vec
                  AND NOT EXISTS (SELECT FROM tally.idle_sets q WHERE q.parent OPERATOR(pg_catalog.=) $1 \
                                    AND q.looked_at OPERATOR(pg_catalog.>) $3 AND NOT pg_catalog.pg_visible_in_snapshot(a.altered_by, q.seen)) \
                FOR UPDATE SKIP LOCKED)",
-            &[parent.into(), seen.into(), moment(look.looked_at.minus(LONGEST))],
+            &[parent.into(), seen.into(), latest()],
         )
     })
     .map_err(spi)

@@ -7,9 +7,9 @@ use crate::catalog::{altered_sets, idle_sets, partitions};
 use crate::error::Result;
 use crate::jobs::Kind;
 use crate::pg::{Oid, Snapshot, process};
-use tally_core::bucket::Timestamp;
+use tally_core::bucket::{DAY, Timestamp};
 use tally_core::partition::Range;
-use tally_core::partition::idle::{self, LONGEST, Look, Present, Rest};
+use tally_core::partition::idle::{self, Look, Present, Rest};
 
 /// What a pass has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,22 +17,28 @@ pub(crate) enum Pass {
     /// Something, or at least it has tried to.
     #[default]
     Work,
-    /// A look at the partitions, and that there is nothing to do. All that it may have written is that it was there.
-    Look,
-    /// Nothing: what the last look has found still holds.
-    Idle,
+    /// A look at the partitions, and that there is nothing to do before this time. All that it may have written is that it was there.
+    Look(Timestamp),
+    /// Nothing: what the last look has found still holds, until this time.
+    Idle(Timestamp),
 }
 
-/// Does the last look of this kind still hold, and when was it?
-pub(super) fn last_look(parent: Oid, kind: Kind) -> Result<Option<Timestamp>> {
+impl Pass {
+    pub(crate) fn is_idle(self) -> bool {
+        matches!(self, Pass::Idle(_))
+    }
+}
+
+/// The last look of this kind, if it still holds.
+pub(super) fn last_look(parent: Oid, kind: Kind) -> Result<Option<Look>> {
     let Some(row) = idle_sets::get(parent, kind)? else { return Ok(None) };
     let present = Present { now: process::clock(), limits: limits(), is_altered: row.is_altered, is_used: row.is_used };
-    Ok(row.look.holds(&present).then_some(row.look.looked_at))
+    Ok(Some(row.look).filter(|look| look.holds(&present)))
 }
 
 /// Has nothing been looked at since then, because the look before still holds?
 pub(crate) fn is_idle_since(parent: Oid, kind: Kind, since: Timestamp) -> Result<bool> {
-    Ok(last_look(parent, kind)?.is_some_and(|looked_at| looked_at < since))
+    Ok(last_look(parent, kind)?.is_some_and(|look| look.looked_at < since))
 }
 
 /// A look that begins. What is altered from here on may escape it.
@@ -54,28 +60,32 @@ impl Begun {
         Ok(idle::premake_rests(&plan.policy, &existing, &premake, now, &limits()))
     }
 
-    /// Stores that.
-    pub(super) fn store_premake(&self, facts: &Facts, plan: &Plan, rest: Rest) -> Result<()> {
+    /// Stores that, and answers until which instant.
+    pub(super) fn store_premake(&self, facts: &Facts, plan: &Plan, rest: Rest) -> Result<Timestamp> {
         let watched = rest.watched.into_iter().map(|at| facts.bounds[at].partition).collect();
         self.store(facts.oid, Kind::Premake, plan.policy.key.instant(&plan.zone, rest.until), watched)
     }
 
-    /// Stores that no partition is due before this one, the oldest that is not on its way.
-    pub(super) fn retention(&self, facts: &Facts, plan: &Plan, oldest: Option<Range>) -> Result<()> {
-        let latest = self.at.plus(LONGEST);
+    /// Stores that no partition is due before this one, the oldest that is not on its way, and answers until which instant.
+    pub(super) fn store_retention(&self, facts: &Facts, plan: &Plan, oldest: Option<Range>) -> Result<Timestamp> {
         let until = match (plan.policy.retention, oldest) {
             (Some(retention), Some(oldest)) => {
+                let latest = self.at.plus(DAY);
                 idle::due_at(plan.policy.key, &plan.zone, retention, oldest.upper, self.at, latest)
             }
-            _ => latest,
+            _ => Timestamp::INFINITY,
         };
         self.store(facts.oid, Kind::Retention, until, vec![])
     }
 
-    fn store(&self, parent: Oid, kind: Kind, until: Timestamp, watched: Vec<Oid>) -> Result<()> {
-        // When a wall clock goes back, a time of the key comes twice.
-        let look = Look { looked_at: self.at, until: until.min(self.at.plus(LONGEST)), limits: limits() };
-        idle_sets::put(parent, kind, &look, &self.seen, watched)
+    /// A look that has found what the one before has found need not be written.
+    fn store(&self, parent: Oid, kind: Kind, until: Timestamp, watched: Vec<Oid>) -> Result<Timestamp> {
+        let look = Look { looked_at: self.at, until, limits: limits() };
+        let known = idle_sets::get(parent, kind)?;
+        if !known.is_some_and(|row| row.says(&look, &watched)) {
+            idle_sets::put(parent, kind, &look, &self.seen, watched)?;
+        }
+        Ok(until)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::pg::{self, Oid, Snapshot, process};
 use crate::{changes, refresh, seal, settings};
 use pgrx::prelude::*;
 use std::time::Duration;
+use tally_core::bucket::Timestamp;
 use tally_core::ident::{QualifiedName, fit, quote};
 use tally_core::partition::retention::{self, Detach, Place, Round, State, Step};
 use tally_core::partition::{Range, check};
@@ -90,7 +91,7 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
     let row = registered(&facts)?;
     match adoptions::origin()? {
         // Nothing is removed from a copy before somebody has said that it is none.
-        Origin::Copy => return Ok(Progress::default()),
+        Origin::Copy => return Ok(Progress { pass: Pass::Look(Timestamp::INFINITY), ..Progress::default() }),
         Origin::Upgraded => {
             adoptions::adopt()?;
             return Ok(Progress::done());
@@ -123,8 +124,8 @@ pub(crate) fn step(parent: Oid) -> Result<Progress> {
         }
         return fence(&facts, oldest.partition, oldest.range);
     }
-    look.retention(&facts, &plan, oldest.map(|oldest| oldest.range))?;
-    Ok(Progress { pause, pass: Pass::Look, ..Progress::default() })
+    let until = look.store_retention(&facts, &plan, oldest.map(|oldest| oldest.range))?;
+    Ok(Progress { pause, pass: Pass::Look(until), ..Progress::default() })
 }
 
 fn take(step: Step, facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {

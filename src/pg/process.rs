@@ -193,8 +193,8 @@ pub(crate) fn report_activity(name: &str) {
     }
 }
 
-/// Waits until the latch is set or the time has passed; takes part in interrupts and reads changed settings.
-pub(crate) fn wait(longest: Duration) {
+/// Waits until the latch is set or the time has passed; takes part in interrupts and reads changed settings. Answers whether it has.
+pub(crate) fn wait(longest: Duration) -> bool {
     // Rounded up: waking before the time would only mean to wait again.
     let milliseconds = longest.as_micros().div_ceil(1000).min(i32::MAX as u128) as i64;
     // SAFETY: the latch of this process. A dead postmaster ends the process in here.
@@ -207,10 +207,12 @@ pub(crate) fn wait(longest: Duration) {
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
         pg_sys::check_for_interrupts!();
-        if pg_sys::ConfigReloadPending != 0 {
+        let has_changed = pg_sys::ConfigReloadPending != 0;
+        if has_changed {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
+        has_changed
     }
 }
 

@@ -147,6 +147,15 @@ pub(crate) fn own_xid() -> Option<u64> {
     (xid != 0).then_some(xid)
 }
 
+/// The same, and whether a transaction that has an id is running or prepared.
+pub(crate) fn next_xid_and_writers() -> (u64, bool) {
+    let next = next_xid();
+    // SAFETY: looks at shared memory, under its locks. Who has got an id only now has this next one.
+    let oldest = unsafe { pg_sys::GetOldestActiveTransactionId() };
+    // It has 32 bits.
+    (next, u64::from(oldest.into_inner()) != next & u64::from(u32::MAX))
+}
+
 /// Does each statement of this transaction see what was committed before it?
 pub(crate) fn is_read_committed() -> bool {
     // SAFETY: a plain variable of this process.

@@ -4,12 +4,12 @@
 use crate::catalog::jobs::{self, Job};
 use crate::error::Result;
 use crate::jobs::Kind;
-use crate::partition::{self, Pass};
+use crate::partition;
 use tally_core::schedule::Troubles;
 
 /// Could there be anything to announce after this run? A pass that was idle has seen no more of the set than the one before.
-pub(super) fn is_due(job: &Job, pass: Pass, before: Troubles, after: Troubles) -> bool {
-    before.verdict() != after.verdict() || follows_set(job.kind) && pass != Pass::Idle
+pub(super) fn is_due(job: &Job, is_idle: bool, before: Troubles, after: Troubles) -> bool {
+    before.verdict() != after.verdict() || follows_set(job.kind) && !is_idle
 }
 
 /// Announces what the run has changed, in the current transaction.

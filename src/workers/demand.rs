@@ -5,7 +5,7 @@ use super::run::{overlong, work};
 use super::{Assignment, JOB_WORKER, Phase, SHARED, announce, is_enabled, notify, random};
 use crate::catalog::jobs::{self, Job, Run};
 use crate::error::{Error, Failure, Result};
-use crate::partition::{self, Pass};
+use crate::partition;
 use crate::pg::process::{self, Worker};
 use crate::pg::{self, ErrorReport, Oid, time_limit};
 use crate::settings;
@@ -147,8 +147,7 @@ fn tally_finish_job(
     let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure, longest_lock };
     jobs::record_run(job_id, &run, troubles, next_due)?;
     let is_idle = outcome == Outcome::Done && partition::is_idle_since(job.object, job.kind, started)?;
-    let pass = if is_idle { Pass::Idle } else { Pass::Work };
-    if announce::is_due(&job, pass, job.troubles, troubles) {
+    if announce::is_due(&job, is_idle, job.troubles, troubles) {
         announce::changes(&job, job.troubles, troubles)?;
     }
     with_slot(job_id, |slot| {

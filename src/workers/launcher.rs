@@ -1,16 +1,18 @@
 //! The launcher: one per server, connected to no database. It wakes when something is due, when somebody tells it of a change, and when
-//! one of its workers ends, and otherwise once a minute to see whether databases have come or gone.
+//! one of its workers ends, and otherwise once a minute to see whether databases have come or gone. What is due and has found nothing to
+//! do before is left out as long as nobody writes on the server.
 //!
 //! It can die at any moment: all it knows is in shared memory, except for the handles of its workers, and of those it can do without.
 
 use super::{Assignment, CRASHED, Header, JOB_WORKER, Moment, PROBE, Phase, SHARED, Slot, is_enabled, marks, random};
 use crate::jobs::Kind;
 use crate::pg::process::{self, Worker};
-use crate::pg::{Datum, Oid};
+use crate::pg::{self, Datum, Oid};
 use crate::settings;
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::{MINUTE, SECOND, Timestamp};
+use tally_core::schedule::rest::Quiet;
 use tally_core::schedule::{self, Group, Outcome, State};
 
 /// How often the list of databases is read.
@@ -27,9 +29,9 @@ struct Started {
     is_probe: bool,
 }
 
-#[derive(Default)]
 struct Launcher {
     workers: Vec<Started>,
+    quiet: Quiet,
     next_scan: Moment,
     /// After a refusal nothing is started before this time.
     next_start: Moment,
@@ -47,9 +49,11 @@ pub extern "C-unwind" fn tally_launcher_main(_argument: Datum) {
     process::connect_to_no_database();
     read_marks();
     SHARED.write(|header, _| header.launcher = process::own_pid());
-    let mut launcher = Launcher::default();
+    let mut launcher = Launcher::new(process::clock());
     loop {
         let now = process::clock();
+        let (next_xid, is_writing) = pg::next_xid_and_writers();
+        launcher.quiet.observe(next_xid, is_writing, now);
         launcher.reap(now);
         launcher.stop(now);
         let next_end = launcher.end_overlong(now);
@@ -65,7 +69,9 @@ pub extern "C-unwind" fn tally_launcher_main(_argument: Datum) {
             next = next.min(now.plus(SECOND));
         }
         let pause = next.since(process::clock()).clamp(0, SCAN);
-        process::wait(Duration::from_micros(pause.cast_unsigned()));
+        if process::wait(Duration::from_micros(pause.cast_unsigned())) {
+            launcher.quiet.end(process::clock());
+        }
     }
 }
 
@@ -87,6 +93,17 @@ fn read_marks() {
 }
 
 impl Launcher {
+    fn new(now: Timestamp) -> Self {
+        Self {
+            workers: Vec::new(),
+            quiet: Quiet::new(now),
+            next_scan: 0,
+            next_start: 0,
+            slots: Vec::new(),
+            is_full_reported: false,
+        }
+    }
+
     /// Looks for workers that have ended. One that has said nothing leaves its slots taken: they are given back as failures.
     fn reap(&mut self, now: Timestamp) {
         let mut ended: Vec<Started> = self.workers.extract_if(.., |started| started.worker.has_ended()).collect();
@@ -282,11 +299,18 @@ impl Launcher {
             return Timestamp(self.next_start);
         }
         let running = self.workers.iter().filter(|started| started.is_probe).count();
+        let (quiet, interval) = (self.quiet, settings::probe_interval());
         let (wanted, next) = SHARED
             .write(|header, _| {
                 let mut wanted = Vec::new();
                 let mut next = i64::MAX;
                 for line in header.databases.iter_mut().filter(|line| line.oid != 0 && line.probe == 0) {
+                    if !line.is_changed
+                        && line.next_probe <= now.0
+                        && let Some(again) = line.rest.due_again(&quiet, Timestamp(line.next_probe), interval, now)
+                    {
+                        line.next_probe = again.0;
+                    }
                     let due = if line.is_changed { now.0 } else { line.next_probe }.max(line.stopped_until);
                     if due > now.0 {
                         next = next.min(due);
@@ -367,13 +391,15 @@ impl Launcher {
         next.max(now.plus(schedule::PATIENCE.as_micros() as i64 / 10))
     }
 
-    /// The clock may have been set back.
+    /// The clock may have been set back, and what has nothing to do is left out.
     fn replan(&mut self, now: Timestamp) {
         let longest = settings::retry().longest();
         for at in 0..self.slots.len() {
             let slot = self.slots[at];
             let every = Duration::from_micros(slot.every.max(0).cast_unsigned());
             let due = schedule::replan(Timestamp(slot.due), longest, every, now);
+            let again = (due <= now).then(|| slot.rest.due_again(&self.quiet, due, every, now));
+            let due = again.flatten().unwrap_or(due);
             if slot.phase == Phase::Waiting && due.0 != slot.due {
                 self.slots[at].due = due.0;
                 SHARED.write(|_, slots| {

@@ -8,6 +8,7 @@ use crate::pg::{Datum, process};
 use crate::settings;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
+use tally_core::schedule::rest::Rest;
 use tally_core::schedule::{self, Outcome};
 
 /// Of the SQL objects that this library works with.
@@ -46,6 +47,7 @@ pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
     process::connect(mine.database, None);
     process::report_activity("tally probe");
     let database = mine.database.to_u32();
+    let looked_at = process::clock();
     match process::transaction(|| look(database)) {
         Ok(jobs) => {
             if !store(database, &jobs) {
@@ -71,6 +73,7 @@ pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
     SHARED.write(|header, _| {
         if let Some(line) = header.database(database) {
             (line.next_probe, line.failures) = (next, 0);
+            line.rest = Rest { looked_at, until: Timestamp::INFINITY };
             if line.probe == mine.token {
                 line.probe = 0;
             }

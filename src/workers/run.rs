@@ -9,6 +9,7 @@ use crate::pg::{self, process, time_limit};
 use crate::{build, partition, refresh, seal, settings};
 use std::time::{Duration, Instant};
 use tally_core::bucket::Timestamp;
+use tally_core::schedule::rest::Rest;
 use tally_core::schedule::{self, Outcome, Troubles};
 
 /// What became of it.
@@ -116,11 +117,18 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         Err(failure) => (Outcome::of_error(&failure.sqlstate), Progress::default(), false, Some(failure)),
     };
     let Progress { rows, more, pause, pass, .. } = progress;
+    let rest = match pass {
+        Pass::Look(until) | Pass::Idle(until) if !more => {
+            let until = pause.map_or(until, |pause| until.min(after_pause(ended, pause)));
+            Rest { looked_at: started, until }
+        }
+        _ => Rest::default(),
+    };
     let before = job.troubles;
     let (after, next_due) = before.after(outcome, scheduled, job.every, settings::retry(), ended, random());
     let next_due = match pause {
         _ if more => ended,
-        Some(pause) => next_due.min(ended.plus(i64::try_from(pause.as_micros()).unwrap_or(i64::MAX))),
+        Some(pause) => next_due.min(after_pause(ended, pause)),
         None => next_due,
     };
     if let Some(failure) = &failure {
@@ -137,7 +145,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         }
     }
     // Apart from the record, which must not be lost when the queue of notices is full.
-    if announce::is_due(job, pass, before, after)
+    if announce::is_due(job, pass.is_idle(), before, after)
         && let Err(failure) = process::transaction(|| announce::changes(job, before, after))
     {
         pgrx::warning!("tally could not announce a change of job {}: {}", job.id, failure.message);
@@ -149,11 +157,15 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
             // The job may have been dropped meanwhile and its slot given to another one.
             if slot.is(database, job.id) {
                 note(slot, &run, outcome);
-                (slot.troubles, slot.due, slot.is_recorded) = (after, next_due.0, is_recorded);
+                (slot.troubles, slot.due, slot.is_recorded, slot.rest) = (after, next_due.0, is_recorded, rest);
             }
         });
     }
     more
+}
+
+fn after_pause(ended: Timestamp, pause: Duration) -> Timestamp {
+    ended.plus(i64::try_from(pause.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Executes a statement that waits for locks by itself, and charges that to the tables.

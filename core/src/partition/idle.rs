@@ -1,14 +1,14 @@
 //! Until when there is nothing to do for a set. A look at all partitions finds it out and stores it, so that the passes after it compare
-//! it with the clock and read nothing of the set.
+//! it with the clock and read nothing of the set. (Where nobody writes, there are no passes at all: `schedule/rest.rs`.)
 //!
 //! It is over early when a table of the set is altered, when a row comes to a partition that is *watched*, when a setting has changed, or
 //! when the clock was set back.
 
 use super::retention;
 use super::{Interval, Key, Limits, Partition, Policy, Premake};
-use crate::bucket::{MINUTE, SECOND, Timestamp, Zone};
+use crate::bucket::{MINUTE, Timestamp, Zone};
 
-/// A look holds no longer than this, so that what escaped notice is seen within the hour: passes may be half an hour apart.
+/// Passes rely on a look no longer than this, so that what escaped notice is seen within the hour: passes may be half an hour apart.
 pub const LONGEST: i64 = 30 * MINUTE;
 
 /// What a look has found and stored; times are instants.
@@ -36,7 +36,8 @@ pub struct Present {
 impl Look {
     /// Is there still nothing to do?
     pub fn holds(&self, present: &Present) -> bool {
-        let is_in_time = self.looked_at <= present.now && present.now < self.until;
+        let over = self.until.min(self.looked_at.plus(LONGEST));
+        let is_in_time = self.looked_at <= present.now && present.now < over;
         is_in_time && self.limits == present.limits && !present.is_altered && !present.is_used
     }
 }
@@ -62,12 +63,11 @@ pub fn premake_rests(
     if !premake.missing.is_empty() {
         return None;
     }
-    let latest = now.plus(LONGEST);
     let ahead = existing.partition_point(|partition| partition.range.lower <= now);
     if premake.capped {
         // The limit counts those that begin later than now.
-        let next = existing.get(ahead).map_or(latest, |partition| partition.range.lower);
-        return Some(Rest { until: next.min(latest), watched: vec![] });
+        let until = existing.get(ahead).map_or(Timestamp::INFINITY, |partition| partition.range.lower);
+        return Some(Rest { until, watched: vec![] });
     }
     // Partitions suffice as long as neither the clock nor the newest one in use comes to lie behind this.
     let enough = horizon(policy, existing, now, limits)?.minus(policy.ahead(limits));
@@ -78,7 +78,7 @@ pub fn premake_rests(
         .clone()
         .filter(|(_, partition)| partition.used)
         .map(|(_, partition)| counts_from(partition))
-        .fold(enough.min(latest), Timestamp::min);
+        .fold(enough, Timestamp::min);
     let watched = beyond.filter(|(_, partition)| !partition.used && counts_from(partition) < until);
     Some(Rest { until, watched: watched.map(|(at, _)| at).collect() })
 }
@@ -97,8 +97,8 @@ fn horizon(policy: &Policy, existing: &[Partition], now: Timestamp, limits: &Lim
     Some(horizon)
 }
 
-/// The first instant from which a partition that ends at `upper` is older than the retention, to the second, or `latest` if that comes
-/// first. `now` it is not.
+/// The first instant from which a partition that ends at `upper` is older than the retention; [`Timestamp::INFINITY`] if that comes later
+/// than `latest`. `now` it is not.
 pub fn due_at(
     key: Key,
     zone: &dyn Zone,
@@ -109,10 +109,11 @@ pub fn due_at(
 ) -> Timestamp {
     let is_due = |at| retention::is_due(key, zone, at, retention, upper);
     if !is_due(latest) {
-        return latest;
+        return Timestamp::INFINITY;
     }
     let (mut early, mut late) = (now, latest);
-    while late.since(early) > SECOND {
+    // To the microsecond, so that every look finds the same.
+    while late.since(early) > 1 {
         let middle = early.plus(late.since(early) / 2);
         if is_due(middle) { late = middle } else { early = middle }
     }

@@ -24,8 +24,12 @@ pub(super) fn rest(parent: Oid) -> Result<Option<Progress>> {
         Outlook::Waiting(wake) if wake.is_none_or(|at| at > clock) => wake,
         _ => return Ok(None),
     };
-    let is_idle = idle::last_look(parent, Kind::Retention)?.is_some();
-    Ok(is_idle.then(|| Progress { pause: pause_until(wake, clock), pass: Pass::Idle, ..Progress::default() }))
+    let look = idle::last_look(parent, Kind::Retention)?;
+    Ok(look.map(|look| Progress {
+        pause: pause_until(wake, clock),
+        pass: Pass::Idle(look.until),
+        ..Progress::default()
+    }))
 }
 
 /// The time until there is something to be done, a second at least.
