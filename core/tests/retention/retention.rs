@@ -172,7 +172,8 @@ impl World {
                 self.asked = Some(record.table);
                 match record.state {
                     State::Detaching => Ok(()),
-                    _ => self.change_record(WORKER, record, |record| record.state = State::Detaching),
+                    State::Verified => self.change_record(WORKER, record, |record| record.state = State::Detaching),
+                    _ => Err(Stop::Wrong(format!("{} leaves and has not been compared", record.table))),
                 }
             }
         }

@@ -1,9 +1,12 @@
 //! What sessions do to rows, and what somebody does to partitions by hand who knows nothing of retention.
 
 use tally_core::partition::retention::State;
+use tally_core::snapshot::Counted;
 
 use crate::postgres::{Mode, Outcome, Stop, Target, Who, tag};
-use crate::tables::{Change, Columns, Link, Partition, Row, Table, Truth};
+use crate::retention::{RETENTION, upper};
+use crate::rollup::Sight;
+use crate::tables::{Change, Columns, Group, Groups, Link, Partition, Rollup, Row, Table, Truth, Value};
 use crate::world::{Fault, OWNER, World};
 
 const FENCED: Stop = Stop::Refused("is being removed by retention and takes no more changes");
@@ -28,6 +31,8 @@ pub enum ByHand {
     /// Out of the trash, to another schema.
     Move,
     Truncate,
+    /// The whole set.
+    TruncateAll,
     /// A new partition where there is none.
     Fill,
     /// A row past the fence into the trash.
@@ -35,7 +40,7 @@ pub enum ByHand {
 }
 
 impl ByHand {
-    pub const ALL: [ByHand; 9] = [
+    pub const ALL: [ByHand; 10] = [
         ByHand::Detach,
         ByHand::DetachConcurrently,
         ByHand::Finalize,
@@ -43,6 +48,7 @@ impl ByHand {
         ByHand::Drop,
         ByHand::Move,
         ByHand::Truncate,
+        ByHand::TruncateAll,
         ByHand::Fill,
         ByHand::Force,
     ];
@@ -85,8 +91,13 @@ impl World {
         Ok(())
     }
 
+    /// Nobody is refused whose rows are younger than the retention.
     fn refuse_change(&self, partition: Partition) -> Outcome<()> {
-        if partition.is_fenced && self.fault != Fault::Fence { Err(FENCED) } else { Ok(()) }
+        if !partition.is_fenced || self.fault == Fault::Fence {
+            return Ok(());
+        }
+        let is_old = upper(partition.day) <= self.clock.minus(RETENTION.length());
+        Err(if is_old { FENCED } else { Stop::Wrong(format!("{partition:?} takes no changes")) })
     }
 
     /// INSERT into a table by its own name, wherever it is.
@@ -147,6 +158,8 @@ impl World {
         let is_pending = matches!(partition.link, Link::Pending(_));
         match by_hand {
             ByHand::Detach | ByHand::Truncate | ByHand::DetachConcurrently => partition.link == Link::Attached,
+            // Half of the partitions are fenced mostly, and it is refused.
+            ByHand::TruncateAll => self.pending(&self.server.latest(OWNER)).is_none(),
             ByHand::Finalize => is_pending && self.detaching.is_none(),
             // The source takes one that is detached and not yet in the trash for one that it knows, also if a rollup is newer.
             ByHand::Attach => {
@@ -199,6 +212,7 @@ impl World {
                 self.note_layout();
                 Ok(())
             }
+            ByHand::TruncateAll => self.truncate_all(),
             ByHand::Fill => {
                 let (xid, new) = (self.server.xid(OWNER), self.next_id());
                 self.tables
@@ -214,6 +228,34 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// The rollups become what they keep of partitions that have left, at once and in every snapshot.
+    fn truncate_all(&mut self) -> Outcome<()> {
+        self.lock_set(OWNER, Mode::AccessExclusive)?;
+        self.server.lock(OWNER, Target::Refresh, Mode::AccessExclusive)?;
+        let (xid, now) = (self.server.xid(OWNER), self.server.latest(OWNER));
+        let partitions = self.tables.partitions.all(&now, |partition| partition.link == Link::Attached);
+        partitions.iter().try_for_each(|(_, partition)| self.refuse_change(*partition))?;
+        let is_in = |table: Table| partitions.iter().any(|(_, partition)| partition.table == table);
+        self.tables.rows.remove(|row| is_in(row.table));
+        self.tables.truth.remove(|row| is_in(row.table));
+        self.tables.log.remove(|_| true);
+        self.tables.stored.remove(|_| true);
+        self.note_layout();
+        let nothing = Counted { next: i64::MIN, open: vec![] };
+        let sight = Sight::new(&self.tables, &now, &now);
+        let kept: Vec<(Rollup, Groups)> = self
+            .rollups(&now)
+            .into_iter()
+            .map(|rollup| (rollup, sight.made_of(&rollup, &nothing, self.fault)))
+            .collect();
+        for (rollup, groups) in kept {
+            for (group, value) in groups.into_iter().enumerate().filter(|(_, value)| *value != Value::default()) {
+                self.tables.stored.insert(xid, Group { rollup: rollup.id, group, value, departure: 0 });
+            }
+        }
+        Ok(())
     }
 
     fn lock_to_detach(&mut self, table: Table) -> Outcome<()> {
