@@ -7,6 +7,7 @@ mod locks;
 mod model;
 mod neighbours;
 mod races;
+mod reports;
 
 use postgres::Client;
 use std::time::{Duration, Instant};

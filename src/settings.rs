@@ -77,7 +77,7 @@ pub(crate) fn define() {
     GucRegistry::define_int_guc(
         c"tally.max_retention_workers",
         c"Sets how many of tally's background workers may remove old partitions at the same time.",
-        c"Such a worker may wait for somebody's report for hours; the others are left to jobs that do not wait.",
+        c"One that only waits for somebody's report does not count, as long as one more worker is left for jobs that do not wait.",
         &MAX_RETENTION_WORKERS,
         0,
         1024,

@@ -30,8 +30,8 @@ use crate::pg::shared::SharedTable;
 use crate::pg::{self, Oid};
 use crate::settings;
 use tally_core::bucket::Timestamp;
-use tally_core::schedule::Troubles;
 use tally_core::schedule::rest::Rest;
+use tally_core::schedule::{self, Troubles};
 
 /// Databases that one server can have looked after.
 const DATABASES: usize = 256;
@@ -131,6 +131,8 @@ struct Slot {
     since: Moment,
     /// It was told to end, because the run takes too long.
     is_ended: bool,
+    /// It waits for somebody in one of the places for that, and does nothing else.
+    is_parked: bool,
     /// A run that began then ended without a result, and the table does not know of it; 0 for none.
     lost_since: Moment,
     last_run: Moment,
@@ -153,6 +155,10 @@ impl Slot {
 
     fn is_taken(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Running)
+    }
+
+    fn is_waiting_for_somebody(&self) -> bool {
+        self.phase == Phase::Running && self.is_parked
     }
 }
 
@@ -193,6 +199,23 @@ fn notify() {
     if let Some(launcher) = launcher {
         pg::process::wake(launcher);
     }
+}
+
+/// Places for workers that wait for somebody, and how many of them are taken.
+fn waiting_places(header: &Header, slots: &[Slot]) -> (usize, usize) {
+    let places = schedule::waiting_places(settings::max_workers(), settings::max_retention_workers());
+    (places, slots[..header.used].iter().filter(|slot| slot.is_waiting_for_somebody()).count())
+}
+
+/// Could a worker wait for somebody now without keeping others from their work? Where there are no places for that, or no shared memory,
+/// nobody can help it.
+pub(crate) fn may_wait() -> bool {
+    SHARED
+        .read(|header, slots| {
+            let (places, taken) = waiting_places(header, slots);
+            places == 0 || taken < places
+        })
+        .unwrap_or(true)
 }
 
 /// Is this kind of job allowed to run?

@@ -44,6 +44,8 @@ pub enum State {
     Waiting,
     /// A worker has it, or is being started for it.
     Running,
+    /// A worker has it that waits for somebody and does nothing else, in one of the [`waiting_places`].
+    Parked,
     /// Is not to run.
     Held,
 }
@@ -61,11 +63,11 @@ pub fn ends_at(since: Timestamp, max_runtime: Duration) -> Timestamp {
 }
 
 /// Which workers to start now. The longest overdue jobs come first, but groups without a worker before all others, and the last
-/// free slot is kept for such a group: one busy group never keeps the others waiting. At most `patient_slots` workers have patient jobs, so
-/// that these never take all the slots.
+/// free slot is kept for such a group: one busy group never keeps the others waiting. At most `patient_slots` workers have patient jobs, but
+/// for parked ones, so that these never take all the slots.
 pub fn due(jobs: &[Job], free_slots: usize, patient_slots: usize, now: Timestamp) -> Vec<Start> {
     let mut workers = busy(jobs);
-    let mut patient = patient_workers(&workers);
+    let mut patient = patient_workers(jobs);
     let mut overdue: Vec<usize> =
         (0..jobs.len()).filter(|&at| jobs[at].state == State::Waiting && jobs[at].due <= now).collect();
     overdue.sort_by_key(|&at| jobs[at].due);
@@ -100,7 +102,7 @@ pub fn due(jobs: &[Job], free_slots: usize, patient_slots: usize, now: Timestamp
 /// anything but the end of a worker.
 pub fn next_look(jobs: &[Job], patient_slots: usize, now: Timestamp) -> Option<Timestamp> {
     let workers = busy(jobs);
-    let is_full = patient_workers(&workers) >= patient_slots;
+    let is_full = patient_workers(jobs) >= patient_slots;
     jobs.iter()
         .filter(|job| job.state == State::Waiting && !(is_full && job.group.is_patient))
         .map(|job| later(job.due, PATIENCE * workers.get(&job.group).copied().unwrap_or(0)).max(now))
@@ -109,14 +111,20 @@ pub fn next_look(jobs: &[Job], patient_slots: usize, now: Timestamp) -> Option<T
 
 fn busy(jobs: &[Job]) -> HashMap<Group, u32> {
     let mut workers = HashMap::new();
-    for job in jobs.iter().filter(|job| job.state == State::Running) {
+    for job in jobs.iter().filter(|job| matches!(job.state, State::Running | State::Parked)) {
         *workers.entry(job.group).or_insert(0) += 1;
     }
     workers
 }
 
-fn patient_workers(workers: &HashMap<Group, u32>) -> usize {
-    workers.iter().filter(|(group, _)| group.is_patient).map(|(_, workers)| *workers as usize).sum()
+/// Those that do something.
+fn patient_workers(jobs: &[Job]) -> usize {
+    jobs.iter().filter(|job| job.state == State::Running && job.group.is_patient).count()
+}
+
+/// How many patient workers may be parked. With all of them, and those that work, there is a slot left for jobs that are not patient.
+pub fn waiting_places(slots: usize, patient_slots: usize) -> usize {
+    slots.saturating_sub(patient_slots).saturating_sub(1)
 }
 
 fn is_impatient(job: &Job, working: u32, now: Timestamp) -> bool {

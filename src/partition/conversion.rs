@@ -195,7 +195,7 @@ fn building(index: &QualifiedName) -> String {
 fn at_top_level(sql: String) -> Progress {
     Progress {
         more: true,
-        statement: Some(Statement { sql, lock_timeout: None, charged: vec![] }),
+        statement: Some(Statement { sql, lock_timeout: None, charged: vec![], only_waits: false }),
         ..Progress::default()
     }
 }

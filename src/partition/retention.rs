@@ -22,7 +22,7 @@ use crate::catalog::{self, altered_sets, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, Snapshot, process};
-use crate::{changes, refresh, seal, settings};
+use crate::{changes, refresh, seal, settings, workers};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
@@ -51,6 +51,8 @@ pub(crate) struct Statement {
     pub lock_timeout: Option<Duration>,
     /// The tables whose users may wait for it meanwhile.
     pub charged: Vec<Oid>,
+    /// What it does is next to nothing, but it may wait for somebody for hours, and nobody waits for it.
+    pub only_waits: bool,
 }
 
 impl Progress {
@@ -281,6 +283,13 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
         }
         Detach::Now => {}
     }
+    // Where all who wait for reports have their hands full, this one waits without a worker.
+    if waited < plan.policy.detach_deadline
+        && !workers::may_wait()
+        && let Some(who) = waiting::holders(facts.oid)?
+    {
+        return Progress::wait(record, &format!("{}{who}", waiting::IN_USE));
+    }
     if record.state != State::Detaching {
         retirements::set_state(record.id, State::Detaching)?;
     }
@@ -292,8 +301,10 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
         Some(Ok(timeout)) => Some(timeout),
         Some(Err(refusal)) => return refused(record, refusal),
     };
+    let only_waits = lock_timeout.is_none();
     let charged = wanted.into_iter().map(|(table, _)| table).collect();
-    Ok(Progress { more: true, statement: Some(Statement { sql, lock_timeout, charged }), ..Progress::default() })
+    let statement = Some(Statement { sql, lock_timeout, charged, only_waits });
+    Ok(Progress { more: true, statement, ..Progress::default() })
 }
 
 /// What becomes of a step whose locks were not to be had.

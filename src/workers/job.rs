@@ -47,7 +47,8 @@ fn take_assigned(mine: &Assignment, now: Timestamp) -> Option<(usize, i32, Times
             slot.phase = Phase::Waiting;
             return None;
         }
-        (slot.phase, slot.pid, slot.since, slot.is_ended) = (Phase::Running, pid, now.0, false);
+        (slot.phase, slot.pid, slot.since) = (Phase::Running, pid, now.0);
+        (slot.is_ended, slot.is_parked) = (false, false);
         Some((at, slot.job, Timestamp(slot.due)))
     })?
 }
@@ -71,7 +72,8 @@ fn take_due(mine: &Assignment, horizon: Timestamp) -> Option<(usize, i32, Timest
                 && slot.due <= horizon.0
         });
         let (at, slot) = slot.min_by_key(|(_, slot)| slot.due)?;
-        (slot.phase, slot.token, slot.pid, slot.since, slot.is_ended) = (Phase::Running, mine.token, pid, now.0, false);
+        (slot.phase, slot.token, slot.pid, slot.since) = (Phase::Running, mine.token, pid, now.0);
+        (slot.is_ended, slot.is_parked) = (false, false);
         Some((at, slot.job, Timestamp(slot.due)))
     })?
 }

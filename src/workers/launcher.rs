@@ -357,6 +357,7 @@ impl Launcher {
                     group: Group { database: slot.database, owner: slot.owner, is_patient: slot.kind.is_patient() },
                     due: Timestamp(slot.due),
                     state: match slot.phase {
+                        Phase::Running if slot.is_parked => State::Parked,
                         Phase::Starting | Phase::Running => State::Running,
                         Phase::Waiting
                             if enabled && !stopped.iter().any(|(database, _)| *database == slot.database) =>

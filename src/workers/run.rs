@@ -98,7 +98,7 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         // What has been committed stays, whatever becomes of the statement: the next run sees where it got to.
         work.and_then(|work| match &work {
             Work::Done { progress: Progress { statement: Some(statement), .. }, .. } => {
-                at_top_level(statement).map(|()| work)
+                at_top_level(statement, slot).map(|()| work)
             }
             _ => Ok(work),
         })
@@ -169,14 +169,40 @@ fn after_pause(ended: Timestamp, pause: Duration) -> Timestamp {
 }
 
 /// Executes a statement that waits for locks by itself, and charges that to the tables.
-fn at_top_level(statement: &partition::Statement) -> std::result::Result<(), Failure> {
+fn at_top_level(statement: &partition::Statement, slot: Option<usize>) -> std::result::Result<(), Failure> {
     let begin = Instant::now();
+    let parked = slot.filter(|_| statement.only_waits).and_then(Parked::at);
     let outcome = process::at_top_level(&statement.sql, statement.lock_timeout);
+    drop(parked);
     if !statement.charged.is_empty() {
         let took = begin.elapsed();
         process::transaction(|| partition::charge_statement(&statement.charged, took, outcome.is_err()))?;
     }
     outcome
+}
+
+/// As long as it lives, the worker in the slot waits for somebody: another one may do what is due.
+struct Parked(usize);
+
+impl Parked {
+    /// Takes one of the places for that, if there is one.
+    fn at(at: usize) -> Option<Self> {
+        let launcher = SHARED.write(|header, slots| {
+            let (places, taken) = super::waiting_places(header, slots);
+            (taken < places).then(|| {
+                slots[at].is_parked = true;
+                header.launcher
+            })
+        })??;
+        process::wake(launcher);
+        Some(Self(at))
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        SHARED.write(|_, slots| slots[self.0].is_parked = false);
+    }
 }
 
 /// What a slot remembers of a run.

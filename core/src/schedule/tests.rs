@@ -183,6 +183,29 @@ fn patient_jobs_have_slots_of_their_own() {
 }
 
 #[test]
+fn a_patient_job_that_waits_for_somebody_keeps_no_other_from_running() {
+    let patient =
+        |database, due, state| Job { group: Group { is_patient: true, ..group(database) }, due: Timestamp(due), state };
+    let overdue = -(PATIENCE.as_micros() as i64);
+    let jobs = [patient(1, 0, State::Parked), patient(1, overdue, State::Waiting), patient(2, overdue, State::Waiting)];
+    // Groups without a worker first; the parked one is one.
+    assert_eq!(starts(&jobs, 3, 0), [2]);
+    assert_eq!(starts(&jobs[..2], 3, 0), [1]);
+    assert!(starts(&jobs[..2], 1, 0).is_empty(), "the last slot is kept for the others");
+    assert_eq!(next_look(&jobs[..2], 1, Timestamp(-1)), Some(Timestamp(0)));
+    let full = [patient(1, 0, State::Parked), patient(3, 0, State::Running), patient(2, overdue, State::Waiting)];
+    assert!(starts(&full, 3, 0).is_empty());
+    assert_eq!(next_look(&full, 1, Timestamp(0)), None);
+}
+
+#[test]
+fn parked_workers_leave_a_slot_for_the_others() {
+    assert_eq!(waiting_places(4, 1), 2);
+    assert_eq!(waiting_places(2, 1), 0);
+    assert_eq!(waiting_places(0, 1), 0);
+}
+
+#[test]
 fn verdicts_follow_troubles() {
     let judge = |failures, waits, crashes| {
         let troubles = Troubles { failures, waits, crashes };

@@ -89,7 +89,10 @@ pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
                 Some(locks::holders(&wanted, false)?).filter(|who| !who.is_empty())
             }
             (_, Place::Pending) => holders(facts.oid)?,
-            (State::Verified | State::Detaching | State::Returning, _) => blocker(&record)?,
+            (State::Verified | State::Detaching | State::Returning, _) => match blocker(&record)? {
+                None if record.note.as_deref().is_some_and(|note| note.starts_with(IN_USE)) => holders(facts.oid)?,
+                blocker => blocker,
+            },
             _ => None,
         };
         let foreign_key = foreign_key.map(|key| quote(&key.name));
@@ -99,8 +102,11 @@ pub(in crate::partition) fn busy(facts: &Facts) -> Result<Option<Busy>> {
     Ok(None)
 }
 
+/// What is said of a partition whose DETACH CONCURRENTLY has not begun, because it would keep a worker waiting for those who use the table.
+pub(super) const IN_USE: &str = "waits for transactions that use the table: ";
+
 /// The transactions that hold a lock on the table, which DETACH CONCURRENTLY waits for.
-fn holders(parent: Oid) -> Result<Option<String>> {
+pub(super) fn holders(parent: Oid) -> Result<Option<String>> {
     catalog::look_up::<String>(
         "SELECT pg_catalog.string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' \
                 ELSE pg_catalog.format('pid %s (%s), %s on %s', l.pid, a.usename, l.mode, l.relation::pg_catalog.regclass) END, '; ') \
