@@ -10,7 +10,8 @@ use postgres::error::SqlState;
 use tally_server_tests::cluster::{Cluster, Database};
 
 use super::locks::{CONNECTED, StopAtEnd};
-use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, text};
+use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, step_to, text};
+use crate::oracle::own_pid;
 
 /// Below the second from which on a transaction is no matter of chance, and so much longer than a job waits that they hardly ever all end
 /// meanwhile. Not the same, so that they do not go on in step after they have waited together.
@@ -178,6 +179,63 @@ fn retention_waits_for_nothing_that_it_is_not_allowed_to() {
     eventually(&mut session, "SELECT accepts_from >= now() - interval '3 days' FROM tally.partition_status");
     eventually(&mut session, "SELECT NOT EXISTS (SELECT FROM tally.retirements)");
     assert_eq!(text(&mut session, VERDICT).as_deref(), Some("ok"));
+}
+
+#[test]
+fn undo_by_hand_waits_for_nothing_that_a_job_is_not_allowed_to() {
+    let cluster = Cluster::start(&[("tally.lock_allowance", "0")]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session.batch_execute(CONNECTED).unwrap();
+    session
+        .batch_execute(
+            "CREATE SEQUENCE ids START 10; BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
+             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
+        )
+        .unwrap();
+    step_to(&mut session, "trash");
+    let partition = text(&mut session, "SELECT partition::text FROM tally.retirements").unwrap();
+    let undo = format!("SELECT tally.undo_retention('events', '{partition}')");
+    // Who stands in the queue for ever is to be seen.
+    session.batch_execute("SET statement_timeout = '20s'").unwrap();
+    let refused = |session: &mut Client, detail: &str| {
+        let error = session.batch_execute(&undo).unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert_eq!(error.code(), &SqlState::LOCK_NOT_AVAILABLE, "{error:?}");
+        let message =
+            "could not lock public.customers, public.notes, connected with table public.events by foreign keys";
+        assert_eq!(error.message(), message);
+        assert!(error.detail().unwrap().contains(detail), "{error:?}");
+        error.hint().unwrap().split_once("behind you: ").unwrap().1.to_owned()
+    };
+    // One who writes for long is told of, and nobody else notices.
+    let stop = AtomicBool::new(false);
+    let waited = thread::scope(|scope| {
+        let end = StopAtEnd(&stop);
+        let writer = scope.spawn(|| write(&database, &stop));
+        let mut holder = database.connect();
+        holder.batch_execute(&format!("BEGIN; {INSERT}")).unwrap();
+        eventually(
+            &mut session,
+            "SELECT max(now() - xact_start) > '1 s' FROM pg_stat_activity WHERE state = 'idle in transaction'",
+        );
+        refused(&mut session, &format!("pid {}, ", own_pid(&mut holder)));
+        drop(end);
+        writer.join().unwrap()
+    });
+    assert!(waited.is_zero(), "a writer has waited for {waited:?}");
+    // Nor when it is never free; then one may wait in the queue, if one wants to.
+    let waited = beside_overlap(&database, || {
+        let instead =
+            refused(&mut session, "P11: public.customers is never free, and tally.lock_allowance for it is used up");
+        assert_eq!(state(&mut session).as_deref(), Some("trash"));
+        let mut waiting = database.connect();
+        waiting.batch_execute(&instead).unwrap();
+    });
+    println!("writers have waited for {waited:?}");
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.lock_waits WHERE awaited > '0'"), 0);
+    assert_eq!(state(&mut session).as_deref(), Some("returning"));
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_customer')"), 0);
 }
 
 #[test]

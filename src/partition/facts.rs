@@ -236,6 +236,16 @@ pub(super) fn locks_of_detach(parent: Oid) -> Result<Vec<Wanted>> {
     )
 }
 
+/// The locks that ATTACH of this table takes on tables that foreign keys connect to the set: those that the table has a key to are locked
+/// against everybody, because it becomes a part of the key of the set.
+pub(super) fn locks_of_attach(parent: Oid, table: Oid) -> Result<Vec<Wanted>> {
+    let has_key = "SELECT k.confrelid FROM pg_catalog.pg_constraint k \
+                   WHERE k.conrelid OPERATOR(pg_catalog.=) $1 AND k.contype OPERATOR(pg_catalog.=) 'f'";
+    let own = rows(has_key, &[table.into()], |row| Ok(row.get::<Oid>(1)?.unwrap_or(Oid::INVALID)))?;
+    let mode = |other| if own.contains(&other) { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
+    Ok(connected_tables(parent)?.into_iter().map(|(other, _)| (other, mode(other))).collect())
+}
+
 /// How many partitions one transaction can make: each table and index stays in the lock table until the commit.
 pub(super) fn partitions_per_transaction(parent: Oid) -> Result<usize> {
     let indexes = rows(

@@ -15,6 +15,15 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    /// As LOCK TABLE writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ShareUpdateExclusive => "SHARE UPDATE EXCLUSIVE",
+            Self::ShareRowExclusive => "SHARE ROW EXCLUSIVE",
+            Self::AccessExclusive => "ACCESS EXCLUSIVE",
+        }
+    }
+
     fn number(self) -> pg_sys::LOCKMODE {
         (match self {
             Self::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,

@@ -6,11 +6,12 @@ use crate::catalog::{self, altered_sets, sources};
 use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
+use crate::partition::locks::{self, Attempt, Patience, Work};
 use crate::partition::{Plan, every, owned, with_fixed_settings};
 use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
-use tally_core::ident::{QualifiedName, quote};
+use tally_core::ident::{QualifiedName, literal, quote};
 use tally_core::partition::retention::{State, WayBack, way_back};
 use tally_core::partition::{Key, Range, sql as partition_sql};
 
@@ -57,8 +58,40 @@ fn stay(facts: &Facts, record: &Row) -> Result<()> {
 }
 
 /// Attaches a table from the trash. Its rows are seen at once; that it stays fenced and its groups stay apart for a moment is for plans
-/// that were made without it.
+/// that were made without it. Tables that foreign keys connect are locked last, as a job would do it.
 fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
+    let wanted = facts::locks_of_attach(facts.oid, record.partition)?;
+    if wanted.is_empty() {
+        return prepare(facts, record).and_then(|()| attach(facts, plan, record));
+    }
+    let work = Work { wanted: &wanted, patience: Patience::Job, waits: false };
+    let who = match work.run(|| prepare(facts, record), || attach(facts, plan, record))? {
+        Attempt::Done(()) => return Ok(()),
+        Attempt::InUse(who) => format!("They are used by {who}."),
+        Attempt::Missed => "They are used by short transactions, one after another.".into(),
+        Attempt::PutOff(table) => locks::why_put_off(table)?,
+    };
+    let connected: Vec<_> = facts::connected_tables(facts.oid)?.into_iter().map(|(_, table)| table).collect();
+    let locks: String = wanted
+        .iter()
+        .zip(&connected)
+        .map(|((_, mode), table)| format!("LOCK TABLE {table} IN {} MODE; ", mode.name()))
+        .collect();
+    let (table, partition) = (&facts.set.table, record.partition.to_u32());
+    Err(Error::new(
+        "55P03",
+        format!("could not lock {}, connected with table {table} by foreign keys", connected.join(", ")),
+    )
+    .detail(who)
+    .hint(format!(
+        "Call this function again at a quiet moment. To wait in the queue, and have those who use them wait behind you: \
+         BEGIN; {locks}SELECT tally.undo_retention({}, {partition}::regclass); COMMIT;",
+        literal(table)
+    )))
+}
+
+/// Makes the table what it was, but for its place.
+fn prepare(facts: &Facts, record: &Row) -> Result<()> {
     let now = catalog::name_of(record.partition)?;
     if facts::is_taken(&record.name.schema, &record.name.name)? && now != record.name {
         return Err(Error::new("42P07", format!("{} exists", record.name)).hint("Rename that table first."));
@@ -72,7 +105,10 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
         run_as(facts.owner, &format!("ALTER TABLE {here} RENAME TO {}", quote(&record.name.name)))?;
     }
     add_columns(facts, record)?;
-    part(facts, record.partition)?;
+    part(facts, record.partition)
+}
+
+fn attach(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
     let is_source = sources::is_source(facts.oid)?;
     let is_known =
         is_source && is_leaving(facts.oid, record)? && record.state != State::Mismatch && knows_all(facts.oid, record)?;
