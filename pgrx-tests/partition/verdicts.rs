@@ -151,6 +151,20 @@ fn next_sql_builds_what_is_to_count_the_rows_of_a_partition() {
 }
 
 #[test]
+fn next_sql_takes_out_what_no_partition_can_follow() {
+    let database = cluster::database();
+    let mut session = set(&database);
+    for broken in [
+        "CREATE TABLE endless PARTITION OF events FOR VALUES FROM ('9000-01-01') TO (MAXVALUE)",
+        "CREATE TABLE parted PARTITION OF events FOR VALUES FROM ('2998-01-01') TO ('2999-01-01') PARTITION BY RANGE (at)",
+        "ALTER TABLE events ALTER at DROP NOT NULL",
+    ] {
+        session.batch_execute(broken).unwrap();
+        assert_leads_out(&database, &mut session, ("critical", "P13"));
+    }
+}
+
+#[test]
 fn next_sql_gives_an_owner_what_he_lacks() {
     let database = cluster::database();
     let mut session = set(&database);

@@ -328,3 +328,61 @@ fn nobody_changes_rows_of_which_he_reads_the_kept_groups() {
         assert_kept(&mut session);
     }
 }
+
+/// To let rows be changed again takes a lock against readers, in whose queue all who read the set would stand.
+#[test]
+fn nobody_waits_for_an_undo_beside_an_open_report() {
+    for from in ["fenced", "verified"] {
+        let database = cluster::database();
+        let mut session = retained_by_hand(&database);
+        step_to(&mut session, from);
+        let partition = partition(&mut session);
+        let mut report = database.connect();
+        report.batch_execute("BEGIN; SELECT count(*) FROM events").unwrap();
+        session.batch_execute("SET lock_timeout = '1s'").unwrap();
+        session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap();
+        for _ in 0..3 {
+            step(&mut session);
+        }
+        assert_eq!(state(&mut session).as_deref(), Some("returning"), "{from}");
+        report.batch_execute("COMMIT").unwrap();
+        step_to(&mut session, "kept");
+        assert_kept(&mut session);
+        touch(&mut session);
+    }
+}
+
+/// A table has one DETACH CONCURRENTLY at a time.
+#[test]
+fn somebodys_interrupted_detach_goes_first() {
+    let database = cluster::database();
+    let mut session = database.connect();
+    session
+        .batch_execute(
+            "CREATE TABLE events (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+             BEGIN;
+             SELECT tally.partition_by_time('events', '1 day', lateness => '5 days');
+             SELECT tally.pause_job(job_id) FROM tally.jobs;
+             COMMIT",
+        )
+        .unwrap();
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
+    step_to(&mut session, "verified");
+    let newest = text(
+        &mut session,
+        "SELECT max(inhrelid::regclass::text COLLATE \"C\") FROM pg_inherits WHERE inhparent = 'events'::regclass",
+    );
+    let newest = newest.unwrap();
+    let mut reader = database.connect();
+    reader.batch_execute("BEGIN; SELECT FROM events").unwrap();
+    session.batch_execute("SET lock_timeout = '100ms'").unwrap();
+    session.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {newest} CONCURRENTLY")).unwrap_err();
+    reader.batch_execute("COMMIT; SELECT").unwrap();
+    for _ in 0..3 {
+        step(&mut session);
+    }
+    let note = text(&mut session, "SELECT note FROM tally.retirements").unwrap();
+    assert!(note.contains("waits for the DETACH CONCURRENTLY of") && note.contains(&newest), "{note}");
+    session.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {newest} FINALIZE")).unwrap();
+    step_to(&mut session, "trash");
+}

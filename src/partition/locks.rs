@@ -143,8 +143,17 @@ impl Work<'_> {
 
 /// Tries to lock a table against writers until the end of the transaction, and never asks. False: it was never free.
 pub(super) fn try_against_writers(table: Oid) -> bool {
+    try_for(table, Mode::ShareRowExclusive)
+}
+
+/// The same against readers too.
+pub(super) fn try_against_all(table: Oid) -> bool {
+    try_for(table, Mode::AccessExclusive)
+}
+
+fn try_for(table: Oid, mode: Mode) -> bool {
     for failed in 1..=lock::TRIES {
-        if relation::try_lock(table, Mode::ShareRowExclusive) {
+        if relation::try_lock(table, mode) {
             hold_since(Instant::now());
             return true;
         }

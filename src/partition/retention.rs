@@ -183,6 +183,8 @@ fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
     Ok(Progress::done())
 }
 
+/// Lets rows of the partition be changed again. That takes its lock against readers too, which the caller has tried for: in its queue
+/// everybody who reads the set would wait behind an open report.
 fn unfence(owner: Oid, partition: Oid) -> Result<()> {
     let name = catalog::name_of(partition)?;
     for trigger in ["tally_fence", "tally_fence_truncate"] {
@@ -289,6 +291,10 @@ fn detach(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
         && let Some(who) = waiting::holders(facts.oid)?
     {
         return Progress::wait(record, &format!("{}{who}", waiting::IN_USE));
+    }
+    // A table has one at most, and somebody's goes first.
+    if let Some(other) = facts::pending(facts.oid)? {
+        return Progress::wait(record, &format!("waits for the DETACH CONCURRENTLY of {other}"));
     }
     if record.state != State::Detaching {
         retirements::set_state(record.id, State::Detaching)?;
@@ -406,14 +412,19 @@ fn release(facts: &Facts, record: &Row) -> Result<Progress> {
     if let Some(blocker) = blocker(record)? {
         return Progress::wait(record, &format!("waits for a transaction that is older: {blocker}"));
     }
-    if !locks::try_against_writers(record.partition) {
-        return Progress::wait(record, "somebody has locked the partition");
+    let is_kept_apart = sources::is_source(facts.oid)? && is_leaving(facts.oid, record)?;
+    let is_free = match is_kept_apart {
+        true => locks::try_against_writers(record.partition),
+        false => locks::try_against_all(record.partition),
+    };
+    if !is_free {
+        return Progress::wait(record, "somebody uses the partition");
     }
     lock_out(facts)?;
     if place(facts.oid, record)? != Place::Attached {
         return Ok(Progress::done());
     }
-    if sources::is_source(facts.oid)? && is_leaving(facts.oid, record)? {
+    if is_kept_apart {
         take_back(facts, record)?;
         retirements::set_state(record.id, State::Returning)?;
     } else {
@@ -453,8 +464,8 @@ fn take_back(facts: &Facts, record: &Row) -> Result<()> {
 fn let_go(facts: &Facts, record: &Row) -> Result<Progress> {
     let is_there = place(facts.oid, record)? != Place::Gone;
     if is_there && record.state != State::Kept {
-        if !locks::try_against_writers(record.partition) {
-            return Progress::wait(record, "somebody has locked the table");
+        if !locks::try_against_all(record.partition) {
+            return Progress::wait(record, "somebody uses the table");
         }
         if pg::owner_of(record.partition) == Some(facts.owner) {
             unfence(facts.owner, record.partition)?;

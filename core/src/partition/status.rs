@@ -1,10 +1,10 @@
 //! Is a set healthy, and if not, what is to be done?
 
 use crate::bucket::{HOUR, MINUTE, Timestamp, Zone};
-use crate::ident::literal;
+use crate::ident::{literal, quote};
 use crate::partition::retention::{Place, State};
 use crate::partition::sql::bound;
-use crate::partition::{Limits, Partition, Policy, Range, check, default, gaps};
+use crate::partition::{Error, Limits, Partition, Policy, Range, check, default, gaps};
 use std::fmt;
 
 /// What is known about a set; times are those of its key.
@@ -149,6 +149,19 @@ fn trouble(facts: &Facts<'_>, accepted: Option<Range>) -> Option<(Verdict, Strin
             Some(drain) => (Verdict::Critical, format!("{reason}, and may have rows"), drain.into()),
             None => (Verdict::Critical, reason, format!("{};", default::detach(table, partition))),
         });
+    }
+    if let Err(error) = check::set(set) {
+        let reason = format!("P13: {error}, so no partition is made or removed");
+        let next_sql = match error {
+            Error::LastIsMaxvalue { partition, .. }
+            | Error::SubPartitioned { partition }
+            | Error::ForeignPartition { partition } => format!("ALTER TABLE {table} DETACH PARTITION {partition};"),
+            Error::KeyNullable { column, .. } => {
+                format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL;", quote(&column))
+            }
+            _ => format!("SELECT tally.unregister_partitions({});", literal(table)),
+        };
+        return Some((Verdict::Critical, reason, next_sql));
     }
     // The job waits in there for transactions that use the table, and goes on by itself.
     let is_detaching = facts.leaving.is_some_and(|leaving| leaving.place == Place::Pending && leaving.since < MINUTE);

@@ -8,6 +8,7 @@ use crate::jobs::{self, Kind};
 use crate::partition::facts::{self, Facts};
 use crate::partition::locks::{self, Attempt, Patience, Work};
 use crate::partition::{Plan, every, owned, with_fixed_settings};
+use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
@@ -47,9 +48,9 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
 }
 
 /// A partition that has not left. Whoever has a snapshot in which its groups are kept apart would not see his own changes of its rows: it
-/// takes none as long as there is such a snapshot.
+/// takes none as long as there is such a snapshot, nor before it can be locked without standing in a queue.
 fn stay(facts: &Facts, record: &Row) -> Result<()> {
-    if record.departure.is_none() {
+    if record.departure.is_none() && relation::try_lock(record.partition, Mode::AccessExclusive) {
         unfence(facts.owner, record.partition)?;
         return retirements::set_state(record.id, State::Kept);
     }
