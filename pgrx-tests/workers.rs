@@ -7,6 +7,7 @@ mod idle;
 mod lifecycle;
 mod max_runtime;
 mod portal;
+mod settings;
 
 use postgres::Client;
 use std::thread;
