@@ -393,8 +393,16 @@ fn statements_by_hand_take_a_partition_out_of_its_hands() {
         "would take rows from rollups",
         "without CONCURRENTLY",
     );
-    // A plain DETACH, after it is counted: its groups are retained once, not twice.
+    // Nor while there may be snapshots that do not know what is kept of it.
     step_to(&mut session, "counted");
+    assert_refused(
+        &mut session,
+        &format!("ALTER TABLE events DETACH PARTITION {first} CONCURRENTLY"),
+        "55000",
+        "is not ready to detach",
+        "detaching",
+    );
+    // A plain DETACH, after it is counted: its groups are retained once, not twice.
     session.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {first}")).unwrap();
     assert_kept(&mut session);
     touch(&mut session);

@@ -1,13 +1,14 @@
 //! Rows that come or go without a row trigger: TRUNCATE, and partitions that bring rows along or take them away.
 
 use crate::catalog::rollups::Rollup;
-use crate::catalog::{self, builds, departures, rollups, sources};
+use crate::catalog::{self, builds, departures, retirements, rollups, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::relation::Mode;
 use crate::pg::{self, Oid, Snapshot};
 use crate::{refresh, seal, tags};
 use pgrx::prelude::*;
 use tally_core::ident::{QualifiedName, quote};
+use tally_core::partition::retention::State;
 use tally_core::rollup::definition::{Definition, SIGN, TAG, WRITER};
 use tally_core::rollup::sql::{self, Member, Relations};
 use tally_core::snapshot::{self, BEFORE_TRACKING};
@@ -135,7 +136,14 @@ pub(crate) fn require_retained(partition: Oid) -> Result<()> {
     // Whoever creates a rollup, or brings the partition back, holds a lock on the parent that conflicts; the command takes this one.
     pg::relation::lock(parent, Mode::ShareUpdateExclusive);
     if Snapshot::latest().read(|| sources::leaving(source))?.contains(&partition) {
-        return Ok(());
+        let records = Snapshot::latest().read(|| retirements::list(parent))?;
+        if records.iter().any(|record| record.partition == partition && record.state == State::Detaching) {
+            return Ok(());
+        }
+        let name = catalog::name_of(partition)?;
+        return Err(Error::new("55000", format!("retention is not ready to detach {name}"))
+            .detail("A snapshot that does not know what the rollups keep of it would miss its rows in them.")
+            .hint("tally.retirements says what retention waits for; once the state is detaching, this command may be given."));
     }
     Err(Error::new("55000", "DETACH CONCURRENTLY would take rows from rollups: the table feeds some")
         .detail("It commits before it ends, and the rollups would lose rows that come in between.")
