@@ -160,28 +160,55 @@ pub(crate) fn to_be_sealed(source: Oid, state: &sources::State) -> Result<Vec<Oi
     Ok(partitions.filter(|bounds| bounds.range.lower < before).map(|bounds| bounds.partition).collect())
 }
 
-/// Part of the refresh job: from time to time seals what has become cold. Answers whether there is more to do.
-pub(crate) fn step(reached: &Reached) -> Result<bool> {
-    let Some(after) = settings::seal_after() else { return Ok(false) };
+/// What a step of the refresh job has found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// There is more to do.
+    pub more: bool,
+    /// If no rows come, there is nothing to do before.
+    pub rests_until: Timestamp,
+}
+
+/// Part of the refresh job: from time to time seals what has become cold.
+pub(crate) fn step(reached: &Reached) -> Result<Step> {
+    let rests_until = |rests_until| Ok(Step { more: false, rests_until });
+    let Some(after) = settings::seal_after() else { return rests_until(Timestamp::INFINITY) };
     let clock = pg::process::clock();
     let Some(watch) = sources::watch(reached.source)? else {
         sources::set_watch(reached.source, reached.counted.next, clock)?;
-        return Ok(false);
+        return rests_until(clock.plus(after));
     };
-    if clock.since(watch.since) < after || builds::is_any(reached.source)? {
-        return Ok(false);
+    if clock.since(watch.since) < after {
+        return rests_until(watch.since.plus(after));
     }
-    let mut report = Report::default();
-    if let Some((_, key)) = partition_key(reached.source)? {
-        // No wall clock is behind UTC by more.
-        let behind = if key == Key::Instant { 0 } else { 12 * HOUR };
-        let is_quiet = |partition| is_quiet(partition, watch.tag, reached.owner);
-        report = seal(reached.source, clock.minus(after).minus(behind), key, &is_quiet)?;
+    if builds::is_any(reached.source)? {
+        return rests_until(clock);
     }
+    let Some((_, key)) = partition_key(reached.source)? else { return rests_until(Timestamp::INFINITY) };
+    // No wall clock is behind UTC by more.
+    let behind = if key == Key::Instant { 0 } else { 12 * HOUR };
+    let limit = clock.minus(after).minus(behind);
+    if watch.tag == reached.counted.next {
+        // No row has come since: but for what was there to be sealed then, there is what has ended meanwhile.
+        let end = end_of_first_unsealed(reached, key)?;
+        if end > limit {
+            return rests_until(end.plus(after).plus(behind));
+        }
+    }
+    let is_quiet = |partition| is_quiet(partition, watch.tag, reached.owner);
+    let report = seal(reached.source, limit, key, &is_quiet)?;
     if !report.more {
         sources::set_watch(reached.source, reached.counted.next, clock)?;
     }
-    Ok(report.more)
+    Ok(Step { more: report.more, rests_until: clock.plus(after) })
+}
+
+/// Where the first partition ends that is not sealed.
+fn end_of_first_unsealed(reached: &Reached, key: Key) -> Result<Timestamp> {
+    let state = reached.now.read(|| sources::state(reached.source))?;
+    let sealed_before = state.and_then(|state| state.sealed_before).unwrap_or(Timestamp::NEG_INFINITY);
+    let mut ends = pg::range_partitions(reached.source, key).into_iter().map(|bounds| bounds.range.upper);
+    Ok(ends.find(|end| *end > sealed_before).unwrap_or(Timestamp::INFINITY))
 }
 
 /// Have few rows come to the partition since the transaction with this tag?

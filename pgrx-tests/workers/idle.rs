@@ -11,9 +11,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("log_min_messages", "debug1"),
     ("tally.probe_interval", "1s"),
     ("tally.premake_outage", "1d"),
+    ("tally.seal_after", "1s"),
 ];
 
-/// Sets of all widths, whose jobs come every second.
+/// Sets of all widths, and rollups, whose jobs come every second.
 const SETS: &str = "
     CREATE TABLE hours (at timestamptz NOT NULL) PARTITION BY RANGE (at);
     CREATE TABLE days (at timestamptz NOT NULL) PARTITION BY RANGE (at);
@@ -23,6 +24,11 @@ const SETS: &str = "
     SELECT tally.partition_by_time('days', '1 day', retention => '2 days');
     SELECT tally.partition_by_time('months', '1 month', retention => '1 year', time_zone => 'Europe/Berlin');
     SELECT tally.partition_by_time('years', '1 year');
+    SELECT tally.create_rollup('by_day', $$SELECT date_trunc('day', at, 'UTC') AS day, count(*) AS n FROM days GROUP BY 1$$);
+    SELECT tally.create_rollup('by_month', $$SELECT date_trunc('month', at) AS month, count(*) AS n FROM months GROUP BY 1$$);
+    CREATE TABLE plain (k int);
+    SELECT tally.create_rollup('by_key', 'SELECT k, count(*) AS n FROM plain GROUP BY k');
+    INSERT INTO plain VALUES (1);
     UPDATE tally.jobs SET every = '1 second';";
 
 /// What has been used up so far: starts of workers, transaction ids, bytes of WAL.
@@ -64,30 +70,29 @@ fn an_idle_server_starts_no_workers_uses_no_transaction_ids_and_writes_no_wal() 
     database.psql(SETS);
     // Also of a copy, in which retention waits.
     let copy = database.copy();
-    eventually_true(&mut copy.connect(), "SELECT count(*) = 7 FROM tally.job_activity()");
+    eventually_true(&mut copy.connect(), "SELECT count(*) = 10 FROM tally.job_activity()");
     let mut session = database.connect();
     come_to_rest(&cluster, &database, 5);
 
-    let reaches_newest_row =
-        "SELECT horizon >= date_trunc('day', max(at)) + interval '3 days' FROM tally.partition_status, days
-                              WHERE parent = 'days'::regclass GROUP BY horizon";
     // What happens, and how it is seen that the jobs have followed.
     for (statements, followed) in [
         (
             "ALTER SYSTEM SET tally.premake_outage = '3d'; SELECT pg_reload_conf()",
             "SELECT horizon >= now() + interval '3 days' FROM tally.partition_status WHERE parent = 'days'::regclass",
         ),
+        ("INSERT INTO plain VALUES (2)", "SELECT count(*) = 2 FROM by_key_stored"),
         (
             "INSERT INTO days SELECT now() + interval '2 days' - interval '1 minute'; SELECT pg_stat_force_next_flush()",
-            reaches_newest_row,
+            "SELECT horizon >= date_trunc('day', max(at)) + interval '3 days' FROM tally.partition_status, days
+             WHERE parent = 'days'::regclass GROUP BY horizon",
         ),
         // Event triggers note what is altered. Without them it is seen half an hour later.
         (
             "ALTER EVENT TRIGGER tally_before_ddl DISABLE; ALTER EVENT TRIGGER tally_follow_ddl DISABLE;
-             SELECT format('DROP TABLE %s', max(inhrelid::regclass::text)) FROM pg_inherits WHERE inhparent = 'days'::regclass \\gexec
+             SELECT format('DROP TABLE %s', max(inhrelid::regclass::text)) FROM pg_inherits WHERE inhparent = 'hours'::regclass \\gexec
              ALTER EVENT TRIGGER tally_before_ddl ENABLE ALWAYS; ALTER EVENT TRIGGER tally_follow_ddl ENABLE ALWAYS;
              UPDATE tally.idle_sets SET looked_at = looked_at - interval '31 minutes'",
-            reaches_newest_row,
+            "SELECT horizon >= now() + interval '3 days' FROM tally.partition_status WHERE parent = 'hours'::regclass",
         ),
         (
             "SELECT tally.set_partition_policy('days', retention => '1 day', lateness => '0'); UPDATE tally.jobs SET every = '1 second'",

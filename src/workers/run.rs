@@ -34,7 +34,7 @@ pub(super) struct Progress {
     pub pause: Option<Duration>,
     /// What is left to do at top level.
     pub statement: Option<partition::Statement>,
-    /// Of a partition set: was there anything to look for?
+    /// Was there anything to do?
     pub pass: Pass,
 }
 
@@ -45,15 +45,22 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
     }
     Ok(match job.kind {
         Kind::Refresh => {
-            let mut is_sealing = false;
+            let mut seal = None;
             let report = refresh::tick_unless_busy(job.object, &mut |reached| {
                 let rows = build::step(reached)?;
-                is_sealing = seal::step(reached)?;
+                seal = Some(seal::step(reached)?);
                 Ok(rows)
             })?;
+            let Some(report) = report else { return Ok(None) };
+            let has_written = pg::own_xid().is_some();
+            let is_building = build::is_unfinished(job.object)?;
             // A view that is being read could not be replaced: there is time for that.
-            let more = is_sealing || pg::own_xid().is_some() && build::is_unfinished(job.object)?;
-            report.map(|report| Progress { rows: report.rows, more, ..Progress::default() })
+            let more = seal.is_some_and(|seal| seal.more) || has_written && is_building;
+            let pass = match seal {
+                Some(seal) if !has_written && !is_building => Pass::Look(seal.rests_until),
+                _ => Pass::Work,
+            };
+            Some(Progress { rows: report.rows, more, pass, ..Progress::default() })
         }
         Kind::Premake => {
             let report = partition::maintain(job.object)?;
