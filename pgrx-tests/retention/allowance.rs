@@ -238,6 +238,46 @@ fn undo_by_hand_waits_for_nothing_that_a_job_is_not_allowed_to() {
     assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_customer')"), 0);
 }
 
+/// When its grace is over a table in the trash loses its foreign keys. To make them anew takes a scan.
+#[test]
+fn undo_checks_no_foreign_key_while_writers_wait() {
+    let cluster = Cluster::start(&[]);
+    let database = cluster.database();
+    let mut session = database.connect();
+    session.batch_execute(CONNECTED).unwrap();
+    session
+        .batch_execute(
+            "BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
+             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
+        )
+        .unwrap();
+    step_to(&mut session, "trash");
+    let partition = text(&mut session, "SELECT partition::text FROM tally.retirements").unwrap();
+    session.batch_execute("UPDATE tally.retirements SET drop_after = now()").unwrap();
+    let keys =
+        "SELECT count(*) FROM pg_constraint k JOIN tally.retirements r ON r.partition = k.conrelid WHERE contype = 'f'";
+    assert_eq!(number(&mut session, keys), 1);
+    assert_eq!(step_inside(&mut session), Some(1));
+    assert_eq!(number(&mut session, keys), 0);
+
+    let error = session.batch_execute(&format!("SELECT tally.undo_retention('events', '{partition}')")).unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code(), &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, "{error:?}");
+    assert!(
+        error.message().ends_with("lacks the foreign key events_customer_fkey of table public.events"),
+        "{error:?}"
+    );
+    // Each by itself: no lock is held during the check.
+    for statement in error.hint().unwrap().split("; ") {
+        session.batch_execute(statement).unwrap();
+    }
+    let inherited = "SELECT count(*) FROM pg_constraint k JOIN tally.retirements r ON r.partition = k.conrelid
+                     WHERE contype = 'f' AND conparentid <> 0 AND convalidated";
+    assert_eq!(number(&mut session, inherited), 1);
+    eventually(&mut session, "SELECT count(*) = 1 FROM tally.retirements WHERE state = 'kept'");
+    assert_eq!(number(&mut session, "SELECT count(*) FROM tally.verify('by_customer')"), 0);
+}
+
 #[test]
 fn a_conversion_waits_for_nothing_that_it_is_not_allowed_to() {
     let cluster =

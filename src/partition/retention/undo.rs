@@ -61,6 +61,7 @@ fn stay(facts: &Facts, record: &Row) -> Result<()> {
 /// Attaches a table from the trash. Its rows are seen at once; that it stays fenced and its groups stay apart for a moment is for plans
 /// that were made without it. Tables that foreign keys connect are locked last, as a job would do it.
 fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
+    require_foreign_keys(facts, record)?;
     let wanted = facts::locks_of_attach(facts.oid, record.partition)?;
     if wanted.is_empty() {
         return prepare(facts, record).and_then(|()| attach(facts, plan, record));
@@ -89,6 +90,32 @@ fn attach_again(facts: &Facts, plan: &Plan, record: &Row) -> Result<()> {
          BEGIN; {locks}SELECT tally.undo_retention({}, {partition}::regclass); COMMIT;",
         literal(table)
     )))
+}
+
+/// ATTACH takes foreign keys over that the table has. One that it has not, because its grace was over or because the set has got it since, would be
+/// checked row by row, and writers of the other table would wait for that.
+fn require_foreign_keys(facts: &Facts, record: &Row) -> Result<()> {
+    let missing = facts::rows(
+        "SELECT pg_catalog.quote_ident(k.conname), d.definition, k.confrelid::pg_catalog.regclass::text FROM pg_catalog.pg_constraint k \
+         CROSS JOIN LATERAL pg_catalog.replace(pg_catalog.pg_get_constraintdef(k.oid), ' NOT VALID', '') AS d (definition) \
+         WHERE k.conrelid OPERATOR(pg_catalog.=) $1 AND k.contype OPERATOR(pg_catalog.=) 'f' AND k.conparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o WHERE o.conrelid OPERATOR(pg_catalog.=) $2 AND o.contype OPERATOR(pg_catalog.=) 'f' \
+                             AND pg_catalog.pg_get_constraintdef(o.oid) OPERATOR(pg_catalog.=) d.definition) \
+         ORDER BY k.conname",
+        &[facts.oid.into(), record.partition.into()],
+        |row| Ok([facts::text(row, 1)?, facts::text(row, 2)?, facts::text(row, 3)?]),
+    )?;
+    let Some([key, definition, target]) = missing.first() else { return Ok(()) };
+    let (table, set) = (catalog::name_of(record.partition)?, &facts.set.table);
+    let literal = literal(set);
+    Err(Error::new("55000", format!("{table} lacks the foreign key {key} of table {set}"))
+        .detail(format!("ATTACH would check all of its rows, and writers of {target} would wait for that."))
+        .hint(format!(
+            "SELECT tally.pause_partitions({literal}); ALTER TABLE {table} ADD CONSTRAINT {key} {definition} NOT VALID; \
+             ALTER TABLE {table} VALIDATE CONSTRAINT {key}; SELECT tally.undo_retention({literal}, {}::regclass); \
+             SELECT tally.resume_job(job_id) FROM tally.jobs WHERE object = {literal}::regclass;",
+            record.partition.to_u32()
+        )))
 }
 
 /// Makes the table what it was, but for its place.
