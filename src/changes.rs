@@ -36,15 +36,17 @@ pub(crate) fn follow_truncate(table: Oid) -> Result<()> {
         });
     }
     // Rows of a source that is truncated as a whole are not in its groups any more: they cannot be subtracted.
-    if is_any_stored(table, &now)? { log_rows(table, 0, &now) } else { Ok(()) }
+    if is_any_known(table, &now)? { log_rows(table, 0, &now) } else { Ok(()) }
 }
 
-/// Has any rollup of the source of this partition a group? When a source is truncated, its partitions come after it.
-fn is_any_stored(partition: Oid, now: &Snapshot) -> Result<bool> {
+/// Has any rollup of the source of this partition a group, or its change log a row that no refresh has counted? When a source is
+/// truncated, its partitions come after it, and there is neither.
+fn is_any_known(partition: Oid, now: &Snapshot) -> Result<bool> {
     let Some(source) = now.read(|| sources::source_of(partition))? else { return Ok(false) };
     let owner = pg::owner_of(source).ok_or_else(|| Error::new("42P01", "the source does not exist"))?;
-    for rollup in now.read(|| rollups::of_source(source))? {
-        let statement = format!("SELECT EXISTS (SELECT FROM {})", catalog::name_of(rollup.stored)?);
+    let stored = now.read(|| rollups::of_source(source))?.into_iter().map(|rollup| rollup.stored);
+    for relation in stored.chain(now.read(|| sources::log_of(source))?) {
+        let statement = format!("SELECT EXISTS (SELECT FROM {})", catalog::name_of(relation)?);
         if pg::as_user(owner, || now.is_there(&statement))? {
             return Ok(true);
         }

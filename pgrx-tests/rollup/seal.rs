@@ -64,6 +64,20 @@ fn plans_leave_sealed_partitions_out_until_their_rows_are_needed() {
     assert!(!reads(&mut session, HOURLY, "day_1"));
 }
 
+/// The change log knows the late rows, and no group does: nothing has been counted since the table was truncated.
+#[test]
+fn a_truncated_partition_takes_late_rows_along_that_nobody_has_counted() {
+    let database = cluster::database();
+    let mut session = sealed_session(&database);
+    for statement in
+        ["TRUNCATE events", "INSERT INTO events VALUES ('2024-01-01 01:00Z', 1, 10, 'late')", "TRUNCATE day_1"]
+    {
+        run(&mut session, statement);
+        assert_kept(&mut session);
+    }
+    assert_kept_and_refreshed(&mut session);
+}
+
 /// Each statement alone, in one transaction with all before it, and in savepoints that are rolled back.
 #[test]
 fn every_write_to_a_sealed_partition_is_followed() {
