@@ -55,6 +55,8 @@ fn lateness(session: &mut Client) -> Vec<Duration> {
     thread::sleep(EVERY * 2);
     let (begin, mut seen, mut late) = (Instant::now(), BTreeSet::new(), Vec::new());
     while begin.elapsed() < WATCHED {
+        // Where nobody writes, runs are left out.
+        session.batch_execute("INSERT INTO events_0 VALUES (1, 1)").unwrap();
         for row in session.query(sql, &[]).unwrap() {
             let (job, began, next): (i32, i64, i64) = (row.get(0), row.get(1), row.get(2));
             if seen.insert((job, began)) {
