@@ -7,12 +7,10 @@ mod refused;
 mod rollups;
 mod steps;
 
+use crate::oracle::DEADLINE;
 use postgres::Client;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Database};
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 fn number(session: &mut Client, query: &str) -> i64 {
     session.query_one(query, &[]).unwrap_or_else(|error| panic!("{query}: {error:?}")).get(0)

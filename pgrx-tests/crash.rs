@@ -20,13 +20,11 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
 use tally_server_tests::cluster::{Cluster, Database};
 
-use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, pending_query, wait_until};
+use crate::oracle::{DEADLINE, assert_equal, assert_equal_now_and_refreshed, pending_query, wait_until};
 use loader::{Batch, Fate, Loader};
 
 const KILLS: u64 = 30;
 const LOADERS: u64 = 2;
-/// Longer than a recovery takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(5);
 
 const SCHEMA: &str = "

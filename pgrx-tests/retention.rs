@@ -9,12 +9,10 @@ mod neighbours;
 mod races;
 mod reports;
 
+use crate::oracle::DEADLINE;
 use postgres::Client;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Cluster, Database};
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A set with rows of nine days, a rollup by day and key and one without a time, as its owner `owner` has it. What is older than three
 /// days is due as soon as `RETAIN` says so.

@@ -9,13 +9,11 @@ mod max_runtime;
 mod portal;
 mod settings;
 
+use crate::oracle::DEADLINE;
 use postgres::Client;
 use std::thread;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Cluster, Database};
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A table with a rollup that is refreshed every second.
 const ROLLUP: &str = "

@@ -1,14 +1,12 @@
 //! Sets with a DEFAULT partition: refused, with a way out that is printed and works.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{EVENTS, bounds, number, strings};
+use crate::oracle::DEADLINE;
 use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{self, Database};
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Days around now, as somebody made them by hand, and a DEFAULT.
 const ADOPTED: &str = "

@@ -7,9 +7,7 @@ use postgres::Client;
 use tally_server_tests::cluster::{self, Database};
 
 use super::number;
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::oracle::DEADLINE;
 
 /// Days, removed after three; both jobs are run by hand.
 const SET: &str = "
