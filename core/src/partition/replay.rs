@@ -3,16 +3,14 @@
 //!
 //! `TALLY_REPLAY_SEED=17 cargo test -p tally-core replay` repeats a life.
 
-use std::ops::ControlFlow;
-
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::tests::{LIMITS, at, policy};
 use super::*;
 use crate::bucket::tests::Iana;
-use crate::bucket::{Date, HOUR, MINUTE};
+use crate::bucket::{HOUR, MINUTE};
 
-const LIMITS: Limits = Limits { outage: 7 * DAY, most: 1000 };
 /// Clocks are set by less than what is taken for poison, or rows of the right time would be.
 const CLOCK_OFF: i64 = 2 * DAY - HOUR;
 const SKEW: i64 = 90 * MINUTE;
@@ -20,7 +18,7 @@ const SKEW: i64 = 90 * MINUTE;
 const UNUSED_OF: usize = 100;
 
 fn year(year: i64) -> Timestamp {
-    Timestamp(Date::from_civil(year, 1, 1).0 * DAY)
+    at(year, 1, 1, 0)
 }
 
 struct Set {
@@ -33,17 +31,7 @@ struct Set {
 
 impl Set {
     fn new(width: Width, zone: &str) -> Self {
-        let policy = Policy {
-            key: Key::Instant,
-            width,
-            premake: 0,
-            lateness: 2 * DAY,
-            far_future: 2 * DAY,
-            retention: None,
-            grace: 0,
-            detach_deadline: 0,
-        };
-        Self { policy, zone: Iana::new(zone), partitions: Vec::new(), retired: 0, retired_unused: 0 }
+        Self { policy: policy(width), zone: Iana::new(zone), partitions: Vec::new(), retired: 0, retired_unused: 0 }
     }
 
     /// One pass of the worker.
@@ -65,16 +53,11 @@ impl Set {
         self.retired_unused += self.partitions.drain(..old).filter(|partition| !partition.used).count();
     }
 
-    /// Breaks where no partition takes the row.
-    fn insert(&mut self, key: Timestamp) -> ControlFlow<()> {
+    /// Whether a partition takes the row.
+    fn insert(&mut self, key: Timestamp) -> bool {
         let at = self.partitions.partition_point(|partition| partition.range.upper <= key);
-        match self.partitions.get_mut(at).filter(|partition| partition.range.lower <= key) {
-            Some(partition) => {
-                partition.used = true;
-                ControlFlow::Continue(())
-            }
-            None => ControlFlow::Break(()),
-        }
+        let found = self.partitions.get_mut(at).filter(|partition| partition.range.lower <= key);
+        found.map(|partition| partition.used = true).is_some()
     }
 }
 
@@ -108,12 +91,12 @@ fn live(width: Width, zone: &str, years: i64, step: i64, seed: u64) {
         for offset in [0, SKEW].into_iter().chain(late) {
             let key = now.plus(offset);
             assert!(
-                set.insert(key).is_continue(),
+                set.insert(key),
                 "{width:?} {zone}, seed {seed}: no partition for {key:?} at {now:?}, clock off by {clock_off}, away until {away_until:?}"
             );
         }
         if rng.random_bool(1e-3) {
-            assert_eq!(set.insert(year(2097)).is_continue(), has_far_partition, "made for a row that is poison");
+            assert_eq!(set.insert(year(2097)), has_far_partition, "made for a row that is poison");
         }
         if !has_far_partition && rng.random_bool(1e-4) {
             set.partitions.push(Partition { range: Range { lower: year(2097), upper: year(2098) }, used: false });

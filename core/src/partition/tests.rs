@@ -8,13 +8,13 @@ use crate::ident::QualifiedName;
 use proptest::prelude::*;
 use std::collections::HashSet;
 
-const LIMITS: Limits = Limits { outage: 7 * DAY, most: 1000 };
+pub(super) const LIMITS: Limits = Limits { outage: 7 * DAY, most: 1000 };
 
-fn at(year: i64, month: i64, day: i64, hour: i64) -> Timestamp {
+pub(super) fn at(year: i64, month: i64, day: i64, hour: i64) -> Timestamp {
     Timestamp(Date::from_civil(year, month, day).0 * DAY + hour * HOUR)
 }
 
-fn policy(width: Width) -> Policy {
+pub(super) fn policy(width: Width) -> Policy {
     Policy {
         key: Key::Instant,
         width,

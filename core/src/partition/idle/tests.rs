@@ -1,26 +1,8 @@
 use super::*;
-use crate::bucket::{DAY, Date, Grid, HOUR, Rule, SECOND, Utc, Width};
+use crate::bucket::{DAY, Grid, HOUR, Rule, SECOND, Utc, Width};
+use crate::partition::tests::{LIMITS, at, policy};
 use crate::partition::{Range, premake};
 use proptest::prelude::*;
-
-const LIMITS: Limits = Limits { outage: 7 * DAY, most: 1000 };
-
-fn at(year: i64, month: i64, day: i64, hour: i64) -> Timestamp {
-    Timestamp(Date::from_civil(year, month, day).0 * DAY + hour * HOUR)
-}
-
-fn policy(width: Width) -> Policy {
-    Policy {
-        key: Key::Instant,
-        width,
-        premake: 0,
-        lateness: 2 * DAY,
-        far_future: 2 * DAY,
-        retention: None,
-        grace: 7 * DAY,
-        detach_deadline: 6 * HOUR,
-    }
-}
 
 /// A set as premake leaves it.
 fn served(policy: &Policy, now: Timestamp, limits: &Limits) -> Vec<Partition> {
