@@ -32,7 +32,7 @@ const SET: &str = "
 const RETAIN: &str = "SELECT tally.set_partition_policy('events', lateness => '3 days', retention => '3 days');";
 
 /// Retention that is stepped by hand: its job is paused, `step` runs it.
-const RETAIN_BY_HAND: &str = "
+pub const RETAIN_BY_HAND: &str = "
     BEGIN;
     SELECT tally.set_partition_policy('events', lateness => '3 days', retention => '3 days');
     SELECT tally.pause_job(job_id) FROM tally.jobs;

@@ -2,6 +2,7 @@
 //! (P06, P09, P10 and P11 have tests of their own, with what they are about.)
 
 use super::*;
+use crate::retention::RETAIN_BY_HAND;
 
 /// The set of most cases; nothing but a case's own statements happens to it.
 const SET: &str = "
@@ -11,13 +12,6 @@ const SET: &str = "
     SELECT tally.pause_job(job_id) FROM tally.jobs;
     COMMIT;
     INSERT INTO events SELECT now() - i * interval '1 day', i FROM generate_series(0, 4) i;";
-
-/// With the oldest partition due; nobody but a case works on it.
-const RETAIN: &str = "
-    BEGIN;
-    SELECT tally.set_partition_policy('events', lateness => '3 days', retention => '3 days');
-    SELECT tally.pause_job(job_id) FROM tally.jobs;
-    COMMIT;";
 
 const RETIRE: &str = "SELECT tally.run_job(job_id) FROM tally.jobs WHERE kind = 'retention'";
 
@@ -110,7 +104,7 @@ fn next_sql_shows_the_rows_of_a_wrong_clock_and_without_them_all_is_well() {
 fn next_sql_detaches_what_no_worker_has_and_ends_what_was_interrupted() {
     let database = cluster::database();
     let mut session = set(&database);
-    session.batch_execute(RETAIN).unwrap();
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
     eventually(&mut session, RETIRE, "SELECT EXISTS (SELECT FROM tally.retirements WHERE state = 'detaching')");
     assert_eq!(verdict(&mut session).0, "ok", "a worker has ten minutes");
     session.batch_execute("UPDATE tally.retirements SET changed_at = changed_at - interval '11 minutes'").unwrap();
@@ -136,7 +130,7 @@ fn next_sql_builds_what_is_to_count_the_rows_of_a_partition() {
     let database = cluster::database();
     let mut session = set(&database);
     let rollup = "SELECT date_trunc('day', at, 'UTC') AS day, count(*) AS n FROM events GROUP BY 1";
-    session.batch_execute(RETAIN).unwrap();
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
     eventually(&mut session, RETIRE, "SELECT EXISTS (SELECT FROM tally.retirements WHERE state = 'fenced')");
     let rows = "INSERT INTO events SELECT now() - i * interval '1 minute', i FROM generate_series(1, 3000) i";
     session.batch_execute(&format!("{rows}; ANALYZE events; SET tally.build_rows = 100")).unwrap();

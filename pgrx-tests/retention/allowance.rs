@@ -9,7 +9,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{Cluster, Database};
 
-use super::locks::{CONNECTED, StopAtEnd};
+use super::locks::{CONNECTED, StopAtEnd, connected_session};
 use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, step_to, text};
 use crate::oracle::own_pid;
 
@@ -133,14 +133,8 @@ fn premake_waits_no_longer_than_its_allowance_and_goes_on_when_it_can() {
 fn retention_waits_for_nothing_that_it_is_not_allowed_to() {
     let cluster = Cluster::start(&[("tally.lock_allowance", "0")]);
     let database = cluster.database();
-    let mut session = database.connect();
-    session.batch_execute(CONNECTED).unwrap();
-    session
-        .batch_execute(
-            "CREATE SEQUENCE ids START 10; BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
-             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
-        )
-        .unwrap();
+    let mut session = connected_session(&database);
+    session.batch_execute("CREATE SEQUENCE ids START 10").unwrap();
     step_inside_to(&mut session, "verified");
     let waited = beside_overlap(&database, || {
         step_to_put_off(&mut session, r#"ALTER TABLE public.events DETACH PARTITION "public"."events_p"#);
@@ -185,14 +179,8 @@ fn retention_waits_for_nothing_that_it_is_not_allowed_to() {
 fn undo_by_hand_waits_for_nothing_that_a_job_is_not_allowed_to() {
     let cluster = Cluster::start(&[("tally.lock_allowance", "0")]);
     let database = cluster.database();
-    let mut session = database.connect();
-    session.batch_execute(CONNECTED).unwrap();
-    session
-        .batch_execute(
-            "CREATE SEQUENCE ids START 10; BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
-             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
-        )
-        .unwrap();
+    let mut session = connected_session(&database);
+    session.batch_execute("CREATE SEQUENCE ids START 10").unwrap();
     step_to(&mut session, "trash");
     let partition = text(&mut session, "SELECT partition::text FROM tally.retirements").unwrap();
     let undo = format!("SELECT tally.undo_retention('events', '{partition}')");
@@ -243,14 +231,7 @@ fn undo_by_hand_waits_for_nothing_that_a_job_is_not_allowed_to() {
 fn undo_checks_no_foreign_key_while_writers_wait() {
     let cluster = Cluster::start(&[]);
     let database = cluster.database();
-    let mut session = database.connect();
-    session.batch_execute(CONNECTED).unwrap();
-    session
-        .batch_execute(
-            "BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
-             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
-        )
-        .unwrap();
+    let mut session = connected_session(&database);
     step_to(&mut session, "trash");
     let partition = text(&mut session, "SELECT partition::text FROM tally.retirements").unwrap();
     session.batch_execute("UPDATE tally.retirements SET drop_after = now()").unwrap();

@@ -24,6 +24,19 @@ pub const CONNECTED: &str = "
     INSERT INTO events SELECT i, now() - i * interval '1 hour', 1 FROM generate_series(0, 5 * 24 - 1) i;
     SELECT tally.create_rollup('by_customer', 'SELECT customer, count(*) AS n FROM events GROUP BY 1');";
 
+/// The set of [`CONNECTED`], with what is older than two days due; its jobs are run by hand.
+pub fn connected_session(database: &Database<'_>) -> Client {
+    let mut session = database.connect();
+    session.batch_execute(CONNECTED).unwrap();
+    session
+        .batch_execute(
+            "BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
+             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
+        )
+        .unwrap();
+    session
+}
+
 /// The strongest lock of a process on each of these tables and on any partition but the leaving one, `waits for ..` if it has not got it.
 /// ACCESS SHARE is left out: whoever looks something up takes it, and it stops nobody but ACCESS EXCLUSIVE.
 fn locks(observer: &mut Client, pid: i32, leaving: &str) -> BTreeMap<String, String> {
@@ -62,14 +75,8 @@ fn each_step_takes_the_locks_of_the_table_and_no_others() {
     const ROW: &str = "ShareRowExclusiveLock";
     const ALL: &str = "AccessExclusiveLock";
     let database = cluster::database();
-    let [mut session, mut observer, mut other] = [(); 3].map(|()| database.connect());
-    session.batch_execute(CONNECTED).unwrap();
-    session
-        .batch_execute(
-            "BEGIN; SELECT tally.set_partition_policy('events', lateness => '2 days', retention => '2 days');
-             SELECT tally.pause_job(job_id) FROM tally.jobs; COMMIT",
-        )
-        .unwrap();
+    let mut session = connected_session(&database);
+    let [mut observer, mut other] = [(); 2].map(|()| database.connect());
     let partition = text(&mut session, "SELECT min(inhrelid::regclass::text) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'events'::regclass").unwrap();
     let job = number(&mut session, "SELECT job_id::bigint FROM tally.jobs WHERE kind = 'retention'");
     let step = format!("SELECT tally.run_job({job})");
