@@ -183,8 +183,8 @@ fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
     Ok(Progress::done())
 }
 
-/// Lets rows of the partition be changed again. That takes its lock against readers too, which the caller has tried for: in its queue
-/// everybody who reads the set would wait behind an open report.
+/// Lets rows of the partition be changed again. That takes its lock against readers too, which the caller has tried for, or is about
+/// to take for ATTACH: in its queue everybody who reads the set would wait behind an open report.
 fn unfence(owner: Oid, partition: Oid) -> Result<()> {
     let name = catalog::name_of(partition)?;
     for trigger in ["tally_fence", "tally_fence_truncate"] {
