@@ -58,6 +58,15 @@ pub fn database() -> Database<'static> {
     Cluster::shared().database()
 }
 
+/// The same of a server whose workers rest, for tests that take the steps of jobs by hand: a worker that looks into the database
+/// meanwhile has a snapshot and locks, and some steps wait for those.
+///
+/// # Panics
+/// When the server does not start or the extension is not installed.
+pub fn database_without_workers() -> Database<'static> {
+    Cluster::shared_without_workers().database()
+}
+
 /// A database with the extension, dropped when the value is.
 #[derive(Debug)]
 pub struct Database<'a> {
@@ -154,6 +163,12 @@ impl Cluster {
     pub fn shared() -> &'static Cluster {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
         SHARED.get_or_init(|| Cluster::start(&[]))
+    }
+
+    /// Another one for all tests, whose workers rest.
+    fn shared_without_workers() -> &'static Cluster {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Cluster::start(&[("tally.enabled", "off")]))
     }
 
     /// A private server with these settings on top of the usual ones.

@@ -190,7 +190,7 @@ fn old_partitions_go_to_the_trash_and_the_rollups_keep_them() {
 
 #[test]
 fn rollups_are_exact_after_each_step_and_for_older_snapshots() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     let mut old = database.connect();
     session.batch_execute(RETAIN_BY_HAND).unwrap();
@@ -219,7 +219,7 @@ fn rollups_are_exact_after_each_step_and_for_older_snapshots() {
 
 #[test]
 fn a_fenced_partition_takes_no_changes_and_says_how_to_keep_it() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     // A writer that is still open goes first.
@@ -255,7 +255,7 @@ fn a_fenced_partition_takes_no_changes_and_says_how_to_keep_it() {
 
 #[test]
 fn a_partition_comes_back_from_every_state() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     for from in ["fenced", "counted", "verified", "trash"] {
@@ -294,7 +294,7 @@ fn a_partition_comes_back_from_every_state() {
 
 #[test]
 fn a_partition_comes_back_to_a_rollup_that_does_not_know_it() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     step_to(&mut session, "trash");
@@ -342,7 +342,7 @@ fn follow_status(session: &mut Client) {
 
 #[test]
 fn rows_that_came_to_the_trash_by_force_are_not_dropped() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     step_to(&mut session, "trash");
@@ -375,7 +375,7 @@ fn rows_that_came_to_the_trash_by_force_are_not_dropped() {
 
 #[test]
 fn statements_by_hand_take_a_partition_out_of_its_hands() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     let partition = |session: &mut Client| {
@@ -482,7 +482,7 @@ fn an_interrupted_detach_is_ended_by_the_next_run() {
 
 #[test]
 fn retention_waits_for_snapshots_that_do_not_know_what_is_retained() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     let mut old = database.connect();
     old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").unwrap();
@@ -506,7 +506,7 @@ fn retention_waits_for_snapshots_that_do_not_know_what_is_retained() {
 
 #[test]
 fn the_plan_does_what_the_job_does() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute(RETAIN_BY_HAND).unwrap();
     let lines = session.query("SELECT action, sql, top_level_only FROM tally.plan_retention('events')", &[]).unwrap();
@@ -525,7 +525,7 @@ fn the_plan_does_what_the_job_does() {
 
 #[test]
 fn what_undo_and_unregister_refuse_they_say_in_words() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with_set(&database);
     session.batch_execute("CREATE TABLE plain (at timestamptz NOT NULL)").unwrap();
     let newest = text(

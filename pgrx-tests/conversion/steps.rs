@@ -73,7 +73,7 @@ fn a_conversion_is_cancelled_at_each_step() {
 
 #[test]
 fn a_conversion_goes_on_after_a_crash_at_each_step() {
-    let cluster = cluster::Cluster::start(&[]);
+    let cluster = cluster::Cluster::start(&[("tally.enabled", "off")]);
     let database = cluster.database();
     let mut session = session_with(&database, BY_HAND);
     session.batch_execute(BEGIN_BY_HAND).unwrap();
@@ -195,7 +195,7 @@ fn a_dump_taken_on_the_way_goes_on_where_it_is_restored() {
 
 #[test]
 fn a_dropped_table_takes_its_conversion_along() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = session_with(&database, BY_HAND);
     session.batch_execute(BEGIN_BY_HAND).unwrap();
     step(&mut session);

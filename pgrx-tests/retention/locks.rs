@@ -74,7 +74,7 @@ fn each_step_takes_the_locks_of_the_table_and_no_others() {
     const UPDATE: &str = "ShareUpdateExclusiveLock";
     const ROW: &str = "ShareRowExclusiveLock";
     const ALL: &str = "AccessExclusiveLock";
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = connected_session(&database);
     let [mut observer, mut other] = [(); 2].map(|()| database.connect());
     let partition = text(&mut session, "SELECT min(inhrelid::regclass::text) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'events'::regclass").unwrap();

@@ -29,7 +29,7 @@ fn partition(session: &mut Client) -> String {
 
 #[test]
 fn a_partition_comes_back_that_is_detached_and_not_yet_in_the_trash() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = retained_by_hand(&database);
     step_to(&mut session, "detaching");
     let partition = partition(&mut session);
@@ -58,7 +58,7 @@ fn touch_recent(session: &mut Client) {
 #[test]
 fn a_rollup_made_on_the_way_out_knows_all_rows_that_can_be_seen() {
     for made_in in ["fenced", "counted", "verified"] {
-        let database = cluster::database();
+        let database = cluster::database_without_workers();
         let mut session = retained_by_hand(&database);
         step_to(&mut session, made_in);
         session.batch_execute(&format!("SELECT tally.create_rollup('by_value', '{BY_VALUE}')")).unwrap();
@@ -91,7 +91,7 @@ fn a_rollup_made_on_the_way_out_knows_all_rows_that_can_be_seen() {
 
 #[test]
 fn an_aggregate_added_on_the_way_out_knows_all_rows_that_can_be_seen() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = retained_by_hand(&database);
     let query = "SELECT k, count(*) AS n, sum(v) AS total, max(v) AS top, min(v) AS lowest FROM events GROUP BY k";
     step_to(&mut session, "verified");
@@ -114,7 +114,7 @@ fn an_aggregate_added_on_the_way_out_knows_all_rows_that_can_be_seen() {
 
 #[test]
 fn undo_waits_for_a_detach_that_has_begun() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = retained_by_hand(&database);
     step_to(&mut session, "verified");
     step_inside_to(&mut session, "detaching");
@@ -193,7 +193,7 @@ fn trash(session: &mut Client) -> Vec<String> {
 
 #[test]
 fn a_snapshot_from_before_an_undo_counts_no_row_twice() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = retained_by_hand(&database);
     step_to(&mut session, "trash");
     // Groups that have to be made anew by whoever reads them.
@@ -212,7 +212,7 @@ fn a_snapshot_from_before_an_undo_counts_no_row_twice() {
 #[test]
 fn a_partition_that_was_away_by_hand_is_counted_again() {
     for undoes in [false, true] {
-        let database = cluster::database();
+        let database = cluster::database_without_workers();
         let mut session = retained_by_hand(&database);
         step_to(&mut session, "verified");
         let partition = partition(&mut session);
@@ -240,7 +240,7 @@ fn a_partition_that_was_away_by_hand_is_counted_again() {
 /// Since 17 partitions have the identity of the table, and a detached one has none.
 #[test]
 fn a_partition_comes_back_with_the_identity_of_the_table() {
-    let database = cluster::database();
+    let database = cluster::database_without_workers();
     let mut session = database.connect();
     session
         .batch_execute(
@@ -275,7 +275,7 @@ fn a_partition_comes_back_with_the_identity_of_the_table() {
 #[test]
 fn a_partition_that_is_away_by_hand_comes_back_and_takes_changes() {
     for from in ["fenced", "counted", "verified"] {
-        let database = cluster::database();
+        let database = cluster::database_without_workers();
         let mut session = retained_by_hand(&database);
         step_to(&mut session, from);
         let partition = partition(&mut session);
@@ -302,7 +302,7 @@ fn a_partition_that_is_away_by_hand_comes_back_and_takes_changes() {
 #[test]
 fn nobody_changes_rows_of_which_he_reads_the_kept_groups() {
     for from in ["counted", "trash"] {
-        let database = cluster::database();
+        let database = cluster::database_without_workers();
         let mut session = retained_by_hand(&database);
         step_to(&mut session, from);
         let partition = partition(&mut session);
@@ -333,7 +333,7 @@ fn nobody_changes_rows_of_which_he_reads_the_kept_groups() {
 #[test]
 fn nobody_waits_for_an_undo_beside_an_open_report() {
     for from in ["fenced", "verified"] {
-        let database = cluster::database();
+        let database = cluster::database_without_workers();
         let mut session = retained_by_hand(&database);
         step_to(&mut session, from);
         let partition = partition(&mut session);
