@@ -27,6 +27,7 @@ use crate::catalog::{altered_sets, partition_upkeep, retirements};
 use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
+use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid, TimeZone};
 use crate::settings;
 use facts::Facts;
@@ -324,7 +325,7 @@ fn make(facts: &Facts, plan: &Plan, ranges: &[Range], patience: Patience) -> Res
     };
     let prepare = |attachments: &mut Vec<sql::Statement>| {
         for range in ranges {
-            let partition = new_name(facts, plan, range.lower, &[])?;
+            let partition = new_name(facts, plan, range.lower, &[]);
             let mut preparation = sql::make(&facts.name, &partition, plan.policy.key, *range, &shape);
             let attach = preparation.iter().position(|statement| statement.action == "attach").unwrap_or(0);
             attachments.extend(preparation.split_off(attach));
@@ -344,17 +345,10 @@ fn make(facts: &Facts, plan: &Plan, ranges: &[Range], patience: Patience) -> Res
     work.run(|| prepare(&mut attachments.borrow_mut()), || run(&attachments.borrow()))
 }
 
-fn new_name(facts: &Facts, plan: &Plan, lower: Timestamp, planned: &[String]) -> Result<QualifiedName> {
-    let mut failure = None;
+fn new_name(facts: &Facts, plan: &Plan, lower: Timestamp, planned: &[String]) -> QualifiedName {
+    let schema = &facts.name.schema;
     let name = sql::name(&facts.name.name, lower, plan.names_have_time(), &mut |name| {
-        planned.iter().any(|planned| planned == name)
-            || facts::is_taken(&facts.name.schema, name).unwrap_or_else(|error| {
-                failure = Some(error);
-                false
-            })
+        planned.iter().any(|planned| planned == name) || is_name_taken(schema, name)
     });
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(QualifiedName::new(&facts.name.schema, name)),
-    }
+    QualifiedName::new(schema, name)
 }

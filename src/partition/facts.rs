@@ -279,16 +279,3 @@ pub(super) fn time_zone(name: &str) -> Result<Option<String>> {
     )
     .map(|mut found| found.pop())
 }
-
-/// Is the name of a table (or of a type, which a table would bring) in use?
-pub(super) fn is_taken(schema: &str, name: &str) -> Result<bool> {
-    rows(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-                        WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND c.relname OPERATOR(pg_catalog.=) $2::pg_catalog.name) \
-             OR EXISTS (SELECT FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
-                        WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND t.typname OPERATOR(pg_catalog.=) $2::pg_catalog.name)",
-        &[schema.into(), name.into()],
-        |row| flag(row, 1),
-    )
-    .map(|found| found.first().copied().unwrap_or(false))
-}

@@ -193,7 +193,7 @@ pub(super) fn partitions(facts: &Facts, plan: &Plan, missing: Vec<Range>, before
     locked.extend(facts::connected_tables(facts.oid)?.into_iter().map(|(_, table)| table));
     let (mut names, mut steps) = (Vec::new(), Vec::new());
     for range in missing {
-        let partition = new_name(facts, plan, range.lower, &names)?;
+        let partition = new_name(facts, plan, range.lower, &names);
         for statement in sql::make(&facts.name, &partition, plan.policy.key, range, &shape) {
             let attaches = statement.action == "attach";
             let locked =

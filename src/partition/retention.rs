@@ -21,6 +21,7 @@ use crate::catalog::retirements::{self, Row};
 use crate::catalog::{self, altered_sets, builds, departures, rollups, sources};
 use crate::error::{Result, spi};
 use crate::pg::relation::{self, Mode};
+use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid, Snapshot, process};
 use crate::{changes, refresh, seal, settings, workers};
 use pgrx::prelude::*;
@@ -363,7 +364,7 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
     part(facts, record.partition)?;
     if name.schema != TRASH {
         let mut there = QualifiedName::new(TRASH, name.name.clone());
-        if facts::is_taken(TRASH, &there.name)? {
+        if is_name_taken(TRASH, &there.name) {
             there.name = fit(&there.name, &format!("_{}", record.partition.to_u32()));
             run_as(facts.owner, &format!("ALTER TABLE {name} RENAME TO {}", quote(&there.name)))?;
         }

@@ -1,15 +1,21 @@
-//! What the catalogs say about types and collations.
+//! What the catalogs say about types, their names and collations.
 
+use super::encoding::from_utf8;
 use super::function::Call;
 use super::varlena::Bytes;
 use pgrx::pg_sys::{self, Oid};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 /// The type of tally with this name.
 pub(crate) fn own_type(name: &CStr) -> Oid {
-    // SAFETY: catalog look-ups with NUL-terminated names.
+    // SAFETY: a catalog look-up with a NUL-terminated name.
+    named(unsafe { pg_sys::get_namespace_oid(c"tally".as_ptr(), true) }, name)
+}
+
+/// The type with this name in this schema, or no OID.
+fn named(schema: Oid, name: &CStr) -> Oid {
+    // SAFETY: a catalog look-up with a NUL-terminated name; a schema that does not exist has no types.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"tally".as_ptr(), true);
         pg_sys::GetSysCacheOid(
             pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
             pg_sys::Anum_pg_type_oid as i16,
@@ -19,6 +25,17 @@ pub(crate) fn own_type(name: &CStr) -> Oid {
             pg_sys::Datum::from(0),
         )
     }
+}
+
+/// Does the schema have a relation or a type with this name? A table brings both.
+pub(crate) fn is_name_taken(schema: &str, name: &str) -> bool {
+    let [schema, name] = [schema, name].map(|name| CString::new(from_utf8(name)).expect("no name has a zero byte"));
+    // SAFETY: catalog look-ups with NUL-terminated names; a schema that does not exist has no relations.
+    let (schema, relation) = unsafe {
+        let schema = pg_sys::get_namespace_oid(schema.as_ptr(), true);
+        (schema, pg_sys::get_relname_relid(name.as_ptr(), schema))
+    };
+    relation != Oid::INVALID || named(schema, &name) != Oid::INVALID
 }
 
 /// How many bytes the values of a type have, or -1 if that is in their header and -2 for strings that end with a zero byte; and whether

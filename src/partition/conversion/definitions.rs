@@ -5,6 +5,7 @@ use super::table::views;
 use crate::error::Result;
 use crate::partition::facts::{self, rows, text};
 use crate::pg::Oid;
+use crate::pg::types::is_name_taken;
 use tally_core::ident::{QualifiedName, fit, literal, quote};
 
 /// The answers of a query that prints statements for the table `$1` under the name `$2`.
@@ -19,14 +20,14 @@ pub(super) struct FreeNames {
 }
 
 impl FreeNames {
-    pub fn give(&mut self, name: &str, suffix: &str) -> Result<String> {
+    pub fn give(&mut self, name: &str, suffix: &str) -> String {
         let mut number = 1;
         loop {
             let suffix = if number == 1 { suffix.to_owned() } else { format!("{suffix}_{number}") };
             let free = fit(name, &suffix);
-            if !self.given.contains(&free) && !facts::is_taken(&self.schema, &free)? {
+            if !self.given.contains(&free) && !is_name_taken(&self.schema, &free) {
                 self.given.push(free.clone());
-                return Ok(free);
+                return free;
             }
             number += 1;
         }
@@ -185,7 +186,7 @@ pub(super) fn move_identity(
     )?;
     let mut statements = vec![];
     for (column, kind, sequence, options, extras) in columns {
-        let old = QualifiedName::new(&sequence.schema, names.give(&sequence.name, "_before")?);
+        let old = QualifiedName::new(&sequence.schema, names.give(&sequence.name, "_before"));
         statements.push(format!("ALTER SEQUENCE {sequence} RENAME TO {}", quote(&old.name)));
         statements.push(format!(
             "ALTER TABLE {to} ALTER COLUMN {column} ADD GENERATED {kind} AS IDENTITY (SEQUENCE NAME {sequence} {options})"

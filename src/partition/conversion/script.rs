@@ -29,7 +29,7 @@ fn lines(action: &'static str, statements: impl IntoIterator<Item = String>) -> 
 pub(super) fn partition_name(facts: &Facts, boundary: Timestamp) -> Result<QualifiedName> {
     let (year, month, day) = boundary.date().civil();
     let mut names = FreeNames { schema: facts.name.schema.clone(), given: vec![] };
-    let name = names.give(&facts.name.name, &format!("_before_{year:04}{month:02}{day:02}"))?;
+    let name = names.give(&facts.name.name, &format!("_before_{year:04}{month:02}{day:02}"));
     Ok(QualifiedName::new(&facts.name.schema, name))
 }
 
@@ -91,12 +91,12 @@ pub(super) fn swap(
     let wide: Vec<String> = table.narrow.iter().map(|key| key.wide.name.clone()).collect();
     let indexes: Vec<Index> = indexes(oid)?.into_iter().filter(|index| !wide.contains(&index.name.name)).collect();
     for index in &indexes {
-        let free = names.give(&index.name.name, "_before")?;
+        let free = names.give(&index.name.name, "_before");
         add("give way", format!("ALTER INDEX {} RENAME TO {}", index.name, quote(&free)));
     }
     let statistics = statistics(oid)?;
     for object in &statistics {
-        let free = names.give(&object.name.name, "_before")?;
+        let free = names.give(&object.name.name, "_before");
         add("give way", format!("ALTER STATISTICS {} RENAME TO {}", object.name, quote(&free)));
     }
     add("rename", format!("ALTER TABLE {name} RENAME TO {}", quote(&partition.name)));
@@ -160,7 +160,7 @@ pub(super) fn swap_back(facts: &Facts, partition: Oid, others: &[Oid], is_source
     let (oid, name) = (facts.oid, &facts.name);
     let partition_name = crate::catalog::name_of(partition)?;
     let mut names = FreeNames { schema: name.schema.clone(), given: vec![] };
-    let old = QualifiedName::new(&name.schema, names.give(&name.name, "_undone")?);
+    let old = QualifiedName::new(&name.schema, names.give(&name.name, "_undone"));
     let mut script = vec![];
     let mut add = |action, sql: String| script.push(Line { action, sql });
     let shape = shape::read_parent(facts)?;
@@ -244,9 +244,8 @@ pub(super) fn swap_back(facts: &Facts, partition: Oid, others: &[Oid], is_source
 pub(super) fn rehearsal(table: &Table) -> Result<String> {
     let (name, column) = (&table.facts.name, &table.column);
     let mut names = FreeNames { schema: name.schema.clone(), given: vec![] };
-    let mut next =
-        || Ok::<_, crate::error::Error>(QualifiedName::new(&name.schema, names.give(&name.name, "_rehearsal")?));
-    let (plain, parent, moved) = (next()?, next()?, next()?);
+    let [plain, parent, moved] =
+        [(); 3].map(|()| QualifiedName::new(&name.schema, names.give(&name.name, "_rehearsal")));
     let like = "INCLUDING ALL EXCLUDING IDENTITY EXCLUDING CONSTRAINTS EXCLUDING INDEXES";
     let steps = [
         format!("CREATE TABLE {plain} (LIKE {name} {like})"),

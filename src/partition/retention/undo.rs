@@ -9,6 +9,7 @@ use crate::partition::facts::{self, Facts};
 use crate::partition::locks::{self, Attempt, Patience, Work};
 use crate::partition::{Plan, every, owned, with_fixed_settings};
 use crate::pg::relation::{self, Mode};
+use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid};
 use crate::{refresh, seal};
 use tally_core::bucket::Timestamp;
@@ -121,7 +122,7 @@ fn require_foreign_keys(facts: &Facts, record: &Row) -> Result<()> {
 /// Makes the table what it was, but for its place.
 fn prepare(facts: &Facts, record: &Row) -> Result<()> {
     let now = catalog::name_of(record.partition)?;
-    if facts::is_taken(&record.name.schema, &record.name.name)? && now != record.name {
+    if is_name_taken(&record.name.schema, &record.name.name) && now != record.name {
         return Err(Error::new("42P07", format!("{} exists", record.name)).hint("Rename that table first."));
     }
     if now.schema != record.name.schema {
