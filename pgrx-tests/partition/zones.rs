@@ -3,6 +3,8 @@
 //! every day in it; without it some zones are chosen by a seed, which is printed, and windows around changes of their clocks.
 
 use std::env;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::thread;
 
 use postgres::Client;
 use tally_server_tests::cluster;
@@ -16,9 +18,11 @@ const CHOSEN: usize = 2;
 
 const WIDTHS: [&str; 8] = ["15 minutes", "1 hour", "6 hours", "1 day", "7 days", "1 month", "3 months", "1 year"];
 
+/// Windows of one number touch, and their bounds are to be without a gap.
 const TAKE: &str = "
-    INSERT INTO bounds SELECT object, m[1]::timestamptz, m[2]::timestamptz
-      FROM tally.plan_ensure_partitions('zoned', $1::text::timestamptz, $2::text::timestamptz),
+    INSERT INTO bounds SELECT number, object, m[1]::timestamptz, m[2]::timestamptz
+      FROM unnest($1::bigint[], $2::text[], $3::text[]) AS wanted (number, starts, ends),
+           tally.plan_ensure_partitions('zoned', starts::timestamptz, ends::timestamptz),
            regexp_match(sql, $$FROM \\('([^']*)'\\) TO \\('([^']*)'\\)$$) AS m
      WHERE action = 'attach' ON CONFLICT DO NOTHING";
 
@@ -27,12 +31,13 @@ const TAKE: &str = "
 const WRONG: &str = "
     WITH bound AS (
         SELECT *, (lower AT TIME ZONE $1::text)::date AS starts, (upper AT TIME ZONE $1::text)::date AS ends,
-               lead(lower) OVER (ORDER BY lower) AS following, count(*) OVER (PARTITION BY name) AS namesakes
+               lead(lower) OVER (PARTITION BY number ORDER BY lower) AS following,
+               min(lower) OVER (PARTITION BY name) AS namesake
           FROM bounds)
     SELECT concat_ws(' ', why, name, lower AT TIME ZONE 'UTC', upper AT TIME ZONE 'UTC') FROM (
         SELECT CASE
             WHEN lower >= upper THEN 'empty'
-            WHEN namesakes > 1 THEN 'a name twice'
+            WHEN lower <> namesake THEN 'a name twice'
             WHEN following <> upper THEN 'gap or overlap'
             WHEN $2::text::interval < '1 day' THEN CASE
                 WHEN upper - lower <> $2::text::interval THEN 'not as long as its width'
@@ -75,48 +80,48 @@ fn bounds_of_every_zone_are_those_of_its_calendar() {
             odd.into_iter().chain(strings(&mut session, &chosen)).collect()
         }
     };
-    session
-        .batch_execute(
-            "CREATE TEMPORARY TABLE bounds (name text, lower timestamptz, upper timestamptz, PRIMARY KEY (lower, upper))",
-        )
-        .unwrap();
-    let mut compared = 0;
-    for (zone, number) in zones.iter().zip(1..) {
-        // Without partitions a window is planned for itself, not with all that is between it and them.
-        session
-            .batch_execute(&format!(
-                "CREATE TABLE zoned (at timestamptz NOT NULL) PARTITION BY RANGE (at);
-                 BEGIN;
-                 SELECT tally.partition_by_time('zoned', '1 year', time_zone => '{zone}');
-                 SELECT tally.pause_job(job_id) FROM tally.jobs;
-                 COMMIT;
-                 DO $$ DECLARE made regclass; BEGIN
-                   FOR made IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'zoned'::regclass LOOP
-                     EXECUTE format('DROP TABLE %s', made);
-                   END LOOP; END $$"
-            ))
-            .unwrap();
-        for width in WIDTHS {
-            compared += check(&mut session, zone, width, all, seed);
+    let (next, compared) = (AtomicUsize::new(0), AtomicI64::new(0));
+    let work = || {
+        let database = cluster::database();
+        let mut session = database.connect();
+        while let Some(zone) = zones.get(next.fetch_add(1, Relaxed)) {
+            compared.fetch_add(check_zone(&mut session, zone, all, seed), Relaxed);
+            if all {
+                eprintln!("{zone}: {} of {} zones, {compared:?} bounds", next.load(Relaxed), zones.len());
+            }
         }
-        session.batch_execute("DROP TABLE zoned").unwrap();
-        if all {
-            eprintln!("{number} of {} zones, {compared} bounds", zones.len());
-        }
-    }
-    assert!(compared > 20_000, "{compared} bounds");
+    };
+    let workers = if all { thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+    assert!(compared.into_inner() > 20_000);
 }
 
 /// How many bounds were compared.
-fn check(session: &mut Client, zone: &str, width: &str, all: bool, seed: u32) -> i64 {
-    session.query(&format!("SELECT tally.set_partition_width('zoned', '{width}')"), &[]).unwrap();
+fn check_zone(session: &mut Client, zone: &str, all: bool, seed: u32) -> i64 {
+    // Without partitions a window is planned for itself, not with all that is between it and them.
+    session
+        .batch_execute(&format!(
+            "DROP TABLE IF EXISTS zoned;
+             CREATE TABLE zoned (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+             BEGIN;
+             SELECT tally.partition_by_time('zoned', '1 year', time_zone => '{zone}');
+             SELECT tally.pause_job(job_id) FROM tally.jobs;
+             COMMIT;
+             DO $$ DECLARE made regclass; BEGIN
+               FOR made IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'zoned'::regclass LOOP
+                 EXECUTE format('DROP TABLE %s', made);
+               END LOOP; END $$;
+             CREATE TEMPORARY TABLE IF NOT EXISTS bounds
+                 (number bigint, name text, lower timestamptz, upper timestamptz, PRIMARY KEY (number, lower, upper))"
+        ))
+        .unwrap();
+    let changes: Vec<String> = session.query(CHANGES, &[&zone]).unwrap().iter().map(|row| row.get(0)).collect();
     let mut compared = 0;
-    // Each window is contiguous in itself.
-    for windows in windows(session, zone, width, all, seed) {
+    for width in WIDTHS {
+        session.query(&format!("SELECT tally.set_partition_width('zoned', '{width}')"), &[]).unwrap();
+        let (numbers, starts, ends) = windows(session, width, &changes, all, seed);
         session.batch_execute("TRUNCATE bounds").unwrap();
-        for (from, to) in windows {
-            session.execute(TAKE, &[&from, &to]).unwrap();
-        }
+        session.execute(TAKE, &[&numbers, &starts, &ends]).unwrap();
         let wrong = session.query(WRONG, &[&zone, &width]).unwrap();
         let wrong: Vec<String> = wrong.iter().map(|row| row.get(0)).collect();
         assert!(wrong.is_empty(), "{zone}, {width}: {wrong:#?}");
@@ -125,36 +130,43 @@ fn check(session: &mut Client, zone: &str, width: &str, all: bool, seed: u32) ->
     compared
 }
 
-type Window = (String, String);
-
-/// Windows that touch, of at most 1,000 partitions each; of short widths around the changes of the clock only.
-fn windows(session: &mut Client, zone: &str, width: &str, all: bool, seed: u32) -> Vec<Vec<Window>> {
-    let days = match width {
-        "15 minutes" => 2,
-        "1 hour" => 6,
-        "6 hours" | "1 day" | "7 days" if !all => 40,
-        "6 hours" => 40,
-        // The years of all others.
-        "1 day" => 2 * 365,
-        _ => 15 * 365,
+/// Windows of at most 1,000 partitions each, with what they begin and end: of short widths around the changes of the clock, each with a
+/// number of its own, and of others through all the years.
+fn windows(
+    session: &mut Client,
+    width: &str,
+    changes: &[String],
+    all: bool,
+    seed: u32,
+) -> (Vec<i64>, Vec<String>, Vec<String>) {
+    let around = match width {
+        "15 minutes" => Some(1),
+        "1 hour" => Some(3),
+        "6 hours" => Some(20),
+        "1 day" | "7 days" if !all => Some(20),
+        _ => None,
     };
-    let is_whole = days > 100;
-    if is_whole {
-        let query = format!(
-            "SELECT day::date::text, least(day + '{days} days', '2100-01-01')::date::text
-               FROM generate_series('1970-01-01'::timestamp, '2099-12-31', '{days} days') AS day"
-        );
-        return vec![session.query(&query, &[]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()];
+    let query = match around {
+        Some(days) => {
+            let few = if all { changes.len() } else { 2 };
+            let first = seed as usize % changes.len().max(1);
+            let chosen: Vec<&str> =
+                changes.iter().cycle().skip(first).take(few.min(changes.len())).map(String::as_str).collect();
+            let dates = format!("unnest('{{{}}}'::date[]) WITH ORDINALITY AS d (day, number)", chosen.join(","));
+            format!("SELECT number, (day - {days})::text, (day + {days})::text FROM {dates}")
+        }
+        None => {
+            let days = if width == "1 day" { 2 * 365 } else { 15 * 365 };
+            let dates = format!("generate_series('1970-01-01'::timestamp, '2099-12-31', '{days} days') AS d (day)");
+            let end = format!("least(day + '{days} days', '2100-01-01')");
+            format!("SELECT 1::bigint, day::date::text, {end}::date::text FROM {dates}")
+        }
+    };
+    let mut windows = (vec![], vec![], vec![]);
+    for row in session.query(&query, &[]).unwrap() {
+        windows.0.push(row.get(0));
+        windows.1.push(row.get(1));
+        windows.2.push(row.get(2));
     }
-    let changes: Vec<String> = session.query(CHANGES, &[&zone]).unwrap().iter().map(|row| row.get(0)).collect();
-    let few = if all { changes.len() } else { 2 };
-    let start = seed as usize % changes.len().max(1);
-    let chosen = changes.iter().cycle().skip(start).take(few.min(changes.len()));
-    chosen
-        .map(|day| {
-            let query = format!("SELECT (d - {0})::text, (d + {0})::text FROM CAST('{day}' AS date) AS d", days / 2);
-            let row = session.query_one(&query, &[]).unwrap();
-            vec![(row.get(0), row.get(1))]
-        })
-        .collect()
+    windows
 }
