@@ -7,18 +7,10 @@ mod refused;
 mod rollups;
 mod steps;
 
-use crate::oracle::DEADLINE;
+use crate::oracle::{DEADLINE, number, text};
 use postgres::Client;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Database};
-
-fn number(session: &mut Client, query: &str) -> i64 {
-    session.query_one(query, &[]).unwrap_or_else(|error| panic!("{query}: {error:?}")).get(0)
-}
-
-fn text(session: &mut Client, query: &str) -> Option<String> {
-    session.query_opt(query, &[]).unwrap_or_else(|error| panic!("{query}: {error:?}")).and_then(|row| row.get(0))
-}
 
 /// Asks until the query answers true.
 #[track_caller]

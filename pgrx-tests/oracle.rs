@@ -92,6 +92,18 @@ pub fn wait_until(observer: &mut Client, query: &str) {
     }
 }
 
+/// The one number that the query answers.
+#[track_caller]
+pub fn number(session: &mut Client, query: &str) -> i64 {
+    session.query_one(query, &[]).unwrap_or_else(|error| panic!("{query}: {error:?}")).get(0)
+}
+
+/// The text that the query answers, if it has a row.
+#[track_caller]
+pub fn text(session: &mut Client, query: &str) -> Option<String> {
+    session.query_opt(query, &[]).unwrap_or_else(|error| panic!("{query}: {error:?}")).and_then(|row| row.get(0))
+}
+
 pub fn own_pid(session: &mut Client) -> i32 {
     session.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0)
 }

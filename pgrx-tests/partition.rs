@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::oracle::number;
 use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{self, Cluster, Database};
@@ -37,10 +38,6 @@ const BOUNDS: &str = "
 
 fn strings(session: &mut Client, query: &str) -> Vec<String> {
     session.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
-}
-
-fn number(session: &mut Client, query: &str) -> i64 {
-    session.query_one(query, &[]).unwrap().get(0)
 }
 
 /// `name lower upper` of each partition; the session's settings are left as they are but for the time of the query.

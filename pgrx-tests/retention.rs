@@ -9,7 +9,7 @@ mod neighbours;
 mod races;
 mod reports;
 
-use crate::oracle::DEADLINE;
+use crate::oracle::{DEADLINE, number, text};
 use postgres::Client;
 use std::time::{Duration, Instant};
 use tally_server_tests::cluster::{self, Cluster, Database};
@@ -42,14 +42,6 @@ fn session_with_set(database: &Database<'_>) -> Client {
     let mut session = database.connect();
     session.batch_execute(SET).unwrap();
     session
-}
-
-fn number(session: &mut Client, query: &str) -> i64 {
-    session.query_one(query, &[]).unwrap().get(0)
-}
-
-fn text(session: &mut Client, query: &str) -> Option<String> {
-    session.query_opt(query, &[]).unwrap().and_then(|row| row.get(0))
 }
 
 /// Asks until the query answers true.

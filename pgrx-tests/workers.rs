@@ -9,7 +9,7 @@ mod max_runtime;
 mod portal;
 mod settings;
 
-use crate::oracle::DEADLINE;
+use crate::oracle::{DEADLINE, number, text};
 use postgres::Client;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,14 +54,6 @@ fn eventually_true(session: &mut Client, query: &str) {
     let status = session.query("SELECT s::text FROM tally.status s", &[]).unwrap();
     let status: Vec<String> = status.iter().map(|row| row.get(0)).collect();
     panic!("still {seen:?}: {query}\n{status:#?}");
-}
-
-fn number(session: &mut Client, query: &str) -> i64 {
-    session.query_one(query, &[]).unwrap().get(0)
-}
-
-fn text(session: &mut Client, query: &str) -> Option<String> {
-    session.query_one(query, &[]).unwrap().get(0)
 }
 
 /// The process that runs a job of this database, when it does.
