@@ -2,6 +2,7 @@
 //! middle of a field taken as they are); a field that starts without a quote needs no more than a search for its end.
 
 use std::ops::Range;
+use std::str::Utf8Error;
 
 use csv_core::{ReadFieldResult, ReaderBuilder};
 use memchr::memchr;
@@ -67,6 +68,21 @@ impl Csv {
             }
         }
         layout
+    }
+
+    /// The text of a field, or `None` for NULL.
+    pub fn value<'a>(
+        &self,
+        field: &Field,
+        record: &'a str,
+        buffer: &'a [u8],
+    ) -> std::result::Result<Option<&'a str>, Utf8Error> {
+        match field {
+            // Fields begin and end beside ASCII characters.
+            Field::Plain(range) => Ok(Some(&record[range.clone()]).filter(|text| *text != self.null)),
+            Field::Quoted(range) => Ok(Some(&record[range.clone()])),
+            Field::Unescaped(range) => std::str::from_utf8(&buffer[range.clone()]).map(Some),
+        }
     }
 }
 
@@ -146,14 +162,15 @@ impl Field {
 #[derive(Debug)]
 pub struct Fields {
     dialect: Dialect,
-    reader: csv_core::Reader,
+    /// Made when a field needs it: its tables take longer than some records.
+    reader: Option<Box<csv_core::Reader>>,
     fields: Vec<Field>,
     buffer: Vec<u8>,
 }
 
 impl Fields {
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, reader: dialect.reader(), fields: Vec::new(), buffer: Vec::new() }
+        Self { dialect, reader: None, fields: Vec::new(), buffer: Vec::new() }
     }
 
     /// The fields of a record without its line end, and the buffer that they may point into.
@@ -192,8 +209,9 @@ impl Fields {
         let start = self.buffer.len();
         // What a field holds is never longer than how it is written.
         self.buffer.resize(start + record.len() - at, 0);
-        self.reader.reset();
-        let (result, read, written) = self.reader.read_field(&record[at..], &mut self.buffer[start..]);
+        let reader = self.reader.get_or_insert_with(|| Box::new(self.dialect.reader()));
+        reader.reset();
+        let (result, read, written) = reader.read_field(&record[at..], &mut self.buffer[start..]);
         self.buffer.truncate(start + written);
         self.fields.push(Field::Unescaped(start..start + written));
         match result {

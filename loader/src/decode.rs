@@ -263,15 +263,22 @@ impl Decoder {
                 let error = "the message has no value for this column";
                 return Err(Rejection::new(Reason::MissingRequired, Some(&column.name), error));
             }
-            if program.leaf_key == Some(index)
-                && let Leaves::Range(leaves) = &program.leaves
-                && !integer(&out[field + 4..]).is_some_and(|key| leaves.accepts(key))
-            {
+            if !leaf_takes(program, index, &out[field..]) {
                 let error = format!("no partition of {} takes this value", program.table);
                 return Err(Rejection::new(Reason::NoPartition, Some(&column.name), error));
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a leaf takes a row with this field, which begins with its length, in this column.
+fn leaf_takes(program: &Program, column: usize, field: &[u8]) -> bool {
+    match &program.leaves {
+        Leaves::Range(leaves) if program.leaf_key == Some(column) => {
+            integer(&field[4..]).is_some_and(|key| leaves.accepts(key))
+        }
+        _ => true,
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Column {
     pub name: String,
     /// As declared in the table.
     pub declared: String,
+    /// Its times have no zone, and one without a zone means what it says.
+    pub is_without_zone: bool,
     pub kind: Kind,
     pub from: From,
     /// No value: the message is a dead letter.
@@ -298,6 +300,7 @@ fn compile_column(column: &TableColumn, rule: &ColumnRule, is_kept: bool) -> Res
     Ok(Column {
         name: column.name.clone(),
         declared: column.declared.clone(),
+        is_without_zone: column.declared.trim_end_matches("[]").ends_with("without time zone"),
         from,
         required: rule.required || column.not_null,
         digits_in_string: rule.digits_in_string,

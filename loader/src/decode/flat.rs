@@ -8,8 +8,8 @@ use serde::de::DeserializeSeed;
 
 use super::reader::{Number, Reader};
 use super::value::ValueSeed;
-use super::{Decoder, Slot, members, scalar};
-use crate::catalog::{Leaves, integer};
+use super::{Decoder, Slot, leaf_takes, members, scalar};
+use crate::catalog::Leaves;
 use crate::copy;
 use crate::kind::Kind;
 use crate::program::{Absent, Column, Fields, Program, Taken, Unknown};
@@ -89,11 +89,9 @@ impl Decoder {
 
     /// Whether a leaf takes the row with these fields.
     fn leaf_takes(&self, program: &Program, fields: &[u8]) -> bool {
-        let (Some(column), Leaves::Range(leaves)) = (program.leaf_key, &program.leaves) else { return true };
+        let (Some(column), Leaves::Range(_)) = (program.leaf_key, &program.leaves) else { return true };
         match self.slots[column] {
-            Slot::At(from, to) => {
-                integer(&fields[from as usize + 4..to as usize]).is_some_and(|key| leaves.accepts(key))
-            }
+            Slot::At(from, to) => leaf_takes(program, column, &fields[from as usize..to as usize]),
             _ => false,
         }
     }

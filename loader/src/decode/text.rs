@@ -15,15 +15,10 @@ use crate::program::Column;
 /// a zone is one of UTC.
 pub(super) fn value(out: &mut Vec<u8>, text: &str, column: &Column, utc: bool) -> Result<(), Failure> {
     match &column.kind {
-        Kind::Timestamp(_) => scalar(out, text, &column.kind, utc || has_no_zone(column)),
-        Kind::Array(element, oid) => array(out, text, element, *oid, utc || has_no_zone(column)),
+        Kind::Timestamp(_) => scalar(out, text, &column.kind, utc || column.is_without_zone),
+        Kind::Array(element, oid) => array(out, text, element, *oid, utc || column.is_without_zone),
         kind => scalar(out, text, kind, utc),
     }
-}
-
-/// Whether the times of a column have none: then a time without one means what it says.
-fn has_no_zone(column: &Column) -> bool {
-    column.declared.trim_end_matches("[]").ends_with("without time zone")
 }
 
 /// The same for one that is no array.
@@ -103,9 +98,10 @@ fn array(out: &mut Vec<u8>, text: &str, element: &Kind, oid: u32, utc: bool) -> 
 
 /// The spellings of PostgreSQL: any beginning of true, false, yes and no; on, off; 1 and 0; in either case.
 fn boolean(text: &str) -> Option<bool> {
-    let text = text.to_ascii_lowercase();
-    let begins = |word: &str, least: usize| text.len() >= least && word.starts_with(&text);
-    if begins("true", 1) || begins("yes", 1) || text == "on" || text == "1" {
+    let begins = |word: &str, least: usize| {
+        text.len() >= least && word.get(..text.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(text))
+    };
+    if begins("true", 1) || begins("yes", 1) || begins("on", 2) || text == "1" {
         Some(true)
     } else if begins("false", 1) || begins("no", 1) || begins("off", 2) || text == "0" {
         Some(false)
@@ -120,11 +116,15 @@ fn without_plus(text: &str) -> &str {
 
 /// NaN and the infinities, as PostgreSQL writes them. A numeric with a precision holds NaN only.
 fn special(kind: &Kind, text: &str) -> Option<Vec<u8>> {
-    let (float, sign) = match text.to_ascii_lowercase().as_str() {
-        "nan" => (f64::NAN, 0xC000u16),
-        "infinity" | "inf" => (f64::INFINITY, 0xD000),
-        "-infinity" | "-inf" => (f64::NEG_INFINITY, 0xF000),
-        _ => return None,
+    let is_one_of = |words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    let (float, sign) = if is_one_of(&["nan"]) {
+        (f64::NAN, 0xC000u16)
+    } else if is_one_of(&["infinity", "inf"]) {
+        (f64::INFINITY, 0xD000)
+    } else if is_one_of(&["-infinity", "-inf"]) {
+        (f64::NEG_INFINITY, 0xF000)
+    } else {
+        return None;
     };
     match kind {
         Kind::Float4 => Some((float as f32).to_be_bytes().to_vec()),
