@@ -196,17 +196,30 @@ impl Fields {
     /// A field that starts with a quote; where its delimiter is, or the end of the record.
     fn quoted(&mut self, record: &[u8], at: usize) -> usize {
         let Dialect { delimiter, quote, escape } = self.dialect;
-        let inner = at + 1;
-        if let Some(length) = memchr(quote, &record[inner..]) {
-            let end = inner + length;
-            let is_last = end + 1 == record.len();
-            let has_escape = escape != quote && memchr(escape, &record[inner..end]).is_some();
-            if !has_escape && (is_last || record[end + 1] == delimiter) {
-                self.fields.push(Field::Quoted(inner..end));
-                return end + 1;
+        let (inner, start) = (at + 1, self.buffer.len());
+        let mut from = inner;
+        while let Some(length) = memchr(quote, &record[from..]) {
+            let end = from + length;
+            if escape != quote && memchr(escape, &record[from..end]).is_some() {
+                break;
+            }
+            match record.get(end + 1) {
+                Some(next) if *next == quote && escape == quote => {
+                    self.buffer.extend_from_slice(&record[from..=end]);
+                    from = end + 2;
+                }
+                Some(next) if *next != delimiter => break,
+                _ if from == inner => {
+                    self.fields.push(Field::Quoted(inner..end));
+                    return end + 1;
+                }
+                _ => {
+                    self.buffer.extend_from_slice(&record[from..end]);
+                    self.fields.push(Field::Unescaped(start..self.buffer.len()));
+                    return end + 1;
+                }
             }
         }
-        let start = self.buffer.len();
         // What a field holds is never longer than how it is written.
         self.buffer.resize(start + record.len() - at, 0);
         let reader = self.reader.get_or_insert_with(|| Box::new(self.dialect.reader()));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use csv_core::ReadRecordResult;
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr2, memchr3};
 
 use crate::csv::Dialect;
 
@@ -124,6 +124,9 @@ impl CsvSplitter {
     /// The end of a record with quotes: where its line end is. `None`: not in this window.
     fn end_with_quotes(&mut self, window: &[u8], start: usize) -> Option<usize> {
         if self.scanned == 0 {
+            if let Some(end) = self.end_with_whole_quotes(window, start) {
+                return Some(end);
+            }
             self.reader.reset();
         }
         let (mut output, mut ends) = ([0; 4096], [0; 256]);
@@ -134,6 +137,39 @@ impl CsvSplitter {
             self.has_end = result == ReadRecordResult::Record;
         }
         self.has_end.then(|| start + self.scanned - 1)
+    }
+
+    /// The same for a record of which each field is within quotes or has none, and which ends in this window; `None` for any other.
+    fn end_with_whole_quotes(&self, window: &[u8], start: usize) -> Option<usize> {
+        let Dialect { delimiter, quote, escape } = self.dialect;
+        if escape != quote {
+            return None;
+        }
+        let mut at = start;
+        loop {
+            if *window.get(at)? == quote {
+                at += 1;
+                loop {
+                    at += memchr(quote, &window[at..])?;
+                    match *window.get(at + 1)? {
+                        next if next == quote => at += 2,
+                        b'\n' | b'\r' => return Some(at + 1),
+                        next if next == delimiter => break,
+                        _ => return None,
+                    }
+                }
+                at += 2;
+            } else {
+                let end = at + memchr3(delimiter, b'\n', b'\r', &window[at..])?;
+                if memchr(quote, &window[at..end]).is_some() {
+                    return None;
+                }
+                if window[end] != delimiter {
+                    return Some(end);
+                }
+                at = end + 1;
+            }
+        }
     }
 
     /// Whether the reader, which has seen all there is, waits for a quote: a line end would end the record otherwise.
