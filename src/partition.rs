@@ -180,7 +180,7 @@ fn register(parent: Oid, mut row: Row) -> Result<i64> {
         return Err(Refusal::AlreadyRegistered { table: facts.set.table }.into());
     }
     let key = check::set(&facts.set)?;
-    row.time_zone = facts::time_zone(&row.time_zone)?.ok_or(Refusal::TimeZone { name: row.time_zone })?;
+    row.time_zone = facts::time_zone(&row.time_zone)?;
     let plan = Plan::new(key, &row)?;
     with_fixed_settings(None, || {
         lock(&mut facts)?;

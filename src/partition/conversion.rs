@@ -25,7 +25,7 @@ use table::Table;
 use tally_core::bucket::Timestamp;
 use tally_core::ident::QualifiedName;
 use tally_core::partition::conversion::{self, CHECK, Made, Refusal, State, Step};
-use tally_core::partition::{Error as SetRefusal, Key, check};
+use tally_core::partition::{Key, check};
 use tally_core::rollup::definition::TAG;
 
 /// About how long to wait before looking again whether somebody is still in the way.
@@ -44,8 +44,7 @@ const EVERY: Duration = Duration::from_secs(60);
 fn examine(oid: Oid, row: &mut Row) -> Result<(Option<Table>, Vec<Error>)> {
     // First of all what does not depend on the table.
     check::policy(Key::Instant, &row.policy.request)?;
-    let named = facts::time_zone(&row.policy.time_zone)?;
-    row.policy.time_zone = named.ok_or(SetRefusal::TimeZone { name: row.policy.time_zone.clone() })?;
+    row.policy.time_zone = facts::time_zone(&row.policy.time_zone)?;
     let (table, mut refusals) = table::read(oid, &row.time_column, row.widen_keys)?;
     let Some(table) = table else { return Ok((None, refusals)) };
     row.boundary = boundary(&table, row)?;

@@ -4,14 +4,14 @@
 use super::locks::Wanted;
 use crate::error::{Error, Result, spi};
 use crate::pg::relation::Mode;
-use crate::pg::{self, Bounds, Oid};
+use crate::pg::{self, Bounds, Oid, TimeZone};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use tally_core::bucket::Timestamp;
 use tally_core::ident::QualifiedName;
 use tally_core::partition::check::{self, KeyColumn, Member};
-use tally_core::partition::{Key, Partition};
+use tally_core::partition::{Error as Refusal, Key, Partition};
 
 /// A table that may be a partition set.
 #[derive(Clone, Debug)]
@@ -269,13 +269,22 @@ pub(super) fn locks_per_transaction() -> Result<usize> {
     Ok(fit.first().map_or(0, |fit| (*fit).max(0) as usize))
 }
 
-/// The name of a time zone as pg_timezone_names writes it, if it is one.
-pub(super) fn time_zone(name: &str) -> Result<Option<String>> {
-    rows(
-        "SELECT z.name FROM pg_catalog.pg_timezone_names z \
+/// The name of a time zone as pg_timezone_names writes it. One that is an abbreviation, too, is refused if its clock ever changes: `CET`
+/// has summer time as a zone and none in `AT TIME ZONE`.
+pub(super) fn time_zone(name: &str) -> Result<String> {
+    let found = rows(
+        "SELECT z.name, EXISTS (SELECT FROM pg_catalog.pg_timezone_abbrevs a \
+                                WHERE pg_catalog.lower(a.abbrev) OPERATOR(pg_catalog.=) pg_catalog.lower($1)) \
+         FROM pg_catalog.pg_timezone_names z \
          WHERE pg_catalog.lower(z.name) OPERATOR(pg_catalog.=) pg_catalog.lower($1) LIMIT 1",
         &[name.into()],
-        |row| text(row, 1),
-    )
-    .map(|mut found| found.pop())
+        |row| Ok((text(row, 1)?, flag(row, 2)?)),
+    )?;
+    match found.into_iter().next() {
+        Some((name, true)) if TimeZone::named(&name).is_some_and(|zone| zone.changes()) => {
+            Err(Refusal::AmbiguousTimeZone { name }.into())
+        }
+        Some((name, _)) => Ok(name),
+        None => Err(Refusal::TimeZone { name: name.to_owned() }.into()),
+    }
 }

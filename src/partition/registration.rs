@@ -107,7 +107,7 @@ pub(super) fn plan(parent: Oid, arguments: &Arguments, time_zone: String) -> Res
     let found = pg_partman_of(&facts)?;
     let checked = check::set(&alone).map_err(Error::from);
     let planned = policy(&Facts { set: alone, ..facts.clone() }, &found, arguments, time_zone).and_then(|mut row| {
-        row.time_zone = facts::time_zone(&row.time_zone)?.ok_or(Refusal::TimeZone { name: row.time_zone })?;
+        row.time_zone = facts::time_zone(&row.time_zone)?;
         let plan = Plan::new(facts::key(&facts).unwrap_or(Key::Instant), &row)?;
         Ok((row, plan))
     });

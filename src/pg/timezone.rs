@@ -19,6 +19,11 @@ impl TimeZone {
         let zone = unsafe { pg_sys::pg_tzset(name.as_ptr()) };
         (!zone.is_null()).then_some(Self(zone))
     }
+
+    /// Does its clock ever change after 1970?
+    pub(crate) fn changes(&self) -> bool {
+        self.rule(Timestamp(-UNIX_EPOCH * SECOND)).until != Timestamp::INFINITY
+    }
 }
 
 impl Zone for TimeZone {

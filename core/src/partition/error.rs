@@ -8,37 +8,119 @@ use std::fmt;
 /// How a request about a partition set can be wrong. Tables, partitions and roles are named as SQL would write them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    NotATable { table: String },
-    NotPartitioned { table: String },
-    Temporary { table: String },
-    IsPartition { table: String },
-    NotByRange { table: String, strategy: &'static str },
-    SeveralColumns { table: String, columns: usize },
-    KeyIsExpression { table: String },
-    KeyType { column: String, type_name: String },
-    KeyOrder { column: String },
-    KeyNullable { table: String, column: String },
-    DefaultPartition { table: String, partition: String },
-    DefaultNotEmpty { table: String, partition: String, rows: u64, advice: String },
-    LastIsMaxvalue { table: String, partition: String },
-    SubPartitioned { partition: String },
-    ForeignPartition { partition: String },
-    Width { width: Interval },
-    DateWidth { width: Interval },
-    TimeZone { name: String },
-    Negative { argument: &'static str, value: Interval },
-    RetentionBelowLateness { retention: Interval, lateness: Interval },
-    RetentionUnderWay { table: String, partition: String },
-    OwnerCannotCreate { owner: String, schema: String },
-    OwnerCannotLogIn { owner: String },
-    NotOwner { table: String },
-    AlreadyRegistered { table: String },
-    NotRegistered { table: String },
-    RangeEmptyOrInfinite { lower: Timestamp, upper: Timestamp },
+    NotATable {
+        table: String,
+    },
+    NotPartitioned {
+        table: String,
+    },
+    Temporary {
+        table: String,
+    },
+    IsPartition {
+        table: String,
+    },
+    NotByRange {
+        table: String,
+        strategy: &'static str,
+    },
+    SeveralColumns {
+        table: String,
+        columns: usize,
+    },
+    KeyIsExpression {
+        table: String,
+    },
+    KeyType {
+        column: String,
+        type_name: String,
+    },
+    KeyOrder {
+        column: String,
+    },
+    KeyNullable {
+        table: String,
+        column: String,
+    },
+    DefaultPartition {
+        table: String,
+        partition: String,
+    },
+    DefaultNotEmpty {
+        table: String,
+        partition: String,
+        rows: u64,
+        advice: String,
+    },
+    LastIsMaxvalue {
+        table: String,
+        partition: String,
+    },
+    SubPartitioned {
+        partition: String,
+    },
+    ForeignPartition {
+        partition: String,
+    },
+    Width {
+        width: Interval,
+    },
+    DateWidth {
+        width: Interval,
+    },
+    TimeZone {
+        name: String,
+    },
+    /// PostgreSQL takes the name for an abbreviation here and for a zone there, and they differ.
+    AmbiguousTimeZone {
+        name: String,
+    },
+    Negative {
+        argument: &'static str,
+        value: Interval,
+    },
+    RetentionBelowLateness {
+        retention: Interval,
+        lateness: Interval,
+    },
+    RetentionUnderWay {
+        table: String,
+        partition: String,
+    },
+    OwnerCannotCreate {
+        owner: String,
+        schema: String,
+    },
+    OwnerCannotLogIn {
+        owner: String,
+    },
+    NotOwner {
+        table: String,
+    },
+    AlreadyRegistered {
+        table: String,
+    },
+    NotRegistered {
+        table: String,
+    },
+    RangeEmptyOrInfinite {
+        lower: Timestamp,
+        upper: Timestamp,
+    },
     RangeTooFar,
-    TooManyPartitions { range: Range, most: usize },
-    TooManyLocks { partitions: usize, fit: usize },
-    TargetLocked { table: String, others: String, who: String },
+    TooManyPartitions {
+        range: Range,
+        most: usize,
+    },
+    TooManyLocks {
+        partitions: usize,
+        fit: usize,
+    },
+    TargetLocked {
+        table: String,
+        others: String,
+        who: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -70,6 +152,9 @@ impl fmt::Display for Error {
             Self::Width { width } => write!(f, "partition width {width} is not allowed"),
             Self::DateWidth { width } => write!(f, "partition width {width} is too small for a key of type date"),
             Self::TimeZone { name } => write!(f, "time zone \"{name}\" is not known"),
+            Self::AmbiguousTimeZone { name } => {
+                write!(f, "time zone \"{name}\" is also an abbreviation, and that means other times")
+            }
             Self::Negative { argument, value } => write!(f, "{argument} must not be negative, but is {value}"),
             Self::RetentionBelowLateness { retention, lateness } => {
                 write!(f, "retention of {retention} is shorter than the lateness of {lateness}")
@@ -119,7 +204,11 @@ impl Explain for Error {
             | Self::LastIsMaxvalue { .. }
             | Self::OwnerCannotLogIn { .. }
             | Self::RetentionUnderWay { .. } => "55000",
-            Self::Width { .. } | Self::DateWidth { .. } | Self::TimeZone { .. } | Self::Negative { .. } => "22023",
+            Self::Width { .. }
+            | Self::DateWidth { .. }
+            | Self::TimeZone { .. }
+            | Self::AmbiguousTimeZone { .. }
+            | Self::Negative { .. } => "22023",
             Self::RangeEmptyOrInfinite { .. } | Self::RetentionBelowLateness { .. } => "22023",
             Self::RangeTooFar => "22008",
             Self::OwnerCannotCreate { .. } | Self::NotOwner { .. } => "42501",
@@ -180,6 +269,10 @@ impl Explain for Error {
             Self::DateWidth { .. } => "Use 1 day, 1 week, 1, 3 or 6 months, or 1 year.".into(),
             Self::TimeZone { .. } => {
                 "Use a name of pg_timezone_names, such as Europe/Berlin; abbreviations and POSIX rules have no fixed calendar."
+                    .into()
+            }
+            Self::AmbiguousTimeZone { .. } => {
+                "AT TIME ZONE and date_trunc take it for a fixed distance from UTC, without summer time. Use the name of a place, such as Europe/Berlin."
                     .into()
             }
             Self::Negative { .. } => "Give zero or a positive interval.".into(),
