@@ -149,14 +149,14 @@ fn reads_on_a_standby_equal_in_every_snapshot() {
     let primary = Cluster::start(&[("autovacuum", "off")]);
     let database = primary.database();
     let mut session = set_up(&database);
-    // What is open keeps the primary from cleaning up, so that the standby need not wait for its readers either.
+    // What is open keeps the primary from cleaning up, so that the standby need not wait for its readers either; and it tells of them.
     session.batch_execute("BEGIN").unwrap();
     change_all(&mut session, PREPARED);
     session.batch_execute("PREPARE TRANSACTION 'prepared'").unwrap();
     let mut open = database.connect();
     open.batch_execute("BEGIN").unwrap();
     change_all(&mut open, OPEN);
-    let standby = primary.standby(&[("max_standby_streaming_delay", "-1")]);
+    let standby = primary.standby(&[("max_standby_streaming_delay", "-1"), ("hot_standby_feedback", "on")]);
     let stopped = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = StopAtEnd(&stopped);
