@@ -268,7 +268,7 @@ fn swap(oid: Oid, row: &Row) -> Result<Progress> {
     }
     let Some(table) = table else { return Err(Error::new("XX000", "the table is no table any more")) };
     let is_source = sources::is_source_now(oid)?;
-    let partition = script::partition_name(&table.facts, row.boundary)?;
+    let partition = script::partition_name(&table.facts, row.boundary);
     let script = script::swap(&table, &partition, row.boundary, is_source)?;
     let statements: Vec<String> = script.into_iter().map(|line| line.sql).collect();
     run(&table, &[script::rehearsal(&table)?])?;

@@ -8,119 +8,38 @@ use std::fmt;
 /// How a request about a partition set can be wrong. Tables, partitions and roles are named as SQL would write them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    NotATable {
-        table: String,
-    },
-    NotPartitioned {
-        table: String,
-    },
-    Temporary {
-        table: String,
-    },
-    IsPartition {
-        table: String,
-    },
-    NotByRange {
-        table: String,
-        strategy: &'static str,
-    },
-    SeveralColumns {
-        table: String,
-        columns: usize,
-    },
-    KeyIsExpression {
-        table: String,
-    },
-    KeyType {
-        column: String,
-        type_name: String,
-    },
-    KeyOrder {
-        column: String,
-    },
-    KeyNullable {
-        table: String,
-        column: String,
-    },
-    DefaultPartition {
-        table: String,
-        partition: String,
-    },
-    DefaultNotEmpty {
-        table: String,
-        partition: String,
-        rows: u64,
-        advice: String,
-    },
-    LastIsMaxvalue {
-        table: String,
-        partition: String,
-    },
-    SubPartitioned {
-        partition: String,
-    },
-    ForeignPartition {
-        partition: String,
-    },
-    Width {
-        width: Interval,
-    },
-    DateWidth {
-        width: Interval,
-    },
-    TimeZone {
-        name: String,
-    },
-    /// PostgreSQL takes the name for an abbreviation here and for a zone there, and they differ.
-    AmbiguousTimeZone {
-        name: String,
-    },
-    Negative {
-        argument: &'static str,
-        value: Interval,
-    },
-    RetentionBelowLateness {
-        retention: Interval,
-        lateness: Interval,
-    },
-    RetentionUnderWay {
-        table: String,
-        partition: String,
-    },
-    OwnerCannotCreate {
-        owner: String,
-        schema: String,
-    },
-    OwnerCannotLogIn {
-        owner: String,
-    },
-    NotOwner {
-        table: String,
-    },
-    AlreadyRegistered {
-        table: String,
-    },
-    NotRegistered {
-        table: String,
-    },
-    RangeEmptyOrInfinite {
-        lower: Timestamp,
-        upper: Timestamp,
-    },
+    NotATable { table: String },
+    NotPartitioned { table: String },
+    Temporary { table: String },
+    IsPartition { table: String },
+    NotByRange { table: String, strategy: &'static str },
+    SeveralColumns { table: String, columns: usize },
+    KeyIsExpression { table: String },
+    KeyType { column: String, type_name: String },
+    KeyOrder { column: String },
+    KeyNullable { table: String, column: String },
+    DefaultPartition { table: String, partition: String },
+    DefaultNotEmpty { table: String, partition: String, rows: u64, advice: String },
+    LastIsMaxvalue { table: String, partition: String },
+    SubPartitioned { partition: String },
+    ForeignPartition { partition: String },
+    Width { width: Interval },
+    DateWidth { width: Interval },
+    TimeZone { name: String },
+    AmbiguousTimeZone { name: String },
+    Negative { argument: &'static str, value: Interval },
+    RetentionBelowLateness { retention: Interval, lateness: Interval },
+    RetentionUnderWay { table: String, partition: String },
+    OwnerCannotCreate { owner: String, schema: String },
+    OwnerCannotLogIn { owner: String },
+    NotOwner { table: String },
+    AlreadyRegistered { table: String },
+    NotRegistered { table: String },
+    RangeEmptyOrInfinite { lower: Timestamp, upper: Timestamp },
     RangeTooFar,
-    TooManyPartitions {
-        range: Range,
-        most: usize,
-    },
-    TooManyLocks {
-        partitions: usize,
-        fit: usize,
-    },
-    TargetLocked {
-        table: String,
-        others: String,
-        who: String,
-    },
+    TooManyPartitions { range: Range, most: usize },
+    TooManyLocks { partitions: usize, fit: usize },
+    TargetLocked { table: String, others: String, who: String },
 }
 
 impl fmt::Display for Error {

@@ -104,7 +104,7 @@ fn lines(table: &Table, row: &Row) -> Result<Vec<Planned>> {
             "held until the COMMIT; tables that foreign keys refer to are locked by the lines that make and attach these",
         ),
     );
-    let partition = script::partition_name(&table.facts, row.boundary)?;
+    let partition = script::partition_name(&table.facts, row.boundary);
     for line in script::swap(table, &partition, row.boundary, sources::is_source(table.facts.oid)?)? {
         add(line.action, line.sql, None, None);
     }

@@ -26,11 +26,11 @@ fn lines(action: &'static str, statements: impl IntoIterator<Item = String>) -> 
 }
 
 /// The name of the partition that the table becomes.
-pub(super) fn partition_name(facts: &Facts, boundary: Timestamp) -> Result<QualifiedName> {
+pub(super) fn partition_name(facts: &Facts, boundary: Timestamp) -> QualifiedName {
     let (year, month, day) = boundary.date().civil();
     let mut names = FreeNames { schema: facts.name.schema.clone(), given: vec![] };
     let name = names.give(&facts.name.name, &format!("_before_{year:04}{month:02}{day:02}"));
-    Ok(QualifiedName::new(&facts.name.schema, name))
+    QualifiedName::new(&facts.name.schema, name)
 }
 
 /// Turns the table into the first partition of a new one of its name. `is_source` says that rollups count it.
