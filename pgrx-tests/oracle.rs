@@ -1,5 +1,6 @@
 //! The oracle of every rollup test: the defining query over the source, asked in the same snapshot.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,15 @@ pub fn assert_refused(session: &mut Client, sql: &str, state: &str, message: &st
         error.message(),
         error.hint()
     );
+}
+
+/// Tells threads to end, also when the test fails: they would go on for ever.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 pub fn state(error: &Error) -> &SqlState {

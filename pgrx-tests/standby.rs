@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngExt, SeedableRng};
 use tally_server_tests::cluster::{Cluster, Database};
 
-use crate::oracle::{assert_equal, assert_equal_now_and_refreshed, assert_refused, wait_until};
+use crate::oracle::{StopAtEnd, assert_equal, assert_equal_now_and_refreshed, assert_refused, wait_until};
 
 const SCHEMA: &str = "
     CREATE TABLE events (writer int NOT NULL, event_time timestamptz NOT NULL, tenant int, amount numeric, device bigint)
@@ -149,14 +149,18 @@ fn reads_on_a_standby_equal_in_every_snapshot() {
     let primary = Cluster::start(&[("autovacuum", "off")]);
     let database = primary.database();
     let mut session = set_up(&database);
-    // What is open keeps the primary from cleaning up, so that the standby need not wait for its readers either; and it tells of them.
+    // What is open keeps the primary from cleaning up what the readers of the standby may see, so that nobody waits for them.
     session.batch_execute("BEGIN").unwrap();
     change_all(&mut session, PREPARED);
     session.batch_execute("PREPARE TRANSACTION 'prepared'").unwrap();
     let mut open = database.connect();
     open.batch_execute("BEGIN").unwrap();
     change_all(&mut open, OPEN);
-    let standby = primary.standby(&[("max_standby_streaming_delay", "-1"), ("hot_standby_feedback", "on")]);
+    // A worker whose transaction is older would be in the first snapshots of the readers, and keep nothing once it has ended.
+    let oldest = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint = \
+                  (SELECT min(transaction::text::bigint) FROM pg_prepared_xacts)";
+    wait_until(&mut session, oldest);
+    let standby = primary.standby(&[("max_standby_streaming_delay", "-1")]);
     let stopped = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = StopAtEnd(&stopped);
@@ -224,15 +228,6 @@ fn what_writes_is_refused_on_a_standby() {
         assert_refused(&mut reader, statement, "25006", "", "");
     }
     assert_all_equal(&mut reader);
-}
-
-/// Also when a thread has failed: the others would go on for ever.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

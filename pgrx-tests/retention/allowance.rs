@@ -9,9 +9,9 @@ use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{Cluster, Database};
 
-use super::locks::{CONNECTED, StopAtEnd, connected_session};
+use super::locks::{CONNECTED, connected_session};
 use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, step_to, text};
-use crate::oracle::own_pid;
+use crate::oracle::{StopAtEnd, own_pid};
 
 /// Below the second from which on a transaction is no matter of chance, and so much longer than a job waits that they hardly ever all end
 /// meanwhile. Not the same, so that they do not go on in step after they have waited together.

@@ -9,7 +9,7 @@ use postgres::error::SqlState;
 use tally_server_tests::cluster::{self, Cluster, Database};
 
 use super::{RETAIN, assert_kept, eventually, number, session_with_set, state, step_inside, step_inside_to, text};
-use crate::oracle::{own_pid, wait_until, wait_until_blocked};
+use crate::oracle::{StopAtEnd, own_pid, wait_until, wait_until_blocked};
 
 /// A set that refers to `customers` and that `notes` refer to, with old partitions.
 pub const CONNECTED: &str = "
@@ -192,15 +192,6 @@ impl Traffic<'_> {
                 Err(error) => panic!("{statement}: {error:?}"),
             }
         }
-    }
-}
-
-/// Also when the work fails: the sessions would go on for ever.
-pub struct StopAtEnd<'a>(pub &'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

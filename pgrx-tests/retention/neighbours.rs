@@ -7,9 +7,9 @@ use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::Cluster;
 
-use super::locks::{CONNECTED, StopAtEnd};
+use super::locks::CONNECTED;
 use super::{eventually, number, text};
-use crate::oracle::own_pid;
+use crate::oracle::{StopAtEnd, own_pid};
 
 const FAST: [(&str, &str); 2] = [("tally.retry_min", "100ms"), ("tally.retry_max", "1s")];
 
