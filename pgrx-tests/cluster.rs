@@ -181,6 +181,18 @@ impl Cluster {
         cluster
     }
 
+    /// A private server of a PostgreSQL that has these files of extensions, by their names, besides the installed ones.
+    ///
+    /// # Panics
+    /// As [`Cluster::start`].
+    pub fn start_with_extension_files(files: &[(String, String)], settings: &[(&str, &str)]) -> Cluster {
+        let mut cluster = Cluster::without_files(bindir().to_owned());
+        cluster.bindir = copy_of_postgresql(&cluster.folder, files);
+        cluster.initialize(settings);
+        cluster.launch();
+        cluster
+    }
+
     /// A new cluster with everything that is in this one, which must be stopped, as pg_upgrade carries it over. TALLY_UPGRADE_TO is
     /// the pg_config of its PostgreSQL; without it, it is the same as here.
     ///
@@ -200,15 +212,19 @@ impl Cluster {
 
     fn without_databases(bindir: PathBuf, settings: &[(&str, &str)]) -> Cluster {
         let mut cluster = Cluster::without_files(bindir);
-        if let Some((_, port)) = settings.iter().find(|(name, _)| *name == "port") {
-            cluster.port = port.parse().expect("a port");
-        }
-        let mut initdb = cluster.server_program("initdb");
-        initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
-        run(initdb.arg("--pgdata").arg(cluster.data()));
-        cluster.configure(SETTINGS);
-        cluster.configure(settings);
+        cluster.initialize(settings);
         cluster
+    }
+
+    fn initialize(&mut self, settings: &[(&str, &str)]) {
+        if let Some((_, port)) = settings.iter().find(|(name, _)| *name == "port") {
+            self.port = port.parse().expect("a port");
+        }
+        let mut initdb = self.server_program("initdb");
+        initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", SUPERUSER]);
+        run(initdb.arg("--pgdata").arg(self.data()));
+        self.configure(SETTINGS);
+        self.configure(settings);
     }
 
     fn without_files(bindir: PathBuf) -> Cluster {
@@ -591,15 +607,52 @@ fn clean(command: &mut Command) {
 /// Where the programs of the PostgreSQL under test are: that of PG_CONFIG, or Debian's 15.
 fn bindir() -> &'static Path {
     static BINDIR: OnceLock<PathBuf> = OnceLock::new();
-    BINDIR.get_or_init(|| {
-        let pg_config = std::env::var("PG_CONFIG").unwrap_or("/usr/lib/postgresql/15/bin/pg_config".to_owned());
-        bindir_of(&pg_config)
-    })
+    BINDIR.get_or_init(|| bindir_of(&pg_config()))
+}
+
+fn pg_config() -> String {
+    std::env::var("PG_CONFIG").unwrap_or("/usr/lib/postgresql/15/bin/pg_config".to_owned())
 }
 
 fn bindir_of(pg_config: &str) -> PathBuf {
-    let output = run(Command::new(pg_config).arg("--bindir"));
+    directory(pg_config, "--bindir")
+}
+
+fn directory(pg_config: &str, option: &str) -> PathBuf {
+    let output = run(Command::new(pg_config).arg(option));
     PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim())
+}
+
+/// The PostgreSQL under test with other files of extensions, below `folder`; returns where its programs are. They find the rest by the
+/// way from there, so the tree is the same, and what is not theirs to change are links.
+fn copy_of_postgresql(folder: &Path, files: &[(String, String)]) -> PathBuf {
+    let directories = ["--bindir", "--pkglibdir", "--sharedir"].map(|option| directory(&pg_config(), option));
+    let copies = directories.each_ref().map(|path| folder.join(path.strip_prefix("/").expect("an absolute path")));
+    let ([programs, libraries, shared], [own_programs, own_libraries, own_shared]) = (directories, copies);
+    let link_all = |from: &Path, to: &Path, but: &dyn Fn(&str) -> bool| {
+        fs::create_dir_all(to).expect("a new folder");
+        for entry in fs::read_dir(from).expect("a folder of PostgreSQL") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str()).expect("a name in UTF-8");
+            if !but(name) {
+                std::os::unix::fs::symlink(&path, to.join(name)).expect("a link");
+            }
+        }
+    };
+    link_all(&libraries, &own_libraries, &|_| false);
+    link_all(&shared, &own_shared, &|name| name == "extension");
+    let own_extensions = own_shared.join("extension");
+    link_all(&shared.join("extension"), &own_extensions, &|name| files.iter().any(|(file, _)| file == name));
+    for (name, contents) in files {
+        fs::write(own_extensions.join(name), contents).expect("a file of an extension");
+    }
+    // A program is where its file is, not where a link to it is.
+    fs::create_dir_all(&own_programs).expect("a new folder");
+    for entry in fs::read_dir(&programs).expect("the programs") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, own_programs.join(path.file_name().expect("a name"))).expect("a copy of a program");
+    }
+    own_programs
 }
 
 /// The words in front of a command that must not run as root; none where we are not root.

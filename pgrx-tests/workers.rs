@@ -8,6 +8,7 @@ mod lifecycle;
 mod max_runtime;
 mod portal;
 mod settings;
+mod update;
 
 use crate::oracle::{DEADLINE, number, text};
 use postgres::Client;

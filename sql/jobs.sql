@@ -208,15 +208,16 @@ COMMENT ON FUNCTION tally.job_activity() IS 'the live state of this database''s 
 CREATE FUNCTION tally.worker_mode(
         OUT mode text, OUT library_version text, OUT launcher_pid integer, OUT workers_used integer, OUT workers_max integer,
         OUT waiting_since timestamptz, OUT enabled boolean, OUT refresh_enabled boolean, OUT premake_enabled boolean,
-        OUT retention_enabled boolean)
+        OUT retention_enabled boolean, OUT next_sql text)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'tally_worker_mode_wrapper' LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED ROWS 1;
-COMMENT ON FUNCTION tally.worker_mode() IS 'how jobs get run on this server: preloaded or on demand; the version of the library; its workers and switches';
+COMMENT ON FUNCTION tally.worker_mode() IS 'how jobs get run on this server: preloaded or on demand; the version of the library, and what to run when that of the SQL objects is another; its workers and switches';
 
 CREATE VIEW tally.status WITH (security_barrier) AS
 WITH server AS (
     SELECT m.mode, m.library_version, m.launcher_pid, m.workers_used, m.workers_max, m.waiting_since, e.extversion,
            pg_catalog.current_setting('max_worker_processes') AS slots,
-           m.mode OPERATOR(pg_catalog.=) 'preloaded' AS preloaded, m.enabled, m.refresh_enabled, m.premake_enabled, m.retention_enabled
+           m.mode OPERATOR(pg_catalog.=) 'preloaded' AS preloaded, m.enabled, m.refresh_enabled, m.premake_enabled, m.retention_enabled,
+           m.next_sql
     FROM tally.worker_mode() m, pg_catalog.pg_extension e WHERE e.extname OPERATOR(pg_catalog.=) 'tally'
 ), durations AS (
     SELECT r.job_id, pg_catalog.percentile_disc(0.99) WITHIN GROUP (ORDER BY r.duration) AS p99
@@ -315,14 +316,14 @@ SELECT g.job_id, g.kind, g.object, g.object_name,
 FROM judged g
 UNION ALL
 SELECT NULL, 'server', NULL, NULL,
-       CASE WHEN s.library_version OPERATOR(pg_catalog.<>) s.extversion OR s.preloaded AND s.launcher_pid IS NULL THEN 'critical'
+       CASE WHEN s.next_sql IS NOT NULL OR s.preloaded AND s.launcher_pid IS NULL THEN 'critical'
             WHEN NOT s.enabled OR s.waiting_since IS NOT NULL THEN 'warning'
             ELSE 'ok'
        END,
        pg_catalog.format('%s; library %s, SQL %s; %s of %s workers in use, max_worker_processes %s%s', s.mode, s.library_version, s.extversion,
                          s.workers_used, s.workers_max, s.slots,
                          CASE WHEN s.waiting_since IS NOT NULL THEN ' and none free' ELSE '' END),
-       CASE WHEN s.library_version OPERATOR(pg_catalog.<>) s.extversion THEN 'ALTER EXTENSION tally UPDATE;'
+       CASE WHEN s.next_sql IS NOT NULL THEN s.next_sql
             WHEN NOT s.enabled THEN 'ALTER SYSTEM SET tally.enabled = on; SELECT pg_reload_conf();'
             WHEN NOT s.preloaded THEN 'ALTER SYSTEM SET shared_preload_libraries = tally; -- adds to what is there; then restart the server'
        END,

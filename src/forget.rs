@@ -4,7 +4,7 @@ use crate::catalog::{self, builds, departures, rollups, sources};
 use crate::changes;
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
-use crate::{refresh, tags};
+use crate::{refresh, tags, version};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -60,6 +60,7 @@ fn tally_forget_partition(source: Oid, partition: Oid) -> std::result::Result<()
 }
 
 fn forget_partition(source: Oid, partition: Oid) -> Result<()> {
+    version::require_writable()?;
     column_of(source, None)?;
     if tags::parent(partition)? != Some(source) {
         return Ok(());

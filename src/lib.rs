@@ -22,6 +22,7 @@ mod settings;
 mod sketch;
 mod tags;
 mod topn;
+mod version;
 mod workers;
 
 pgrx::pg_module_magic!();

@@ -29,7 +29,7 @@ use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
 use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid, TimeZone};
-use crate::settings;
+use crate::{settings, version};
 use facts::Facts;
 use locks::{Attempt, Patience, Wanted, Work};
 use pgrx::prelude::*;
@@ -233,6 +233,7 @@ fn every(width: Width) -> Duration {
 
 /// Makes the partitions for rows of a range, before a backfill or a replay.
 fn ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<i64> {
+    version::require_writable()?;
     let mut facts = owned(parent)?;
     let plan = Plan::of(&facts)?;
     if plan.cover(&facts, from, to)?.is_empty() {
@@ -252,6 +253,7 @@ fn ensure(parent: Oid, from: Timestamp, to: Timestamp) -> Result<i64> {
 
 /// Changes the policy of a set; what is `None` stays.
 fn change(parent: Oid, change: impl FnOnce(&mut check::Request)) -> Result<()> {
+    version::require_writable()?;
     let facts = owned(parent)?;
     let mut row = registered(&facts)?;
     change(&mut row.request);
@@ -273,6 +275,7 @@ fn schedule(parent: Oid, policy: &Policy) -> Result<()> {
 
 /// Forgets a set; its partitions stay.
 fn unregister(parent: Oid) -> Result<()> {
+    version::require_writable()?;
     let facts = owned(parent)?;
     if !policies::delete(parent)? {
         return Err(Refusal::NotRegistered { table: facts.set.table }.into());

@@ -15,7 +15,7 @@ use crate::catalog::sources::State;
 use crate::catalog::{self, aggregates, departures, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, Snapshot};
-use crate::{seal, tags};
+use crate::{seal, tags, version};
 use pgrx::prelude::*;
 use std::time::Instant;
 use tally_core::ident::quote;
@@ -81,7 +81,7 @@ pub(crate) struct Reached<'a> {
 
 /// Refuses what has to see all that is committed where it cannot.
 pub(crate) fn require_read_committed() -> Result<()> {
-    pg::require_primary()?;
+    version::require_writable()?;
     if pg::is_read_committed() { Ok(()) } else { Err(snapshot::Error::NotReadCommitted.into()) }
 }
 

@@ -8,7 +8,7 @@ use crate::catalog::{self, aggregates, builds, departures, retirements, sources}
 use crate::error::{Error, Result, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
-use crate::{build, changes, refresh, tags};
+use crate::{build, changes, refresh, tags, version};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -151,6 +151,7 @@ fn tally_alter_rollup(
 }
 
 fn set_interval(rollup: Oid, interval: Interval) -> Result<()> {
+    version::require_writable()?;
     check_interval(&interval)?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
@@ -301,7 +302,7 @@ fn tally_drop_rollup(rollup: Oid) -> std::result::Result<(), ErrorReport> {
 }
 
 fn drop_rollup(rollup: Oid) -> Result<()> {
-    pg::require_primary()?;
+    version::require_writable()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let _settings = pg::pin_settings();

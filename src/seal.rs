@@ -17,7 +17,7 @@ use crate::catalog::{self, builds, sources};
 use crate::error::{Error, Result, spi};
 use crate::pg::{self, Oid, relation::Mode};
 use crate::refresh::Reached;
-use crate::{settings, tags};
+use crate::{settings, tags, version};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -308,7 +308,7 @@ fn tally_seal_some_partitions(source: Oid, before: TimestampWithTimeZone) -> std
 }
 
 fn seal_partitions(source: Oid, before: TimestampWithTimeZone) -> Result<i32> {
-    pg::require_primary()?;
+    version::require_writable()?;
     let name = catalog::name_of(source)?;
     if !sources::is_source_now(source)? {
         return Err(Error::new("42704", format!("{name} feeds no rollup"))

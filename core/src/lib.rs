@@ -19,3 +19,4 @@ mod simd;
 pub mod sketch;
 pub mod snapshot;
 pub mod topn;
+pub mod version;

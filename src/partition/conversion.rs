@@ -18,7 +18,7 @@ use crate::error::{Error, Result, spi};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::{self, Mode};
 use crate::pg::{self, Oid, process};
-use crate::tags;
+use crate::{tags, version};
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 use table::Table;
@@ -63,6 +63,7 @@ fn boundary(table: &Table, row: &Row) -> Result<Timestamp> {
 
 /// Begins a conversion.
 fn begin(oid: Oid, mut row: Row) -> Result<()> {
+    version::require_writable()?;
     let facts = facts::read(oid)?;
     table::require_owned(&facts)?;
     if conversions::get(oid)?.is_some() {
@@ -79,6 +80,7 @@ fn begin(oid: Oid, mut row: Row) -> Result<()> {
 
 /// Ends a conversion that has not been swapped yet; what cannot be dropped at once is dropped by the job.
 fn cancel(oid: Oid) -> Result<()> {
+    version::require_writable()?;
     let facts = facts::read(oid)?;
     table::require_owned(&facts)?;
     match conversions::get(oid)? {
@@ -115,7 +117,7 @@ fn cancel(oid: Oid) -> Result<()> {
 
 /// Takes the next step of the conversion of a table, as its owner and in a transaction that has not written yet.
 pub(crate) fn step(oid: Oid) -> Result<Progress> {
-    pg::require_primary()?;
+    version::require_writable()?;
     let Some(row) = conversions::get(oid)? else {
         jobs::unschedule(Kind::Conversion, oid)?;
         return Ok(Progress::default());
@@ -330,6 +332,7 @@ fn drop_all(oid: Oid, facts: &facts::Facts, lock: &dyn Fn() -> Result<bool>) -> 
 
 /// The rollups of the one table are those of the other from now on.
 fn move_rollups(source: Oid, target: Oid) -> Result<()> {
+    version::require_writable()?;
     for table in [source, target] {
         catalog::require_owner(table)?;
     }

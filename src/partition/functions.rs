@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::jobs::{self, Kind};
 use crate::pg::relation::Mode;
 use crate::pg::{self, Oid};
+use crate::version;
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -142,6 +143,7 @@ fn tally_undo_retention(parent: Oid, partition: Oid) -> std::result::Result<(), 
 
 #[pg_extern(sql = false)]
 fn tally_adopt() -> std::result::Result<(), ErrorReport> {
+    version::require_writable()?;
     if !pg::owns_database() {
         return Err(Error::new("42501", "must be owner of the database")
             .hint("Have a superuser or the owner of the database call tally.adopt().")

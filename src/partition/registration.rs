@@ -7,7 +7,7 @@ use super::{Plan, default, facts, first_partitions, new_name, owned, shape};
 use crate::catalog::partitions::{self as policies, Row};
 use crate::error::{Error, Result};
 use crate::pg::{Oid, pin_settings, process};
-use crate::settings;
+use crate::{settings, version};
 use facts::Facts;
 use tally_core::bucket::Timestamp;
 use tally_core::ident::literal;
@@ -18,6 +18,7 @@ use tally_core::partition::{Error as Refusal, Key, Range, gaps, sql};
 
 /// Gives the set its policy and makes its first partitions; how many.
 pub(super) fn register(parent: Oid, arguments: &Arguments, time_zone: String) -> Result<i64> {
+    version::require_writable()?;
     let facts = owned(parent)?;
     let found = pg_partman_of(&facts)?;
     let row = policy(&facts, &found, arguments, time_zone)?;

@@ -23,7 +23,7 @@ use crate::error::{Result, spi};
 use crate::pg::relation::{self, Mode};
 use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid, Snapshot, process};
-use crate::{changes, refresh, seal, settings, workers};
+use crate::{changes, refresh, seal, settings, version, workers};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
@@ -485,6 +485,7 @@ fn run_as(owner: Oid, statement: &str) -> Result<()> {
 
 /// Stops the jobs of a set.
 pub(super) fn pause(parent: Oid) -> Result<()> {
+    version::require_writable()?;
     let facts = owned(parent)?;
     registered(&facts)?;
     catalog::jobs::pause_of(parent)
@@ -492,6 +493,7 @@ pub(super) fn pause(parent: Oid) -> Result<()> {
 
 /// Lets the jobs of a set go on, and retention with partitions that it has spared.
 pub(super) fn resume(parent: Oid) -> Result<()> {
+    version::require_writable()?;
     let facts = owned(parent)?;
     registered(&facts)?;
     retirements::resume(parent)?;

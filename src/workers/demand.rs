@@ -8,12 +8,13 @@ use crate::error::{Error, Failure, Result};
 use crate::partition;
 use crate::pg::process::{self, Worker};
 use crate::pg::{self, ErrorReport, Oid, time_limit};
-use crate::settings;
+use crate::{settings, version};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::Outcome;
+use tally_core::version::Mismatch;
 
 type Moment = TimestampWithTimeZone;
 
@@ -84,7 +85,7 @@ fn tally_start_due_job(
     >,
     ErrorReport,
 > {
-    pg::require_primary()?;
+    version::require_writable()?;
     let now = process::clock();
     let caller = pg::process::current_role();
     let due = jobs::list()?.into_iter().filter(|job| job.id > after_job_id && is_enabled(job.kind) && !job.paused);
@@ -223,20 +224,24 @@ fn tally_job_activity() -> TableIterator<
 
 #[pg_extern(sql = false)]
 #[expect(clippy::type_complexity, reason = "pgrx reads the columns of the result here")]
-fn tally_worker_mode() -> TableIterator<
-    'static,
-    (
-        name!(mode, &'static str),
-        name!(library_version, &'static str),
-        name!(launcher_pid, Option<i32>),
-        name!(workers_used, i32),
-        name!(workers_max, i32),
-        name!(waiting_since, Option<Moment>),
-        name!(enabled, bool),
-        name!(refresh_enabled, bool),
-        name!(premake_enabled, bool),
-        name!(retention_enabled, bool),
-    ),
+fn tally_worker_mode() -> std::result::Result<
+    TableIterator<
+        'static,
+        (
+            name!(mode, &'static str),
+            name!(library_version, &'static str),
+            name!(launcher_pid, Option<i32>),
+            name!(workers_used, i32),
+            name!(workers_max, i32),
+            name!(waiting_since, Option<Moment>),
+            name!(enabled, bool),
+            name!(refresh_enabled, bool),
+            name!(premake_enabled, bool),
+            name!(retention_enabled, bool),
+            name!(next_sql, Option<&'static str>),
+        ),
+    >,
+    ErrorReport,
 > {
     let shared = SHARED.read(|header, slots| {
         let used = slots[..header.used].iter().filter(|slot| slot.is_taken());
@@ -246,9 +251,9 @@ fn tally_worker_mode() -> TableIterator<
         (header.launcher, tokens.len(), header.refused_since)
     });
     let (launcher, used, refused) = shared.unwrap_or((0, 0, None));
-    TableIterator::once((
+    Ok(TableIterator::once((
         if shared.is_some() { "preloaded" } else { "on demand" },
-        super::probe::LIBRARY_VERSION,
+        version::LIBRARY,
         process::is_alive(launcher).then_some(launcher),
         used as i32,
         settings::max_workers() as i32,
@@ -257,10 +262,13 @@ fn tally_worker_mode() -> TableIterator<
         settings::refresh_enabled(),
         settings::premake_enabled(),
         settings::retention_enabled(),
-    ))
+        version::mismatch()?.as_ref().map(Mismatch::next_sql),
+    )))
 }
 
+/// The job, for whoever is about to change or to run it.
 fn known(id: i32) -> Result<Job> {
+    version::require_writable()?;
     jobs::get(id)?.ok_or_else(|| {
         Error::new("42704", format!("there is no job {id}")).hint("tally.status lists the jobs of this database.")
     })

@@ -6,13 +6,13 @@ use crate::catalog::jobs::{self, Job};
 use crate::error::{Result, no_row_is_none};
 use crate::pg::{Datum, process};
 use crate::settings;
+use crate::version::LIBRARY;
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
+use tally_core::error::Explain as _;
 use tally_core::schedule::rest::Rest;
 use tally_core::schedule::{self, Outcome};
-
-/// Of the SQL objects that this library works with.
-pub(super) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
+use tally_core::version::check;
 
 /// The version of the extension in this database; `None` if it is not there. Objects that only have the right names do not count:
 /// anybody could have made them.
@@ -82,16 +82,11 @@ pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
 }
 
 fn look(database: u32) -> Result<Vec<Job>> {
-    match installed_version()? {
-        None => return Ok(Vec::new()),
-        Some(version) if version != LIBRARY_VERSION => {
-            pgrx::warning!(
-                "database {database} has version {version} of the extension tally, the library has {LIBRARY_VERSION}: its jobs do not run; \
-                 use ALTER EXTENSION tally UPDATE, or restart the server if the library is older"
-            );
-            return Ok(Vec::new());
-        }
-        Some(_) => {}
+    let Some(installed) = installed_version()? else { return Ok(Vec::new()) };
+    if let Err(mismatch) = check(LIBRARY, &installed) {
+        let hint = mismatch.hint().unwrap_or_default();
+        pgrx::warning!("jobs of tally do not run in database {database}: {mismatch}. {hint}");
+        return Ok(Vec::new());
     }
     jobs::trim_runs()?;
     let mut found = jobs::list()?;

@@ -1,7 +1,7 @@
 //! Getting out of the way: before somebody drops, renames, moves or copies a database, or drops or updates the extension, the workers of
 //! that database are stopped. Otherwise PostgreSQL would wait five seconds for them and then refuse.
 
-use super::{JOB_WORKER, Moment, SHARED};
+use super::{JOB_WORKER, Moment, SHARED, notify};
 use crate::pg::{self, Oid, process};
 use std::time::Duration;
 use tally_core::bucket::SECOND;
@@ -32,6 +32,21 @@ fn stop(database: Oid) {
         process::nap(LOOK);
     }
     pgrx::debug1!("{JOB_WORKER}s of database {oid} have been stopped");
+    // An update is over with its transaction; a database that is not ours ends with its statement, or goes on when the time is over.
+    if database == process::own_database() {
+        pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, resume);
+    }
+}
+
+/// Lets jobs of this database go on, with the SQL objects that there are now.
+fn resume() {
+    let oid = process::own_database().to_u32();
+    SHARED.write(|header, _| {
+        if let Some(line) = header.database(oid) {
+            line.stopped_until = 0;
+        }
+    });
+    notify();
 }
 
 fn is_worked_on(oid: u32) -> bool {
