@@ -173,11 +173,6 @@ fn each_reason_to_refuse_a_table_has_its_own_error() {
         ("'events', '24:00'", "22023", "partition width 86400 seconds is not allowed"),
         ("'dated', '1 hour'", "22023", "partition width 3600 seconds is too small for a key of type date"),
         ("'events', '1 day', time_zone => 'CEST'", "22023", "time zone \"CEST\" is not known"),
-        (
-            "'events', '1 day', time_zone => 'cet'",
-            "22023",
-            "time zone \"CET\" is also an abbreviation, and that means other times",
-        ),
         ("'events', '1 day', time_zone => 'XYZ-3'", "22023", "time zone \"XYZ-3\" is not known"),
         ("'events', '1 day', premake => '-1 day'", "22023", "premake must not be negative, but is -1 days"),
         ("'events', '1 day', lateness => '-1 day'", "22023", "lateness must not be negative, but is -1 days"),
@@ -199,6 +194,12 @@ fn each_reason_to_refuse_a_table_has_its_own_error() {
         ("'events', '1 day', lateness => NULL", "22004", "lateness must not be null"),
     ] {
         assert_refused(&mut session, &format!("SELECT tally.partition_by_time({arguments})"), sqlstate, message);
+    }
+    // Debian 13 has such zones in a package of their own.
+    if number(&mut session, "SELECT count(*) FROM pg_timezone_names WHERE name = 'CET'") > 0 {
+        let call = "SELECT tally.partition_by_time('events', '1 day', time_zone => 'cet')";
+        let message = "time zone \"CET\" is also an abbreviation, and that means other times";
+        assert_refused(&mut session, call, "22023", message);
     }
     let mut stranger = database.connect_as(&role);
     let call = "SELECT tally.partition_by_time('events', '1 day')";

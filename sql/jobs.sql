@@ -42,6 +42,7 @@ CREATE TABLE tally.job_states (
     last_message    text,
     last_hint       text,
     resumed_at      timestamptz,
+    told_verdict    text,
     set_verdict     text
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tally.job_states IS 'how each job went; written when a run did something or failed, so that idle jobs cost nothing';
@@ -59,6 +60,7 @@ COMMENT ON COLUMN tally.job_states.last_sqlstate IS 'SQLSTATE of the last record
 COMMENT ON COLUMN tally.job_states.last_message IS 'error message of the last recorded run, cut at 1 kB';
 COMMENT ON COLUMN tally.job_states.last_hint IS 'hint of that error, cut at 1 kB';
 COMMENT ON COLUMN tally.job_states.resumed_at IS 'last call of tally.resume_job';
+COMMENT ON COLUMN tally.job_states.told_verdict IS 'the verdict on the job that was last sent to the channel tally; null before the first';
 COMMENT ON COLUMN tally.job_states.set_verdict IS 'of a premake job: the verdict on its partition set that was last sent to the channel tally';
 REVOKE ALL ON tally.job_states FROM PUBLIC;
 

@@ -27,6 +27,8 @@ pub(crate) struct Job {
     pub troubles: Troubles,
     pub next_due: Option<Timestamp>,
     pub resumed: Option<Timestamp>,
+    /// The verdict that whoever listens was told last.
+    pub told: String,
     /// A run that `tally.run_due_jobs` has started and not finished.
     pub started: Option<Started>,
 }
@@ -45,7 +47,8 @@ macro_rules! jobs_where {
                     (pg_catalog.extract('epoch', j.every) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
                     j.paused, s.failures, s.waits, s.crashes, s.next_due_at, s.resumed_at,
                     s.running_since IS NOT NULL, s.running_server OPERATOR(pg_catalog.<>) pg_catalog.pg_postmaster_start_time(),
-                    (pg_catalog.extract('epoch', j.max_runtime) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
+                    (pg_catalog.extract('epoch', j.max_runtime) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
+                    coalesce(s.told_verdict, 'ok')
              FROM tally.jobs j
              LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) j.object
              LEFT JOIN tally.job_states s ON s.job_id OPERATOR(pg_catalog.=) j.job_id ",
@@ -91,6 +94,7 @@ fn job(row: &SpiHeapTupleData) -> pgrx::spi::Result<Job> {
         troubles: Troubles { failures: count(8)?, waits: count(9)?, crashes: count(10)? },
         next_due: row.get(11)?.map(instant),
         resumed: row.get(12)?.map(instant),
+        told: row.get(16)?.unwrap_or_default(),
         started: row.get(13)?.unwrap_or(false).then_some(Started { server_ended: row.get(14)?.unwrap_or(false) }),
     })
 }
@@ -143,7 +147,7 @@ pub(crate) fn pause(id: i32) -> Result<()> {
 /// Lets the job run at once, with its troubles forgotten. The row of `tally.jobs` is touched in any case: that wakes the launcher.
 pub(crate) fn resume(id: i32, now: Timestamp) -> Result<()> {
     if let Some(job) = get(id)? {
-        announce_troubles(&job, job.troubles, Troubles::default())?;
+        announce_verdict(&job, Troubles::default(), now)?;
     }
     write("UPDATE tally.jobs SET paused = false WHERE job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
     write(
@@ -238,13 +242,36 @@ pub(crate) fn announce(kind: &str, object: &str, old: &str, new: &str, reason: &
     )
 }
 
-/// Tells them of the verdict on a job, if it has changed.
-pub(crate) fn announce_troubles(job: &Job, before: Troubles, after: Troubles) -> Result<()> {
-    let (old, new) = (before.verdict(), after.verdict());
-    if old == new {
+/// Tells them of the verdict on a job, if it is not the one that they were told last. Whoever does so at the same time waits, and is
+/// compared with this.
+pub(crate) fn announce_verdict(job: &Job, troubles: Troubles, now: Timestamp) -> Result<()> {
+    if !is_news(job, troubles) {
         return Ok(());
     }
-    announce(job.kind.name(), &job.object_name, old.name(), new.name(), after.reason())
+    write(
+        "WITH told AS (SELECT s.told_verdict FROM tally.job_states s WHERE s.job_id OPERATOR(pg_catalog.=) $1 FOR UPDATE),
+              old AS (SELECT coalesce((SELECT t.told_verdict FROM told t), 'ok') AS verdict),
+              news AS (INSERT INTO tally.job_states (job_id, next_due_at, failures, waits, crashes, told_verdict)
+                       SELECT $1, $2, 0, 0, 0, $3 FROM old o WHERE o.verdict OPERATOR(pg_catalog.<>) $3
+                       ON CONFLICT (job_id) DO UPDATE SET told_verdict = excluded.told_verdict
+                       RETURNING told_verdict)
+         SELECT pg_catalog.pg_notify('tally', pg_catalog.json_build_object(
+                    'kind', $4, 'object', $5, 'old', o.verdict, 'new', n.told_verdict, 'reason', $6)::text)
+         FROM news n, old o",
+        &[
+            job.id.into(),
+            moment(now),
+            troubles.verdict().name().into(),
+            job.kind.name().into(),
+            job.object_name.as_str().into(),
+            troubles.reason().into(),
+        ],
+    )
+}
+
+/// Does the verdict differ from what was last told when the job was read?
+pub(crate) fn is_news(job: &Job, troubles: Troubles) -> bool {
+    job.told != troubles.verdict().name()
 }
 
 /// The verdict on the partition set of a premake job that was announced last.

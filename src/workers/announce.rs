@@ -5,16 +5,17 @@ use crate::catalog::jobs::{self, Job};
 use crate::error::Result;
 use crate::jobs::Kind;
 use crate::partition;
+use crate::pg::process;
 use tally_core::schedule::Troubles;
 
 /// Could there be anything to announce after this run? A pass that was idle has seen no more of the set than the one before.
-pub(super) fn is_due(job: &Job, is_idle: bool, before: Troubles, after: Troubles) -> bool {
-    before.verdict() != after.verdict() || follows_set(job.kind) && !is_idle
+pub(super) fn is_due(job: &Job, is_idle: bool, troubles: Troubles) -> bool {
+    jobs::is_news(job, troubles) || follows_set(job.kind) && !is_idle
 }
 
 /// Announces what the run has changed, in the current transaction.
-pub(super) fn changes(job: &Job, before: Troubles, after: Troubles) -> Result<()> {
-    jobs::announce_troubles(job, before, after)?;
+pub(super) fn changes(job: &Job, troubles: Troubles) -> Result<()> {
+    jobs::announce_verdict(job, troubles, process::clock())?;
     if follows_set(job.kind) { set(job) } else { Ok(()) }
 }
 
@@ -32,5 +33,5 @@ fn set(job: &Job) -> Result<()> {
         return Ok(());
     }
     jobs::announce("partitions", &job.object_name, &old, &verdict, code.as_deref().unwrap_or("healthy"))?;
-    jobs::remember_set_verdict(keeper, &verdict, crate::pg::process::clock())
+    jobs::remember_set_verdict(keeper, &verdict, process::clock())
 }

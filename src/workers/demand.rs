@@ -121,7 +121,7 @@ fn end_unfinished(job: &Job, server_ended: bool, now: Timestamp) -> Result<()> {
     let outcome = if server_ended { Outcome::Crashed } else { Outcome::Failed };
     let (troubles, next_due) = job.troubles.after(outcome, now, job.every, settings::retry(), now, random());
     jobs::record_troubles(job.id, server_ended, troubles, next_due)?;
-    jobs::announce_troubles(job, job.troubles, troubles)
+    jobs::announce_verdict(job, troubles, now)
 }
 
 #[pg_extern(sql = false)]
@@ -148,8 +148,8 @@ fn tally_finish_job(
     let run = Run { started, duration, rows: rows_done.unwrap_or(0), failure, longest_lock };
     jobs::record_run(job_id, &run, troubles, next_due)?;
     let is_idle = outcome == Outcome::Done && partition::is_idle_since(job.object, job.kind, started)?;
-    if announce::is_due(&job, is_idle, job.troubles, troubles) {
-        announce::changes(&job, job.troubles, troubles)?;
+    if announce::is_due(&job, is_idle, troubles) {
+        announce::changes(&job, troubles)?;
     }
     with_slot(job_id, |slot| {
         (slot.troubles, slot.due, slot.is_recorded) = (troubles, next_due.0, outcome != Outcome::Done);

@@ -106,7 +106,7 @@ fn count_crashes(database: u32, jobs: &mut [Job]) -> Result<()> {
         let Some(job) = jobs.iter_mut().find(|job| job.id == mark.job) else { continue };
         let (troubles, next_due) =
             job.troubles.after(Outcome::Crashed, now, job.every, settings::retry(), now, super::random());
-        self::jobs::announce_troubles(job, job.troubles, troubles)?;
+        self::jobs::announce_verdict(job, troubles, now)?;
         (job.troubles, job.next_due) = (troubles, Some(next_due));
         self::jobs::record_troubles(job.id, true, troubles, next_due)?;
         // The next crash may be a moment away, and it must not take this count with it.

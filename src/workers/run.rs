@@ -1,7 +1,7 @@
 //! One run of one job: the work in a transaction of its own, then the record.
 
 use super::{OVERLONG, SHARED, Slot, announce, marks, random};
-use crate::catalog::jobs::{Job, Run, announce_troubles, record_run};
+use crate::catalog::jobs::{Job, Run, announce_verdict, record_run};
 use crate::error::{Error, Failure, Result};
 use crate::jobs::Kind;
 use crate::partition::Pass;
@@ -10,7 +10,7 @@ use crate::{build, partition, refresh, seal, settings};
 use std::time::{Duration, Instant};
 use tally_core::bucket::Timestamp;
 use tally_core::schedule::rest::Rest;
-use tally_core::schedule::{self, Outcome, Troubles};
+use tally_core::schedule::{self, Outcome};
 
 /// What became of it.
 enum Work {
@@ -152,8 +152,8 @@ pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> b
         }
     }
     // Apart from the record, which must not be lost when the queue of notices is full.
-    if announce::is_due(job, pass.is_idle(), before, after)
-        && let Err(failure) = process::transaction(|| announce::changes(job, before, after))
+    if announce::is_due(job, pass.is_idle(), after)
+        && let Err(failure) = process::transaction(|| announce::changes(job, after))
     {
         pgrx::warning!("tally could not announce a change of job {}: {}", job.id, failure.message);
     }
@@ -252,10 +252,9 @@ fn record_lost(job: &Job, at: usize) {
         failure: Some(failure.into()),
         longest_lock: None,
     };
-    let before = Troubles { failures: slot.troubles.failures.saturating_sub(1), ..slot.troubles };
     let recorded = process::transaction(|| {
         record_run(job.id, &run, slot.troubles, Timestamp(slot.due))?;
-        announce_troubles(job, before, slot.troubles)
+        announce_verdict(job, slot.troubles, process::clock())
     });
     match recorded {
         Ok(()) => {
