@@ -69,12 +69,14 @@ chaos: install-debug ## kill loaders, sessions, servers and the broker while mes
 	TALLY_KAFKA_TESTS=required TALLY_CHAOS_KILLS=$(KILLS) TALLY_TEST_SEED=$(SEED) cargo test --package tally-loader --test kafka -- \
 	    --nocapture chaos::killed_again_and_again
 
-newer: ## the server tests with PostgreSQL 17, and pg_upgrade from 15 to it, in a tree of Debian 13 (needs root)
+newer: ## the tests of server and loader with PostgreSQL 17, and pg_upgrade from 15 to it, in a tree of Debian 13 (needs root)
 	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config scripts/install --debug
 	scripts/trixie env PG_CONFIG=$(DEBIAN)/15/bin/pg_config scripts/install --debug
 	scripts/trixie env PG_CONFIG=$(DEBIAN)/15/bin/pg_config TALLY_UPGRADE_TO=$(DEBIAN)/17/bin/pg_config \
 	    cargo test --package tally-server-tests upgraded_cluster
 	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config cargo test --no-fail-fast --package tally-server-tests
+	scripts/trixie env PG_CONFIG=$(DEBIAN)/17/bin/pg_config cargo test --no-fail-fast --package tally-loader --no-default-features --features parquet \
+	    --test postgres
 
 install-debug:
 	scripts/setup test
