@@ -13,9 +13,9 @@ use super::locks::{CONNECTED, connected_session};
 use super::{DEADLINE, eventually, follow_status, number, state, step_inside, step_inside_to, step_to, text};
 use crate::oracle::{StopAtEnd, own_pid};
 
-/// Below the second from which on a transaction is no matter of chance, and so much longer than a job waits that they hardly ever all end
+/// In milliseconds: below the second from which on a transaction is no matter of chance, and so much longer than a job waits that they hardly ever all end
 /// meanwhile. Not the same, so that they do not go on in step after they have waited together.
-const LENGTHS: [Duration; 3] = [Duration::from_millis(430), Duration::from_millis(510), Duration::from_millis(610)];
+const LENGTHS: [u64; 5] = [430, 470, 510, 560, 610];
 
 /// Writes to `customers` in one transaction after the other.
 fn overlap(database: &Database<'_>, stop: &AtomicBool, length: Duration) {
@@ -53,7 +53,7 @@ fn beside_overlap(database: &Database<'_>, work: impl FnOnce()) -> Duration {
         let end = StopAtEnd(&stop);
         for length in LENGTHS {
             let stop = &stop;
-            scope.spawn(move || overlap(database, stop, length));
+            scope.spawn(move || overlap(database, stop, Duration::from_millis(length)));
         }
         let writer = scope.spawn(|| write(database, &stop));
         let mut observer = database.connect();

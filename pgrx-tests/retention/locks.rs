@@ -21,7 +21,7 @@ pub const CONNECTED: &str = "
     SELECT tally.pause_job(job_id) FROM tally.jobs;
     COMMIT;
     INSERT INTO customers VALUES (1);
-    INSERT INTO events SELECT i, now() - i * interval '1 hour', 1 FROM generate_series(0, 5 * 24 - 1) i;
+    INSERT INTO events SELECT i, now() - i * interval '1 hour', 1 FROM generate_series(0, 5 * 24) i;
     SELECT tally.create_rollup('by_customer', 'SELECT customer, count(*) AS n FROM events GROUP BY 1');";
 
 /// The set of [`CONNECTED`], with what is older than two days due; its jobs are run by hand.

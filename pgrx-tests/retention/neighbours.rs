@@ -74,7 +74,7 @@ fn broken_sets_keep_no_other_from_being_served() {
                  BEGIN; SELECT tally.partition_by_time('{name}', '1 day', lateness => '4 days', grace => '0');
                  SELECT tally.set_partition_policy('{name}', lateness => '2 days', retention => '2 days');
                  SELECT tally.pause_partitions('{name}'); COMMIT;
-                 INSERT INTO {name} SELECT now() - i * interval '6 hours', i FROM generate_series(0, 15) i; RESET ROLE"
+                 INSERT INTO {name} SELECT now() - i * interval '6 hours', i FROM generate_series(0, 16) i; RESET ROLE"
             ))
             .unwrap();
     }
