@@ -286,7 +286,8 @@ fn prepared_transaction_is_counted_after_many_refreshes_and_restarts() {
 
 #[test]
 fn lock_timeout_during_refresh_loses_nothing() {
-    let database = cluster::database();
+    // A worker that refreshes meanwhile would be waited for.
+    let database = cluster::database_without_workers();
     let (mut session, mut writer, mut refresher) = (session(&database), database.connect(), database.connect());
     writer.batch_execute("SET lock_timeout = '1ms'; BEGIN").unwrap();
     insert(&mut writer);
