@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use postgres::Client;
 use rand::rngs::StdRng;
@@ -116,6 +117,18 @@ fn wait_for_refreshes(observer: &mut Client, number: u32) {
     }
 }
 
+/// Returns when the standby knows of so many more refreshes, or after some seconds: what it replays may have to wait for a snapshot of
+/// the caller's.
+fn wait_a_while_for_refreshes(observer: &mut Client, number: u32) {
+    let begin = Instant::now();
+    for _ in 0..number {
+        let before = counted(observer);
+        while counted(observer) == before && begin.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 /// Returns when the standby has done all that the primary has done by now.
 pub fn catch_up(primary: &mut Client, standby: &mut Client) {
     let written: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).unwrap().get(0);
@@ -130,12 +143,13 @@ fn read_through_refreshes(standby: &Cluster, database: &str) {
         let before = contents(&mut reader);
         assert_all_equal(&mut reader);
         for _ in 0..2 {
-            wait_for_refreshes(&mut observer, 3);
+            wait_a_while_for_refreshes(&mut observer, 3);
             assert_all_equal(&mut observer);
             assert_all_equal(&mut reader);
         }
         assert_eq!(contents(&mut reader), before);
         reader.batch_execute("COMMIT").unwrap();
+        wait_for_refreshes(&mut observer, 1);
         assert_all_equal(&mut reader);
     }
 }
