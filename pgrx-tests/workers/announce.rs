@@ -32,13 +32,22 @@ fn changed_verdict_of_a_job_is_announced_once() {
     session.batch_execute("ALTER TABLE events ENABLE ALWAYS TRIGGER tally_update").unwrap();
     assert_eq!(next_notice(&mut listener), notice("refresh", "public.events", "critical", "ok", "scheduled"));
     // Somebody's lock.
-    let mut holder = database.connect();
-    holder.batch_execute("BEGIN; LOCK TABLE totals_stored").unwrap();
-    session.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
-    let worker = job_worker(&cluster, &database);
+    let blocked_worker = |session: &mut Client| {
+        let mut holder = database.connect();
+        holder.batch_execute("BEGIN; LOCK TABLE totals_stored").unwrap();
+        session.batch_execute("INSERT INTO events VALUES (1, 1)").unwrap();
+        (holder, job_worker(&cluster, &database))
+    };
+    let (mut holder, worker) = blocked_worker(&mut session);
     session.batch_execute(&format!("SELECT pg_cancel_backend({worker})")).unwrap();
     assert_eq!(next_notice(&mut listener), notice("refresh", "public.events", "ok", "warning", "failing"));
     holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(next_notice(&mut listener), notice("refresh", "public.events", "warning", "ok", "scheduled"));
+    // A worker that ends without a word is told of by the next run, which then succeeds.
+    let (mut holder, worker) = blocked_worker(&mut session);
+    session.batch_execute(&format!("SELECT pg_terminate_backend({worker})")).unwrap();
+    holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(next_notice(&mut listener), notice("refresh", "public.events", "ok", "warning", "failing"));
     assert_eq!(next_notice(&mut listener), notice("refresh", "public.events", "warning", "ok", "scheduled"));
     // What was told last may be wrong, as after a run that failed while its job was resumed. The next run sets it right.
     session

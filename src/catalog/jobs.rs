@@ -146,8 +146,8 @@ pub(crate) fn pause(id: i32) -> Result<()> {
 
 /// Lets the job run at once, with its troubles forgotten. The row of `tally.jobs` is touched in any case: that wakes the launcher.
 pub(crate) fn resume(id: i32, now: Timestamp) -> Result<()> {
-    if let Some(job) = get(id)? {
-        announce_verdict(&job, Troubles::default(), now)?;
+    if let Some(mut job) = get(id)? {
+        announce_verdict(&mut job, Troubles::default(), now)?;
     }
     write("UPDATE tally.jobs SET paused = false WHERE job_id OPERATOR(pg_catalog.=) $1", &[id.into()])?;
     write(
@@ -244,10 +244,11 @@ pub(crate) fn announce(kind: &str, object: &str, old: &str, new: &str, reason: &
 
 /// Tells them of the verdict on a job, if it is not the one that they were told last. Whoever does so at the same time waits, and is
 /// compared with this.
-pub(crate) fn announce_verdict(job: &Job, troubles: Troubles, now: Timestamp) -> Result<()> {
+pub(crate) fn announce_verdict(job: &mut Job, troubles: Troubles, now: Timestamp) -> Result<()> {
     if !is_news(job, troubles) {
         return Ok(());
     }
+    let verdict = troubles.verdict().name();
     write(
         "WITH told AS (SELECT s.told_verdict FROM tally.job_states s WHERE s.job_id OPERATOR(pg_catalog.=) $1 FOR UPDATE),
               old AS (SELECT coalesce((SELECT t.told_verdict FROM told t), 'ok') AS verdict),
@@ -261,15 +262,17 @@ pub(crate) fn announce_verdict(job: &Job, troubles: Troubles, now: Timestamp) ->
         &[
             job.id.into(),
             moment(now),
-            troubles.verdict().name().into(),
+            verdict.into(),
             job.kind.name().into(),
             job.object_name.as_str().into(),
             troubles.reason().into(),
         ],
-    )
+    )?;
+    verdict.clone_into(&mut job.told);
+    Ok(())
 }
 
-/// Does the verdict differ from what was last told when the job was read?
+/// Does the verdict differ from what was last told, as far as this process knows?
 pub(crate) fn is_news(job: &Job, troubles: Troubles) -> bool {
     job.told != troubles.verdict().name()
 }

@@ -14,7 +14,7 @@ pub(super) fn is_due(job: &Job, is_idle: bool, troubles: Troubles) -> bool {
 }
 
 /// Announces what the run has changed, in the current transaction.
-pub(super) fn changes(job: &Job, troubles: Troubles) -> Result<()> {
+pub(super) fn changes(job: &mut Job, troubles: Troubles) -> Result<()> {
     jobs::announce_verdict(job, troubles, process::clock())?;
     if follows_set(job.kind) { set(job) } else { Ok(()) }
 }

@@ -89,7 +89,7 @@ fn tally_start_due_job(
     let now = process::clock();
     let caller = pg::process::current_role();
     let due = jobs::list()?.into_iter().filter(|job| job.id > after_job_id && is_enabled(job.kind) && !job.paused);
-    for job in due {
+    for mut job in due {
         let Some(owner) = job.owner else { continue };
         if owner != caller && !pg::is_member(caller, owner) {
             continue;
@@ -100,7 +100,7 @@ fn tally_start_due_job(
             continue;
         }
         if let Some(started) = job.started {
-            end_unfinished(&job, started.server_ended, now)?;
+            end_unfinished(&mut job, started.server_ended, now)?;
             continue;
         }
         if job.troubles.hold() {
@@ -117,7 +117,7 @@ fn tally_start_due_job(
 }
 
 /// A run that began, has no end and goes on no longer: its server or its session died. It counts, and the job backs off.
-fn end_unfinished(job: &Job, server_ended: bool, now: Timestamp) -> Result<()> {
+fn end_unfinished(job: &mut Job, server_ended: bool, now: Timestamp) -> Result<()> {
     let outcome = if server_ended { Outcome::Crashed } else { Outcome::Failed };
     let (troubles, next_due) = job.troubles.after(outcome, now, job.every, settings::retry(), now, random());
     jobs::record_troubles(job.id, server_ended, troubles, next_due)?;
@@ -134,7 +134,7 @@ fn tally_finish_job(
     message: Option<String>,
     hint: Option<String>,
 ) -> std::result::Result<(), ErrorReport> {
-    let job = owned(job_id)?;
+    let mut job = owned(job_id)?;
     let now = process::clock();
     let instant = |at: Option<Moment>| at.map_or(now, |at| Timestamp(at.into()));
     let started = instant(started_at);
@@ -149,7 +149,7 @@ fn tally_finish_job(
     jobs::record_run(job_id, &run, troubles, next_due)?;
     let is_idle = outcome == Outcome::Done && partition::is_idle_since(job.object, job.kind, started)?;
     if announce::is_due(&job, is_idle, troubles) {
-        announce::changes(&job, troubles)?;
+        announce::changes(&mut job, troubles)?;
     }
     with_slot(job_id, |slot| {
         (slot.troubles, slot.due, slot.is_recorded) = (troubles, next_due.0, outcome != Outcome::Done);

@@ -107,7 +107,7 @@ fn run_one(job: i32, slot: Option<usize>, scheduled: Timestamp) -> bool {
             if let Some(troubles) = slot.and_then(|at| SHARED.read(|_, slots| slots[at].troubles)) {
                 job.troubles = troubles;
             }
-            return perform(&job, slot, scheduled);
+            return perform(&mut job, slot, scheduled);
         }
         Ok(Look::NoExtension) => forget_database(),
         Ok(Look::Changed) => {

@@ -82,7 +82,7 @@ pub(super) fn work(job: &Job) -> Result<Option<Progress>> {
 
 /// Runs the job in this worker, which is connected as the owner and has no transaction open. `slot` is where shared memory has it.
 /// Answers whether there is more to do at once.
-pub(super) fn perform(job: &Job, slot: Option<usize>, scheduled: Timestamp) -> bool {
+pub(super) fn perform(job: &mut Job, slot: Option<usize>, scheduled: Timestamp) -> bool {
     process::report_activity(&format!("tally {} {}", job.kind.name(), job.object_name));
     if let Some(at) = slot {
         record_lost(job, at);
@@ -236,7 +236,7 @@ pub(super) fn overlong(job: &Job) -> Error {
 }
 
 /// Records a run that ended without a result, in the words that fit to what shared memory remembers of it.
-fn record_lost(job: &Job, at: usize) {
+fn record_lost(job: &mut Job, at: usize) {
     let Some(slot) = SHARED.read(|_, slots| slots[at]).filter(|slot| slot.lost_since != 0) else { return };
     let failure = if slot.sqlstate == OVERLONG.as_bytes() {
         overlong(job)
