@@ -73,6 +73,11 @@ pub fn assert_refused(session: &mut Client, sql: &str, state: &str, message: &st
     );
 }
 
+/// Is this PostgreSQL 17 or later, whose workers may run as any role?
+pub fn is_17(session: &mut Client) -> bool {
+    number(session, "SELECT current_setting('server_version_num')::bigint") >= 170_000
+}
+
 /// Tells threads to end, also when the test fails: they would go on for ever.
 pub struct StopAtEnd<'a>(pub &'a AtomicBool);
 

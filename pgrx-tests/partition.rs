@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::oracle::number;
+use crate::oracle::{is_17, number};
 use postgres::Client;
 use postgres::error::SqlState;
 use tally_server_tests::cluster::{self, Cluster, Database};
@@ -150,9 +150,7 @@ fn each_reason_to_refuse_a_table_has_its_own_error() {
         ("theirs.closed", "55000", format!("owner {role}_nologin of the table may not log in")),
         ("locked.out", "42501", format!("owner {role} of the table may not create tables in schema locked")),
     ];
-    // A worker of PostgreSQL 17 may run as any role.
-    let version = "SELECT current_setting('server_version_num')::int >= 170000";
-    let any_owner: bool = session.query_one(version, &[]).unwrap().get(0);
+    let any_owner = is_17(&mut session);
     for (table, sqlstate, message) in &refused {
         if any_owner && message.contains("may not log in") {
             continue;

@@ -10,7 +10,7 @@ mod portal;
 mod settings;
 mod update;
 
-use crate::oracle::{DEADLINE, number, text};
+use crate::oracle::{DEADLINE, is_17, number, text};
 use postgres::Client;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -488,8 +488,7 @@ fn owner_without_login_is_reported_with_the_statement_that_helps() {
     session.batch_execute("CREATE ROLE quiet; GRANT CREATE ON SCHEMA public TO quiet; SET ROLE quiet").unwrap();
     session.batch_execute(ROLLUP).unwrap();
     session.batch_execute("INSERT INTO events VALUES (1, 1); RESET ROLE").unwrap();
-    // A worker of PostgreSQL 17 may run as any role.
-    if number(&mut session, "SELECT current_setting('server_version_num')::bigint") < 170_000 {
+    if !is_17(&mut session) {
         eventually_true(
             &mut session,
             "SELECT verdict = 'critical' AND reason = 'owner_cannot_log_in' AND failures > 0 FROM tally.status WHERE kind = 'refresh'",

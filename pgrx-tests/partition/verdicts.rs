@@ -168,8 +168,7 @@ fn next_sql_gives_an_owner_what_he_lacks() {
     );
     session.batch_execute(&owned).unwrap();
     let mut takes = vec![format!("REVOKE CREATE ON SCHEMA public FROM {role}")];
-    // A worker of PostgreSQL 17 may run as any role.
-    if number(&mut session, "SELECT current_setting('server_version_num')::bigint") < 170_000 {
+    if !is_17(&mut session) {
         takes.push(format!("ALTER ROLE {role} NOLOGIN"));
     }
     for take in takes {

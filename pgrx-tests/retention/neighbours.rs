@@ -9,7 +9,7 @@ use tally_server_tests::cluster::Cluster;
 
 use super::locks::CONNECTED;
 use super::{eventually, number, text};
-use crate::oracle::{StopAtEnd, own_pid};
+use crate::oracle::{StopAtEnd, is_17, own_pid};
 
 const FAST: [(&str, &str); 2] = [("tally.retry_min", "100ms"), ("tally.retry_max", "1s")];
 
@@ -122,8 +122,7 @@ fn broken_sets_keep_no_other_from_being_served() {
     }
     assert!(!cluster.log().contains("was terminated by signal"), "no process has crashed");
     // Whoever looks is told.
-    let workers_run_as_any_role =
-        number(&mut session, "SELECT current_setting('server_version_num')::bigint") >= 170_000;
+    let workers_run_as_any_role = is_17(&mut session);
     for (name, (what, told, _)) in names.iter().zip(BROKEN).filter(|(_, (_, told, _))| !told.is_empty()) {
         println!("{what}: {told}");
         if workers_run_as_any_role && what == NO_LOGIN {

@@ -10,7 +10,7 @@ fn settings_of_the_database_stop_no_job() {
     session
         .batch_execute(&SLOW_ROLLUP.replace("pg_sleep(60)", "pg_sleep(0.8)").replace("INSERT", "-- INSERT"))
         .unwrap();
-    let is_17 = number(&mut session, "SELECT current_setting('server_version_num')::bigint") >= 170_000;
+    let is_17 = is_17(&mut session);
     let mut settings = vec![
         ("statement_timeout", "300ms"),
         ("lock_timeout", "1ms"),

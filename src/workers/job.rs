@@ -7,7 +7,7 @@ use crate::catalog::jobs;
 use crate::error::Result;
 use crate::jobs::Kind;
 use crate::pg::{self, Datum, process};
-use crate::version::LIBRARY;
+use crate::version::{self, LIBRARY};
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
 
@@ -124,7 +124,7 @@ fn run_one(job: i32, slot: Option<usize>, scheduled: Timestamp) -> bool {
 }
 
 fn look(id: i32) -> Result<Look> {
-    if super::probe::installed_version()?.as_deref() != Some(LIBRARY) {
+    if version::installed()?.as_deref() != Some(LIBRARY) {
         return Ok(Look::NoExtension);
     }
     Ok(match jobs::get(id)? {

@@ -3,39 +3,16 @@
 
 use super::{Assignment, Phase, SHARED, Slot};
 use crate::catalog::jobs::{self, Job};
-use crate::error::{Result, no_row_is_none};
+use crate::error::Result;
 use crate::pg::{Datum, process};
 use crate::settings;
-use crate::version::LIBRARY;
+use crate::version::{self, LIBRARY};
 use pgrx::prelude::*;
 use tally_core::bucket::Timestamp;
 use tally_core::error::Explain as _;
 use tally_core::schedule::rest::Rest;
 use tally_core::schedule::{self, Outcome};
 use tally_core::version::check;
-
-/// The version of the extension in this database; `None` if it is not there. Objects that only have the right names do not count:
-/// anybody could have made them.
-pub(super) fn installed_version() -> Result<Option<String>> {
-    no_row_is_none(Spi::connect(|client| {
-        client
-            .select(
-                "SELECT e.extversion
-                 FROM pg_catalog.pg_extension e
-                 JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) 'tally'
-                 JOIN pg_catalog.pg_class c ON c.relname OPERATOR(pg_catalog.=) 'jobs' AND c.relnamespace OPERATOR(pg_catalog.=) n.oid
-                      AND c.relkind OPERATOR(pg_catalog.=) 'r'
-                 JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
-                      AND d.objid OPERATOR(pg_catalog.=) c.oid AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
-                      AND d.refobjid OPERATOR(pg_catalog.=) e.oid AND d.deptype OPERATOR(pg_catalog.=) 'e'
-                 WHERE e.extname OPERATOR(pg_catalog.=) 'tally'",
-                Some(1),
-                &[],
-            )?
-            .first()
-            .get_one::<String>()
-    }))
-}
 
 /// The probe's `main`.
 #[pg_guard]
@@ -82,7 +59,7 @@ pub extern "C-unwind" fn tally_probe_main(_argument: Datum) {
 }
 
 fn look(database: u32) -> Result<Vec<Job>> {
-    let Some(installed) = installed_version()? else { return Ok(Vec::new()) };
+    let Some(installed) = version::installed()? else { return Ok(Vec::new()) };
     if let Err(mismatch) = check(LIBRARY, &installed) {
         let hint = mismatch.hint().unwrap_or_default();
         pgrx::warning!("jobs of tally do not run in database {database}: {mismatch}. {hint}");
