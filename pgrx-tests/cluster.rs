@@ -142,6 +142,8 @@ impl Drop for Database<'_> {
                 let _ = inside.batch_execute(row.get(0));
             }
         }
+        // A test that failed may have left a standby to wait for.
+        let _ = server.batch_execute("SET synchronous_commit = local");
         let _ = server.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
     }
 }

@@ -24,7 +24,7 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 /// The server that tests share: PostgreSQL alone, because the loader does not need the extension.
 pub fn server() -> &'static Cluster {
     static SERVER: OnceLock<Cluster> = OnceLock::new();
-    SERVER.get_or_init(|| Cluster::start(PLAIN))
+    SERVER.get_or_init(|| Cluster::start(&[PLAIN[0], ("track_commit_timestamp", "on")]))
 }
 
 /// Messages of [`load_one_bad_row`].
