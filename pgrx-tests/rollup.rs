@@ -12,6 +12,7 @@ mod overflow;
 mod own_aggregates;
 pub mod restore;
 mod seal;
+mod sketches;
 mod subtract;
 mod values;
 

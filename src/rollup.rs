@@ -8,7 +8,7 @@ use crate::catalog::{self, aggregates, builds, departures, retirements, sources}
 use crate::error::{Error, Result, spi};
 use crate::jobs;
 use crate::pg::{self, Oid, Snapshot};
-use crate::{build, changes, refresh, tags, version};
+use crate::{build, changes, refresh, settings, tags, version};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -36,7 +36,7 @@ fn create(name: &str, definition: &str, refresh_interval: Interval) -> Result<Oi
     refresh::require_read_committed()?;
     check_interval(&refresh_interval)?;
     let public = qualify(name)?;
-    let mut plan = Plan::of(definition, &public)?;
+    let mut plan = Plan::of(definition, &public, settings::sketches_of_new_rollup())?;
     let source = plan.source;
     catalog::require_owner(source)?;
     parts::require_free_names(&public)?;
@@ -167,14 +167,18 @@ fn redefine(rollup: Oid, definition: &str) -> Result<()> {
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let public = catalog::name_of(rollup)?;
-    let mut plan = Plan::of(definition, &public)?;
+    let find = |known: Vec<Rollup>| {
+        let found = known.into_iter().find(|entry| entry.rollup == rollup);
+        found.ok_or_else(|| Error::new("42704", "the rollup has just been dropped by another session"))
+    };
+    // Those that are retained could not be united with others.
+    let sketches = find(rollups::of_source(source)?)?.definition.sketches;
+    let mut plan = Plan::of(definition, &public, sketches)?;
     let _settings = pg::pin_settings();
     let started = Instant::now();
     pg::lock_refresh(sources::table()?, source, true);
     let now = Snapshot::take();
-    let Some(old) = now.read(|| rollups::of_source(source))?.into_iter().find(|entry| entry.rollup == rollup) else {
-        return Err(Error::new("42704", "the rollup has just been dropped by another session"));
-    };
+    let old = find(now.read(|| rollups::of_source(source))?)?;
     if plan.source != source || plan.base.as_ref().map(|base| base.rollup.rollup) != old.below {
         return Err(Error::new("0A000", format!("rollup {public} cannot be changed to read something else"))
             .hint("Create another rollup, and drop this one when nobody reads it any more."));

@@ -2,7 +2,7 @@
 
 mod sketch;
 
-pub(crate) use sketch::{hll_estimator, hll_packing, hll_params, topn_counters};
+pub(crate) use sketch::{hll_estimator, hll_packing, hll_params, sketches_of_new_rollup, topn_counters};
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::time::Duration;

@@ -18,6 +18,7 @@ pub mod definition;
 pub mod derive;
 pub mod level;
 mod names;
+pub mod sketch_settings;
 pub mod sql;
 pub mod state;
 mod template;

@@ -12,6 +12,7 @@ use tally_core::ident::{QualifiedName, quote};
 use tally_core::rollup::analysis::{Analysis, SourceKind};
 use tally_core::rollup::definition::{Column, Definition, Target, Text, Value};
 use tally_core::rollup::level::Below;
+use tally_core::rollup::sketch_settings::SketchSettings;
 use tally_core::rollup::sql::{self, Origin, Relations};
 use tally_core::rollup::state;
 use tally_core::rollup::validate::validate;
@@ -28,8 +29,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Reads a definition, for a rollup of this name.
-    pub fn of(definition: &str, public: &QualifiedName) -> Result<Self> {
+    /// Reads a definition, for a rollup of this name that makes such sketches.
+    pub fn of(definition: &str, public: &QualifiedName, sketches: SketchSettings) -> Result<Self> {
         let text = CString::new(definition).map_err(|_| Error::new("22021", "the definition contains a zero byte"))?;
         let mut base = None;
         let mut analysed = pg::analyze(&text, |relation| {
@@ -56,7 +57,7 @@ impl Plan {
             analysed.analysis.aggregates[position].support = Some(aggregates::support(function)?);
         }
         let below = below(base.as_ref(), &analysed.analysis);
-        let columns = validate(&analysed.analysis, below.as_ref(), public)?;
+        let columns = validate(&analysed.analysis, below.as_ref(), public, sketches)?;
         let below_relations = base.as_ref().map(|base| base.rollup.relations()).transpose()?;
         Ok(Self { analysed, base, below_relations, source, columns, time: None, origin: None })
     }

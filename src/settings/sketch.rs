@@ -1,6 +1,7 @@
 //! The settings of sketches.
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use tally_core::rollup::sketch_settings::SketchSettings;
 use tally_core::sketch::{self, Packing, Params};
 use tally_core::topn::{self, Counters};
 
@@ -114,6 +115,17 @@ pub(crate) fn hll_params(given: [Option<i64>; 4]) -> Result<Params, sketch::Erro
         threshold.unwrap_or_else(|| i64::from(HLL_DEFAULT_EXPTHRESH.get())),
         sparse.unwrap_or_else(|| i64::from(HLL_DEFAULT_SPARSEON.get())),
     )
+}
+
+/// What sketches of a rollup are that is made now.
+pub(crate) fn sketches_of_new_rollup() -> SketchSettings {
+    SketchSettings {
+        log2m: HLL_DEFAULT_LOG2M.get().into(),
+        regwidth: HLL_DEFAULT_REGWIDTH.get().into(),
+        expthresh: HLL_DEFAULT_EXPTHRESH.get().into(),
+        sparseon: HLL_DEFAULT_SPARSEON.get().into(),
+        counters: TOPN_COUNTERS.get().into(),
+    }
 }
 
 /// When registers are stored sparsely.

@@ -6,6 +6,7 @@
 
 use super::analysis::AggregateCall;
 use super::definition::{Call, Partial};
+use super::sketch_settings::{Parameters, SketchSettings};
 use crate::ident::QualifiedName;
 
 /// How an aggregate is kept.
@@ -25,6 +26,8 @@ pub struct PartialForm {
     pub with_arguments: bool,
     /// What becomes of its first argument `{x}` before it is aggregated, so that the partial value is exact.
     pub argument: &'static str,
+    /// Of a sketch. They stand in place of all further arguments of the call.
+    pub parameters: Parameters,
     /// How two partial values become one: see [`Partial::merge`].
     pub merge: &'static str,
     /// The position of the form that `{beside}` in the merge stands for.
@@ -50,6 +53,26 @@ pub enum Kind {
 }
 
 impl PartialForm {
+    /// What stands for the first argument `{x}`: see [`Call::form`].
+    pub fn form(&self) -> String {
+        format!("{}{}", self.argument, self.parameters)
+    }
+
+    /// How many arguments of the call it takes, at most.
+    pub fn taken(&self) -> usize {
+        match (self.with_arguments, self.parameters) {
+            (false, _) => 0,
+            (true, Parameters::None) => usize::MAX,
+            (true, _) => 1,
+        }
+    }
+
+    /// Is its value the same in whatever order the rows came, to the last bit?
+    fn is_exact(&self) -> bool {
+        let (schema, name) = self.function.split_once('.').unwrap_or_default();
+        self.kind != Kind::Other || is_idempotent(schema, name) || (schema, name) == ("pg_catalog", "bit_xor")
+    }
+
     /// The column of this form for a call.
     pub fn partial(&self, call: Call, from_below: Option<String>, name: String) -> Partial {
         Partial {
@@ -62,6 +85,7 @@ impl PartialForm {
             gather: self.gather.into(),
             from_below,
             is_sketch: self.is_sketch,
+            is_exact: self.is_exact(),
             subtract: None,
         }
     }
@@ -103,6 +127,12 @@ pub enum Refusal {
     NondeterministicCollation,
     /// The precision of a sketch must be a literal: the first row of a group would decide for all.
     VaryingPrecision,
+    /// A parameter of a sketch is out of its range.
+    Parameters {
+        sqlstate: &'static str,
+        message: String,
+        hint: Option<String>,
+    },
     /// Of a column of the rollup below that another aggregate gathers.
     GatheredBy {
         column: String,
@@ -175,6 +205,7 @@ const fn plain(function: &'static str, merge: &'static str, gather: &'static str
         function,
         with_arguments: true,
         argument: "{x}",
+        parameters: Parameters::None,
         merge,
         beside: None,
         gather,
@@ -234,15 +265,15 @@ fn of_an_end(name: &str) -> Vec<PartialForm> {
 const WITH_ONE_TEXT: [&str; 9] =
     ["smallint", "integer", "bigint", "numeric", "boolean", "text", "character varying", "name", "uuid"];
 
-const fn top_n(function: &'static str) -> PartialForm {
+const fn top_n(function: &'static str, parameters: Parameters) -> PartialForm {
     let merge = "COALESCE(tally.topn_union({a}, {b}), {a}, {b})";
     let gather = "tally.topn_union_agg({x}){filter}";
-    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, merge, gather) }
+    PartialForm { is_sketch: true, parameters, suffix: "sketch", ..plain(function, merge, gather) }
 }
 
-const fn sketch(function: &'static str) -> PartialForm {
+const fn sketch(function: &'static str, parameters: Parameters) -> PartialForm {
     let gather = "tally.hll_union_agg({x}){filter}";
-    PartialForm { is_sketch: true, suffix: "sketch", ..plain(function, UNION, gather) }
+    PartialForm { is_sketch: true, parameters, suffix: "sketch", ..plain(function, UNION, gather) }
 }
 
 /// Does this aggregate over a partial column give what it gives over the rows: is it the one that gathers the column?
@@ -262,16 +293,23 @@ pub fn gatherer(gather: &str) -> &str {
 
 /// Does it not matter to this aggregate how often a value comes?
 pub fn ignores_repetition(function: &QualifiedName) -> bool {
-    let names = ["min", "max", "bool_and", "every", "bool_or", "bit_and", "bit_or"];
-    match function.schema.as_str() {
-        "pg_catalog" => names.contains(&function.name.as_str()),
-        "tally" => ["hll_agg", "distinct_count", "first", "last"].contains(&function.name.as_str()),
+    is_idempotent(&function.schema, &function.name)
+}
+
+/// Nor in which order values come: it has the least, the greatest or the union of what it has seen.
+fn is_idempotent(schema: &str, name: &str) -> bool {
+    match schema {
+        "pg_catalog" => ["min", "max", "bool_and", "every", "bool_or", "bit_and", "bit_or"].contains(&name),
+        "tally" => {
+            let sketches = ["hll_agg", "hll_add_agg", "hll_union_agg", "distinct_count"];
+            sketches.contains(&name) || ["first", "last", "_first_at", "_last_at"].contains(&name)
+        }
         _ => false,
     }
 }
 
-/// Looks an aggregate call up.
-pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
+/// Looks an aggregate call up; `settings` say what it leaves open.
+pub fn algebra(call: &AggregateCall, settings: &SketchSettings) -> Result<Algebra, Refusal> {
     let types: Vec<&str> = call.arguments.iter().map(|argument| argument.type_name.as_str()).collect();
     let function = (call.function.schema.as_str(), call.function.name.as_str());
     if call.within_group {
@@ -416,28 +454,32 @@ pub fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
         (("tally", "hll_agg" | "distinct_count"), [_, ..]) if !call.arguments[0].deterministic => {
             return Err(Refusal::NondeterministicCollation);
         }
-        (("tally", "hll_agg"), [_, _]) if call.arguments[1].expression.sql.parse::<i32>().is_err() => {
-            return Err(Refusal::VaryingPrecision);
+        (("tally", "hll_agg"), [_, given @ ..]) if given.len() <= 4 => {
+            (vec![sketch("tally.hll_agg", settings.distinct(&call.arguments[1..])?)], "{0}")
         }
-        (("tally", "hll_agg"), [_] | [_, _]) => (vec![sketch("tally.hll_agg")], "{0}"),
-        (("tally", "hll_union_agg" | "sum"), ["tally.hll"]) => (vec![sketch("tally.hll_union_agg")], "{0}"),
+        (("tally", "hll_add_agg"), ["tally.hll_hashval", given @ ..]) if given.len() <= 4 => {
+            (vec![sketch("tally.hll_add_agg", settings.distinct(&call.arguments[1..])?)], "{0}")
+        }
+        (("tally", "hll_union_agg" | "sum"), ["tally.hll"]) => {
+            (vec![sketch("tally.hll_union_agg", Parameters::None)], "{0}")
+        }
         (("tally", "distinct_count"), ["tally.hll"]) => {
             // An UNDEFINED sketch has no count, and no sketch at all counts 0.
-            (vec![sketch("tally.hll_union_agg")], "CASE WHEN {0} IS NULL THEN 0 ELSE tally.hll_count({0}) END")
+            let finish = "CASE WHEN {0} IS NULL THEN 0 ELSE tally.hll_count({0}) END";
+            (vec![sketch("tally.hll_union_agg", Parameters::None)], finish)
         }
-        (("tally", "distinct_count"), [_]) => (vec![sketch("tally.hll_agg")], "COALESCE(tally.hll_count({0}), 0)"),
+        (("tally", "distinct_count"), [_]) => {
+            (vec![sketch("tally.hll_agg", settings.distinct(&[])?)], "COALESCE(tally.hll_count({0}), 0)")
+        }
         (("tally", "topn_agg" | "topn_add_agg"), [kind, ..])
             if !WITH_ONE_TEXT.contains(kind) && *kind != "character" =>
         {
             return Err(Refusal::Type { type_name: (*kind).into() });
         }
-        (("tally", "topn_agg" | "topn_add_agg"), [_, _])
-            if call.arguments[1].expression.sql.parse::<i32>().is_err() =>
-        {
-            return Err(Refusal::VaryingPrecision);
+        (("tally", "topn_agg" | "topn_add_agg"), [_] | [_, _]) => {
+            (vec![top_n("tally.topn_agg", settings.frequent(call.arguments.get(1))?)], "{0}")
         }
-        (("tally", "topn_agg" | "topn_add_agg"), [_] | [_, _]) => (vec![top_n("tally.topn_agg")], "{0}"),
-        (("tally", "topn_union_agg"), ["tally.topn"]) => (vec![top_n("tally.topn_union_agg")], "{0}"),
+        (("tally", "topn_union_agg"), ["tally.topn"]) => (vec![top_n("tally.topn_union_agg", Parameters::None)], "{0}"),
         _ => return Err(Refusal::Unknown),
     };
     Ok(Algebra { partials, finish })
@@ -448,6 +490,10 @@ mod tests {
     use super::super::analysis::{Argument, Expression};
     use super::*;
     use crate::ident::QualifiedName;
+
+    fn algebra(call: &AggregateCall) -> Result<Algebra, Refusal> {
+        super::algebra(call, &SketchSettings::default())
+    }
 
     fn call(schema: &str, name: &str, types: &[&str]) -> AggregateCall {
         AggregateCall {
@@ -541,7 +587,52 @@ mod tests {
         let mut varying = call("tally", "hll_agg", &["bigint", "integer"]);
         assert_eq!(algebra(&varying), Err(Refusal::VaryingPrecision));
         varying.arguments[1].expression.sql = "14".into();
-        assert!(algebra(&varying).is_ok());
+        let form = &algebra(&varying).unwrap().partials[0];
+        assert_eq!((form.form().as_str(), form.taken()), ("{x}, 14, 5, -1, 1", 1));
+    }
+
+    #[test]
+    fn what_a_sketch_leaves_open_is_frozen() {
+        let settings = SketchSettings { log2m: 12, counters: 500, ..SketchSettings::default() };
+        let form = |name: &str, kind: &str| {
+            super::algebra(&call("tally", name, &[kind]), &settings).unwrap().partials[0].form()
+        };
+        for (name, kind) in [("hll_agg", "bigint"), ("distinct_count", "bigint"), ("hll_add_agg", "tally.hll_hashval")]
+        {
+            assert_eq!(form(name, kind), "{x}, 12, 5, -1, 1", "{name}");
+        }
+        assert_eq!(form("topn_agg", "bigint"), "{x}, 500");
+        for (name, kind) in
+            [("hll_union_agg", "tally.hll"), ("distinct_count", "tally.hll"), ("topn_union_agg", "tally.topn")]
+        {
+            assert_eq!(form(name, kind), "{x}", "{name}");
+        }
+    }
+
+    #[test]
+    fn what_depends_on_the_order_of_rows_is_not_exact() {
+        let is_exact = |schema: &str, name: &str, types: &[&str]| -> Vec<bool> {
+            algebra(&call(schema, name, types)).unwrap().partials.iter().map(PartialForm::is_exact).collect()
+        };
+        for (name, kind) in [
+            ("count", "text"),
+            ("sum", "bigint"),
+            ("min", "text"),
+            ("bool_or", "boolean"),
+            ("bit_and", "bigint"),
+            ("bit_xor", "bigint"),
+        ] {
+            assert_eq!(is_exact("pg_catalog", name, &[kind]), [true], "{name}");
+        }
+        assert_eq!(is_exact("pg_catalog", "stddev", &["numeric"]), [true; 3]);
+        assert_eq!(is_exact("pg_catalog", "avg", &["double precision"]), [false, true]);
+        assert_eq!(is_exact("pg_catalog", "stddev", &["real"]), [false]);
+        assert_eq!(is_exact("pg_catalog", "corr", &["double precision", "double precision"]), [false]);
+        assert_eq!(is_exact("tally", "distinct_count", &["text"]), [true]);
+        assert_eq!(is_exact("tally", "hll_union_agg", &["tally.hll"]), [true]);
+        assert_eq!(is_exact("tally", "first", &["text", "date"]), [true; 2]);
+        // Beyond its counters it depends on the order.
+        assert_eq!(is_exact("tally", "topn_agg", &["text"]), [false]);
     }
 
     #[test]

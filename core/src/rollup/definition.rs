@@ -1,5 +1,6 @@
 //! What a rollup is once it is known to be valid: the columns of its rows view and of its stored table.
 
+use super::sketch_settings::SketchSettings;
 use super::template::fill;
 use crate::ident::{QualifiedName, quote};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub struct Definition {
     pub is_partitioned: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aggregates: Vec<OwnAggregate>,
+    /// Which sketches it makes where the query does not say. They stay when the definition is changed.
+    #[serde(default)]
+    pub sketches: SketchSettings,
     /// The query as it was written, with all names qualified.
     pub text: Text,
     /// Has it had another definition before, and retained groups from then?
@@ -238,6 +242,9 @@ pub struct Partial {
     pub from_below: Option<String>,
     /// Is it a sketch, which is wide and does not compress?
     pub is_sketch: bool,
+    /// Is its value the same in whatever order the rows came? Then it can be compared with that of the rows.
+    #[serde(default)]
+    pub is_exact: bool,
     /// How rows are taken out of it again; None if its groups have to be made anew. All columns of a rollup have it, or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subtract: Option<Subtract>,
@@ -257,7 +264,7 @@ pub struct Call {
     pub function: String,
     /// Names in `Definition::arguments`; none stands for `f(*)`.
     pub arguments: Vec<String>,
-    /// What becomes of the first argument `{x}` before it is aggregated.
+    /// What becomes of the first argument `{x}` before it is aggregated, and what follows it.
     pub form: String,
     /// A name in `Definition::filters`.
     pub filter: Option<String>,

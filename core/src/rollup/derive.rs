@@ -104,6 +104,7 @@ mod tests {
                 gather: "sum({x}){filter}".into(),
                 from_below: None,
                 is_sketch: false,
+                is_exact: false,
                 subtract: None,
             }
         };

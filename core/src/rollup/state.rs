@@ -360,6 +360,7 @@ mod tests {
             gather: String::new(),
             from_below: None,
             is_sketch: false,
+            is_exact: false,
             subtract: None,
         };
         let mut definition =

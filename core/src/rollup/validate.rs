@@ -1,6 +1,6 @@
 //! An analysed query becomes a [`Definition`], or an [`Error`] that names the part in the way and says what to do instead.
 
-use super::aggregate::{self, Algebra, Refusal};
+use super::aggregate::{self, Algebra, PartialForm, Refusal};
 use super::analysis::{
     self, AggregateCall, Analysis, Expression, Source, SourceKind, Support, Target, UnstableFunction, Unsupported,
 };
@@ -10,6 +10,7 @@ use super::definition::{
 };
 use super::level::{self, Below};
 use super::names::Names;
+use super::sketch_settings::SketchSettings;
 use super::state::{self, OwnAggregates};
 use super::template::fill;
 use crate::error::Explain;
@@ -24,8 +25,13 @@ const RESERVED: [&str; 7] = [ROWS, DEPARTURE, TABLE, TIME, TAG, WRITER, SIGN];
 const ZONE_IS_NAMED: [&str; 1] = ["date_trunc(text,timestamp with time zone,text)"];
 
 /// Checks a defining query and lays out the columns of the rollup. `below` is the rollup that it reads, if it reads one; `rollup`
-/// is the name that it gets.
-pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedName) -> Result<Definition, Error> {
+/// is the name that it gets, `sketches` say what sketches leave open.
+pub fn validate(
+    analysis: &Analysis,
+    below: Option<&Below>,
+    rollup: &QualifiedName,
+    sketches: SketchSettings,
+) -> Result<Definition, Error> {
     if let Some(part) = analysis.unsupported.first() {
         return Err(Error::Unsupported(*part));
     }
@@ -34,8 +40,9 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
     if let Some(condition) = &analysis.condition {
         check_row_expression("WHERE", condition, below)?;
     }
-    let subtracts = subtracts(analysis, below);
+    let subtracts = subtracts(analysis, below, &sketches);
     let mut layout = Layout { subtracts, ..Layout::new(below, source.partition_key.as_deref(), rollup) };
+    layout.definition.sketches = sketches;
     for (position, key) in analysis.keys.iter().enumerate() {
         check_row_expression("GROUP BY", &key.expression, below)?;
         if !key.deterministic {
@@ -59,7 +66,7 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
     let mut values = vec![];
     for (position, call) in analysis.aggregates.iter().enumerate() {
         let refused = |refusal| Error::Aggregate { sql: call.sql.clone(), refusal };
-        let way = Way::of(call).map_err(refused)?;
+        let way = Way::of(call, &sketches).map_err(refused)?;
         if let Some(filter) = &call.filter {
             check_row_expression("FILTER", filter, below)?;
         }
@@ -113,13 +120,13 @@ pub fn validate(analysis: &Analysis, below: Option<&Below>, rollup: &QualifiedNa
 const VALUES: &str = "_values";
 
 /// Can rows be taken out of the groups again? A value that cannot be computed must not be asked for a second time, so nothing may fail.
-fn subtracts(analysis: &Analysis, below: Option<&Below>) -> bool {
+fn subtracts(analysis: &Analysis, below: Option<&Below>, sketches: &SketchSettings) -> bool {
     let is_safe = |expression: &Option<Expression>| expression.as_ref().is_none_or(|expression| expression.never_fails);
     let subtracts = |call: &AggregateCall| {
         let of_column = below.map(|below| below.partial_of(call));
         let is_number = match of_column {
             Some(found) => found.is_some_and(|(partial, _)| partial.subtract.is_some()),
-            None => match Way::of(call) {
+            None => match Way::of(call, sketches) {
                 Ok(Way::Algebra(algebra)) => algebra.partials.iter().all(|form| match form.kind {
                     aggregate::Kind::Count => true,
                     aggregate::Kind::Sum => call.arguments.iter().all(|argument| argument.has_fixed_scale),
@@ -154,8 +161,8 @@ enum Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    fn of(call: &'a AggregateCall) -> Result<Self, Refusal> {
-        match aggregate::algebra(call) {
+    fn of(call: &'a AggregateCall, sketches: &SketchSettings) -> Result<Self, Refusal> {
+        match aggregate::algebra(call, sketches) {
             Err(Refusal::Unknown) => state::kept(call).map(Self::State),
             known => known.map(Self::Algebra),
         }
@@ -197,8 +204,10 @@ impl<'a> Layout<'a> {
 
     /// Adds what is missing of an aggregate over rows, and says what a column is that has it alone.
     fn aggregate(&mut self, call: &AggregateCall, algebra: &Algebra, wanted: &str) -> Value {
-        let arguments: Vec<String> =
-            call.arguments.iter().map(|argument| self.argument(&argument.expression.sql)).collect();
+        let taken = algebra.partials.iter().map(PartialForm::taken).max().unwrap_or(0);
+        let given: Vec<&str> =
+            call.arguments.iter().take(taken).map(|argument| argument.expression.sql.as_str()).collect();
+        let arguments: Vec<String> = given.iter().map(|sql| self.argument(sql)).collect();
         let filter = call.filter.as_ref().map(|filter| self.filter(&filter.sql));
         let alone = algebra.partials.len() == 1 && algebra.finish == "{0}";
         let mut names: Vec<(String, String)> = vec![];
@@ -206,12 +215,10 @@ impl<'a> Layout<'a> {
             let arguments = if form.with_arguments { arguments.clone() } else { vec![] };
             // Over keys of the level below: its groups have all the values that the rows have.
             let from_below = self.below.map(|_| {
-                let given: Vec<&str> = call.arguments.iter().map(|argument| argument.expression.sql.as_str()).collect();
                 let filter = call.filter.as_ref().map_or_else(String::new, |filter| filter_clause(&filter.sql));
-                format!("{}({}){filter}", form.function, given.join(", "))
+                format!("{}({}{}){filter}", form.function, given.join(", "), form.parameters)
             });
-            let call =
-                Call { function: form.function.into(), arguments, form: form.argument.into(), filter: filter.clone() };
+            let call = Call { function: form.function.into(), arguments, form: form.form(), filter: filter.clone() };
             let is_named = alone || form.suffix.is_empty();
             let wanted = if is_named { wanted.into() } else { ident::fit(wanted, &format!("_{}", form.suffix)) };
             let beside = form.beside.and_then(|position| names.get(position)).map(|(_, name)| name.clone());
@@ -287,6 +294,7 @@ impl<'a> Layout<'a> {
             gather: state::GATHER.into(),
             from_below: None,
             is_sketch: false,
+            is_exact: false,
             subtract: None,
         });
         self.definition.finishes.push(state::finish(support, answer.as_ref(), &quote(&name)));
@@ -620,6 +628,7 @@ impl fmt::Display for Error {
                 Refusal::Type { type_name } => write!(f, "a rollup cannot keep {sql} of type {type_name}"),
                 Refusal::NoOrder { type_name } => write!(f, "type {type_name} in {sql} has no order"),
                 Refusal::VaryingPrecision => write!(f, "the size of a sketch must be a literal: {sql}"),
+                Refusal::Parameters { message, .. } => write!(f, "{message}: {sql}"),
                 Refusal::GatheredBy { column, function } => {
                     let function = function.trim_start_matches("pg_catalog.");
                     write!(f, "a rollup over a rollup cannot keep {sql}: {column} is gathered by {function}")
@@ -644,6 +653,7 @@ impl Explain for Error {
             Self::Unstable { .. } | Self::NondeterministicKey { .. } => "42P17",
             Self::Aggregate { refusal: Refusal::NoOrder { .. }, .. } => "42883",
             Self::Aggregate { refusal: Refusal::UnstableSupport { .. }, .. } => "42P17",
+            Self::Aggregate { refusal: Refusal::Parameters { sqlstate, .. }, .. } => sqlstate,
             _ => "0A000",
         }
     }
@@ -658,7 +668,7 @@ impl Explain for Error {
             }
             Self::Aggregate { refusal: Refusal::Unknown | Refusal::NoCombine | Refusal::InternalState, .. } => Some(
                 "Kept are count, sum, avg, min, max, var_*, stddev_*, corr, covar_*, regr_*, bool_and, bool_or, bit_and, bit_or, bit_xor, \
-                 tally.first, tally.last, tally.hll_agg, tally.hll_union_agg, tally.topn_agg, tally.topn_union_agg, \
+                 tally.first, tally.last, tally.hll_agg, tally.hll_add_agg, tally.hll_union_agg, tally.topn_agg, tally.topn_union_agg, \
                  tally.distinct_count, and aggregates with a combine function whose states can be stored."
                     .into(),
             ),
@@ -716,6 +726,7 @@ impl Explain for Error {
                     "Cast it to a type with a default btree operator class, such as text or jsonb."
                 }
                 Refusal::VaryingPrecision => "Write a number, or leave it out.",
+                Refusal::Parameters { hint, .. } => return hint.clone(),
                 Refusal::NondeterministicCollation => "Add COLLATE \"C\" to the argument.",
                 Refusal::NotGathered { .. } => {
                     "Keep its parts as columns of the rollup below, such as sum(x) and count(x) of an average, and use \

@@ -1,4 +1,5 @@
 use super::super::definition::{BucketRange, Call, Column, Target, Value};
+use super::super::sketch_settings::SketchSettings;
 use super::*;
 use crate::bucket::Timestamp;
 use crate::partition;
@@ -32,6 +33,7 @@ fn definition() -> Definition {
             gather: "pg_catalog.sum({x}){filter}".into(),
             from_below: None,
             is_sketch: false,
+            is_exact: false,
             subtract: None,
         }],
         finishes: vec!["\"revenue\"".into()],
@@ -43,6 +45,7 @@ fn definition() -> Definition {
         level: None,
         time_type: Some("timestamp with time zone".into()),
         aggregates: vec![],
+        sketches: SketchSettings::default(),
         text: Text::default(),
         is_altered: false,
         is_partitioned: false,

@@ -3,7 +3,7 @@ use super::*;
 use crate::ident::QualifiedName;
 
 fn validate(analysis: &Analysis, below: Option<&Below>) -> Result<Definition, Error> {
-    super::validate(analysis, below, &QualifiedName::new("public", "r"))
+    super::validate(analysis, below, &QualifiedName::new("public", "r"), SketchSettings::default())
 }
 
 fn expression(sql: &str) -> Expression {
