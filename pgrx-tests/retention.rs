@@ -324,6 +324,60 @@ fn a_rollup_that_differs_from_its_rows_stops_retention() {
     assert_kept(&mut session);
 }
 
+const CHECKED: &str = "
+    SELECT tally.create_rollup('checked', $$
+      SELECT date_trunc('day', at, 'UTC') AS day, k, count(*) AS n, sum(v) AS total, avg(v + 0.5) AS mean, max(v) AS top, bool_or(v > 3) AS large,
+             tally.last(v, at) AS latest, tally.distinct_count(v) AS values, tally.hll_agg(v, 11, 5, 0, 1) AS sketch
+        FROM events GROUP BY 1, 2$$);";
+
+/// Also in a rollup that cannot take rows out of its groups again.
+#[test]
+fn every_column_that_can_be_compared_is_compared() {
+    let damages = [
+        "n = n + 1",
+        "total = total - 1",
+        "mean_sum = mean_sum + 1",
+        "top = top + 1",
+        "large = NOT large",
+        "latest = latest + 1",
+        "latest_at = latest_at + interval '1 second'",
+        "values_sketch = tally.hll_add(values_sketch, tally.hll_hash_integer(-1))",
+        "sketch = tally.hll_add(sketch, tally.hll_hash_integer(-1))",
+        "values_sketch = NULL",
+    ];
+    for damage in damages {
+        let database = cluster::database_without_workers();
+        let mut session = session_with_set(&database);
+        session.batch_execute(CHECKED).unwrap();
+        session.batch_execute(RETAIN_BY_HAND).unwrap();
+        let update =
+            format!("UPDATE checked_stored SET {damage} WHERE day = (SELECT min(day) FROM checked_stored) AND k = 1");
+        assert_eq!(session.execute(&update, &[]).unwrap(), 1, "{damage}");
+        step_to(&mut session, "mismatch");
+        let note = text(&mut session, "SELECT note FROM tally.retirements").unwrap();
+        assert!(note.ends_with(r#": 1 of "public"."checked""#), "{damage}: {note}");
+    }
+}
+
+/// A setting says in which form a sketch is stored.
+#[test]
+fn another_form_of_a_sketch_is_no_difference() {
+    let database = cluster::database_without_workers();
+    let mut session = session_with_set(&database);
+    session.batch_execute(CHECKED).unwrap();
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
+    let sizes = "SELECT sum(pg_column_size(sketch))::bigint FROM checked_stored";
+    let before = number(&mut session, sizes);
+    session
+        .batch_execute(
+            "SET tally.hll_max_sparse = 0; UPDATE checked_stored SET sketch = tally.hll_union(sketch, sketch);
+             RESET tally.hll_max_sparse",
+        )
+        .unwrap();
+    assert!(number(&mut session, sizes) > before, "all registers are stored");
+    step_to(&mut session, "trash");
+}
+
 /// Executes what `tally.partition_status` says, one statement after the other.
 fn follow_status(session: &mut Client) {
     let next = text(session, "SELECT next_sql FROM tally.partition_status").unwrap();

@@ -3,8 +3,8 @@
 use super::*;
 
 /// Counts the groups of the buckets in `range` that are stored differently from what the rows say which `counted` counts, and from what
-/// is retained. Compared is what is a number in any order of its rows: counts and exact sums; minima and maxima; of the rest how many
-/// rows a group has. None for a rollup whose buckets do not follow the time by which the source is partitioned: all of it would
+/// is retained. Compared is what is the same in any order of its rows, such as counts, exact sums, minima and sketches of different
+/// values; of the rest how many rows a group has. None for a rollup whose buckets do not follow the time by which the source is partitioned: all of it would
 /// have to be read.
 pub fn count_differences(
     definition: &Definition,
@@ -22,10 +22,7 @@ pub fn count_differences(
     let rows = groups(definition, relations, &format!("\n WHERE {is_counted} AND {rows}{staying}"));
     let retained = format!("SELECT * FROM (\n{}\n) AS t WHERE {}", retained(definition, relations), within("t"));
     let keys = names(&definition.keys.iter().collect::<Vec<_>>());
-    let is_exact = |partial: &&Partial| {
-        partial.subtract.is_some() || ["pg_catalog.min", "pg_catalog.max"].contains(&partial.call.function.as_str())
-    };
-    let values = definition.partials.iter().filter(is_exact).map(|partial| quote(&partial.name));
+    let values = definition.partials.iter().filter(|partial| partial.is_exact).map(compared);
     let columns: Vec<String> = keys.iter().cloned().chain(values).chain([ROWS.into()]).collect();
     let (columns, keys) = (columns.join(", "), keys.join(", "));
     Some(format!(
@@ -37,4 +34,10 @@ pub fn count_differences(
         within("s"),
         regrouped(definition, &[rows, retained])
     ))
+}
+
+/// A sketch is written anew: which of its forms is stored depends on a setting.
+fn compared(partial: &Partial) -> String {
+    let name = quote(&partial.name);
+    if partial.is_sketch { format!("tally.hll_union({name}, {name}) AS {name}") } else { name }
 }
