@@ -473,6 +473,45 @@ fn statements_by_hand_take_a_partition_out_of_its_hands() {
     assert_kept(&mut session);
 }
 
+/// Detached and not yet in the trash, or there already, somebody attaches it again and does not ask for it to be undone.
+#[test]
+fn a_partition_that_is_attached_by_hand_is_counted_once() {
+    for (stage, to_the_trash) in [("detaching", false), ("trash", true)] {
+        let database = cluster::database_without_workers();
+        let mut session = session_with_set(&database);
+        session.batch_execute(RETAIN_BY_HAND).unwrap();
+        step_to(&mut session, "verified");
+        let name = "SELECT partition::text FROM tally.retirements";
+        let partition = text(&mut session, name).unwrap();
+        let bounds = format!("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '{partition}'::regclass");
+        let bounds = text(&mut session, &bounds).unwrap();
+        if to_the_trash {
+            step_to(&mut session, stage);
+        } else {
+            step_inside_to(&mut session, stage);
+            detach_what_is_asked_for(&mut session);
+        }
+        let partition = text(&mut session, name).unwrap();
+        session.batch_execute(&format!("ALTER TABLE events ATTACH PARTITION {partition} {bounds}")).unwrap();
+        assert_kept(&mut session);
+        touch(&mut session);
+        assert_kept(&mut session);
+        session.batch_execute("CALL tally.refresh('by_day')").unwrap();
+        assert_kept(&mut session);
+        // It is as old as it was.
+        for _ in 0..2 {
+            for _ in 0..30 {
+                step(&mut session);
+                assert_kept(&mut session);
+            }
+            touch(&mut session);
+        }
+        assert_eq!(state(&mut session).as_deref(), Some("trash"), "{stage}");
+        assert!(number(&mut session, "SELECT count(*) FROM tally.retirements WHERE state <> 'trash'") == 0, "{stage}");
+        assert_eq!(number(&mut session, "SELECT count(*) FROM events WHERE at < now() - interval '4 days'"), 0, "{stage}");
+    }
+}
+
 #[test]
 fn a_set_that_feeds_no_rollup_is_retired_as_well() {
     let database = cluster::database();
