@@ -19,7 +19,7 @@ pub(crate) use conversion::step as convert;
 pub(crate) use functions::{Judged, verdict};
 pub(crate) use idle::{Pass, is_idle_since, note_altered, note_command};
 pub(crate) use locks::{charge_statement, settle_longest, take_longest};
-pub(crate) use retention::{Progress, Statement, step as retire};
+pub(crate) use retention::{Progress, Statement, follow_attach, step as retire};
 
 use crate::catalog::adoptions::{self, Origin};
 use crate::catalog::partitions::{self as policies, Row};

@@ -336,6 +336,22 @@ fn knows_all(source: Oid, record: &Row) -> Result<bool> {
     Ok(rollups::of_source(source)?.iter().all(|rollup| record.rollups.contains(&rollup.rollup)))
 }
 
+/// A table has been attached by hand. One that is detached and not yet in the trash keeps the trigger by which a partition is told that
+/// all rollups know; if one has come since that does not, it loses it, and is counted as any other table.
+pub(crate) fn follow_attach(parent: Oid, partition: Oid) -> Result<()> {
+    let is_unknown = Snapshot::latest().read(|| -> Result<bool> {
+        let records = retirements::list(parent)?;
+        let Some(record) = records.iter().find(|record| record.partition == partition) else { return Ok(false) };
+        let Some(source) = sources::source_of(parent)? else { return Ok(false) };
+        Ok(!knows_all(source, record)?)
+    })?;
+    if is_unknown {
+        let name = catalog::name_of(partition)?;
+        Spi::run(&format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}")).map_err(spi)?;
+    }
+    Ok(())
+}
+
 /// Ends a DETACH CONCURRENTLY that was interrupted. FINALIZE waits for every older snapshot of the database, and then for tables that
 /// foreign keys connect: these are had before it begins.
 fn finalize(facts: &Facts, record: &Row) -> Result<Progress> {
@@ -463,13 +479,17 @@ fn take_back(facts: &Facts, record: &Row) -> Result<()> {
 
 /// Somebody took the matter into his own hands.
 fn let_go(facts: &Facts, record: &Row) -> Result<Progress> {
-    let is_there = place(facts.oid, record)? != Place::Gone;
-    if is_there && record.state != State::Kept {
+    let place = place(facts.oid, record)?;
+    if place != Place::Gone && record.state != State::Kept {
         if !locks::try_against_all(record.partition) {
             return Progress::wait(record, "somebody uses the table");
         }
         if pg::owner_of(record.partition) == Some(facts.owner) {
             unfence(facts.owner, record.partition)?;
+            if place == Place::Detached {
+                // Nobody knows any more what the rollups know of it.
+                part(facts, record.partition)?;
+            }
         }
     }
     if sources::is_source(facts.oid)? {

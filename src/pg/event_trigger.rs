@@ -95,6 +95,10 @@ fn follow_ddl(call: Call<'_>) -> Result<Datum> {
     if let Some((table, old, new)) = unsafe { renamed_column(tree) } {
         crate::tags::follow_rename(table, &old, &new)?;
     }
+    // SAFETY: as above.
+    for (table, partition) in unsafe { attached(tree) } {
+        crate::partition::follow_attach(table, partition)?;
+    }
     Spi::run_with_args("SELECT tally._follow_tables($1)", &[brings_partitions.into()]).map_err(spi)?;
     // SAFETY: as above.
     if unsafe { may_alter_sets(tree) } {
@@ -122,6 +126,18 @@ unsafe fn may_alter_sets(tree: *mut Node) -> bool {
             AlterTableType::AT_DropNotNull,
         ];
         !is_a(tree, NodeTag::T_AlterTableStmt) || kinds.iter().any(|kind| alters_by(tree, *kind).next().is_some())
+    }
+}
+
+/// Tables that have become partitions by ATTACH, behind what they are partitions of.
+unsafe fn attached(tree: *mut Node) -> Vec<(Oid, Oid)> {
+    // SAFETY: only an ALTER TABLE has such commands, and their definition is that of a partition.
+    unsafe {
+        let pair = |command: *mut pg_sys::AlterTableCmd| {
+            let definition = (*command).def.cast::<pg_sys::PartitionCmd>();
+            Some((find((*tree.cast::<pg_sys::AlterTableStmt>()).relation)?, find((*definition).name)?))
+        };
+        alters_by(tree, AlterTableType::AT_AttachPartition).filter_map(pair).collect()
     }
 }
 

@@ -104,6 +104,7 @@ fn planted_faults_are_found() {
         Fault::NewRollup,
         Fault::ByHand,
         Fault::Return,
+        Fault::NewRollupByHand,
     ];
     for fault in faults {
         let Err((seed, failure)) = go_through(0..UNTIL_FOUND, fault) else { panic!("{fault:?} is not noticed") };

@@ -186,7 +186,7 @@ impl World {
     }
 
     /// Does every rollup keep its groups?
-    fn knows_all(&self, who: Who, record: &Record) -> bool {
+    pub fn knows_all(&self, who: Who, record: &Record) -> bool {
         self.rollups(&self.server.latest(who)).iter().all(|rollup| record.rollups.contains(&rollup.id))
     }
 
@@ -212,6 +212,10 @@ impl World {
         // The event trigger.
         if !self.tables.source(&now).1.leaving.contains(&table) {
             return Err(Stop::Refused("DETACH CONCURRENTLY would take rows from rollups"));
+        }
+        let is_it = |record: &Record| record.table == table && record.state == State::Detaching;
+        if !self.tables.records.any(&now, is_it) {
+            return Err(Stop::Refused("retention is not ready to detach"));
         }
         let pending = Link::Pending(self.server.xid(DETACHER));
         self.set_partition(DETACHER, Partition { link: pending, ..partition })?;
@@ -348,9 +352,14 @@ impl World {
 
     /// Somebody took the matter into his own hands.
     fn let_go(&mut self, record: &Record) -> Outcome<()> {
-        if self.place(record.table, &self.server.latest(WORKER)) != Place::Gone && record.state != State::Kept {
+        let place = self.place(record.table, &self.server.latest(WORKER));
+        if place != Place::Gone && record.state != State::Kept {
             self.lock_against_writers(record.table)?;
             self.unfence(WORKER, record.table)?;
+        }
+        if place == Place::Detached {
+            let (_, partition) = self.must_be_there(WORKER, record.table)?;
+            self.set_partition(WORKER, Partition { is_protected: false, ..partition })?;
         }
         self.forget_leaving(WORKER, record.table)?;
         self.delete_record(WORKER, record)

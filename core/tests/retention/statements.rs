@@ -161,10 +161,7 @@ impl World {
             // Half of the partitions are fenced mostly, and it is refused.
             ByHand::TruncateAll => self.pending(&self.server.latest(OWNER)).is_none(),
             ByHand::Finalize => is_pending && self.detaching.is_none(),
-            // The source takes one that is detached and not yet in the trash for one that it knows, also if a rollup is newer.
-            ByHand::Attach => {
-                partition.link == Link::None && !partition.is_protected && !self.is_forced(partition.table)
-            }
+            ByHand::Attach => partition.link == Link::None && !self.is_forced(partition.table),
             ByHand::Drop => !is_pending,
             ByHand::Move => partition.is_in_trash && partition.link == Link::None,
             ByHand::Fill => partition.link == Link::None,
@@ -196,8 +193,7 @@ impl World {
             ByHand::DetachConcurrently => self.begin_detach(table, false),
             ByHand::Attach => {
                 self.server.lock(OWNER, target, Mode::AccessExclusive)?;
-                self.attach(OWNER, table)?;
-                self.count_what_is_there(table)
+                self.attach_by_hand(partition)
             }
             ByHand::Move => {
                 self.server.lock(OWNER, target, Mode::AccessExclusive)?;
@@ -228,6 +224,19 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// One that is detached and not yet in the trash is known, unless a rollup has come since.
+    fn attach_by_hand(&mut self, partition: Partition) -> Outcome<()> {
+        let table = partition.table;
+        let records = self.records(&self.server.latest(OWNER));
+        let record = records.iter().find(|record| record.table == table);
+        let knows_all =
+            record.is_none_or(|record| self.knows_all(OWNER, record)) || self.fault == Fault::NewRollupByHand;
+        let is_known = partition.is_protected && knows_all;
+        self.set_partition(OWNER, Partition { is_protected: is_known, ..partition })?;
+        self.attach(OWNER, table)?;
+        if is_known { self.know(table) } else { self.count_what_is_there(table) }
     }
 
     /// The rollups become what they keep of partitions that have left, at once and in every snapshot.

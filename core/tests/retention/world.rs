@@ -33,6 +33,8 @@ pub enum Fault {
     ByHand,
     /// What comes back takes changes at once, also of those who still read its retained groups.
     Return,
+    /// What is attached by hand is taken for known, also by a rollup that has come since it was detached.
+    NewRollupByHand,
 }
 
 /// Connections: those who use the table, the worker that runs the job, and the owner of the table, who refreshes as well.

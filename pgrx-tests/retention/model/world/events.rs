@@ -336,8 +336,7 @@ impl World<'_> {
         // Another statement goes on with the pending one.
         parts.retain(|part| !part.is_pending && !self.forced.contains(&part.oid));
         match event {
-            // One that is on its way to the trash does not come back to rollups that were made on that way.
-            Event::Attach => parts.retain(|part| !part.is_attached && part.state.as_deref() != Some("detaching")),
+            Event::Attach => parts.retain(|part| !part.is_attached),
             Event::Move => parts.retain(|part| part.name.starts_with("tally_trash.")),
             Event::Drop => {}
             _ => parts.retain(|part| part.is_attached),
