@@ -378,6 +378,21 @@ fn another_form_of_a_sketch_is_no_difference() {
     step_to(&mut session, "trash");
 }
 
+/// No NOTICE of something that is not there, which only the way it is done has brought about.
+#[test]
+fn undo_and_drop_say_nothing_unasked() {
+    let database = cluster::database_without_workers();
+    let mut session = session_with_set(&database);
+    session.batch_execute(RETAIN_BY_HAND).unwrap();
+    step_to(&mut session, "trash");
+    let statements =
+        "SELECT tally.undo_retention('events', partition) FROM tally.retirements; CALL tally.run_due_jobs();
+                      SELECT tally.drop_rollup('by_day'), tally.drop_rollup('by_key')";
+    let psql = database.psql_command().args(["--quiet", "--command", statements]).output().expect("psql starts");
+    assert!(psql.status.success());
+    assert_eq!(String::from_utf8_lossy(&psql.stderr), "");
+}
+
 /// Executes what `tally.partition_status` says, one statement after the other.
 fn follow_status(session: &mut Client) {
     let next = text(session, "SELECT next_sql FROM tally.partition_status").unwrap();

@@ -16,10 +16,10 @@ pub(crate) mod rollups;
 pub(crate) mod sources;
 
 use crate::error::{Error, Result, no_row_is_none, spi};
-use crate::pg::{Kept, Oid};
+use crate::pg::{Kept, Oid, Snapshot};
 use pgrx::datum::DatumWithOid;
 use pgrx::{FromDatum, IntoDatum, Spi};
-use tally_core::ident::QualifiedName;
+use tally_core::ident::{QualifiedName, quote};
 
 /// The first column of the first row that a query answers. By `select` and not by `Spi::get_..`, which would assign a transaction
 /// id: that is too much for a look, and impossible on a standby.
@@ -30,6 +30,17 @@ pub(crate) fn look_up<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumW
 /// The same for a text that comes back.
 pub(crate) fn look_up_again<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid]) -> Result<Option<T>> {
     no_row_is_none(Spi::connect(|client| client.select(Kept(query), Some(1), arguments)?.first().get_one::<T>()))
+}
+
+/// Drops a trigger if the table has it, and not as part of a partitioned table above it.
+pub(crate) fn drop_trigger(table: Oid, trigger: &str) -> Result<()> {
+    let is_there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
+         AND g.tgname OPERATOR(pg_catalog.=) $2::pg_catalog.name AND g.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)";
+    let is_there = Snapshot::latest().read(|| look_up_again::<bool>(is_there, &[table.into(), trigger.into()]))?;
+    if is_there != Some(true) {
+        return Ok(());
+    }
+    Spi::run(&format!("DROP TRIGGER {} ON {}", quote(trigger), name_of(table)?)).map_err(spi)
 }
 
 /// The present name of a relation.

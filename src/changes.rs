@@ -123,7 +123,7 @@ pub(crate) fn follow_departure(partition: Oid, is_drop: bool) -> Result<()> {
         if !is_drop {
             let drop = format!("DROP TRIGGER tally_truncate ON {name}");
             pg::as_user(owner, || Spi::run(&drop)).map_err(spi)?;
-            pg::as_user(owner, || seal::drop_trigger(table))?;
+            pg::as_user(owner, || catalog::drop_trigger(table, seal::TRIGGER))?;
         }
     }
     Ok(())

@@ -28,6 +28,8 @@ use tally_core::partition::Key;
 use tally_core::rollup::definition::TAG;
 use tally_core::rollup::sql::{self, Settled};
 
+/// What a sealed partition has.
+pub(crate) const TRIGGER: &str = "tally_seal";
 /// A transaction makes so many triggers at most.
 const PARTITIONS_PER_STEP: usize = 32;
 /// With fewer new rows than that in [`settings::seal_after`], a partition is quiet.
@@ -106,14 +108,6 @@ fn create_trigger(partition: Oid) -> Result<()> {
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     run(&format!("CREATE TRIGGER tally_seal BEFORE INSERT ON {name} FOR EACH ROW EXECUTE FUNCTION tally._seal_row()"))?;
     run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER tally_seal"))
-}
-
-/// The partition leaves the source, or the source tally.
-pub(crate) fn drop_trigger(partition: Oid) -> Result<()> {
-    if !is_sealed(partition)? {
-        return Ok(());
-    }
-    Spi::run(&format!("DROP TRIGGER tally_seal ON {}", catalog::name_of(partition)?)).map_err(spi)
 }
 
 /// Does the table have the trigger, not as part of a partitioned table above it?

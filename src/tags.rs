@@ -198,12 +198,11 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName, log: Oid) -> Result<()>
     let tree = lock_tree(source, name)?;
     let run = |sql: &str| Spi::run(sql).map_err(spi);
     for trigger in ["tally_insert", "tally_update", "tally_delete"] {
-        run(&format!("DROP TRIGGER IF EXISTS {trigger} ON {name}"))?;
+        crate::catalog::drop_trigger(source, trigger)?;
     }
     for relation in tree {
-        let partition = crate::catalog::name_of(relation)?;
-        run(&format!("DROP TRIGGER IF EXISTS tally_truncate ON {partition}"))?;
-        seal::drop_trigger(relation)?;
+        crate::catalog::drop_trigger(relation, "tally_truncate")?;
+        crate::catalog::drop_trigger(relation, seal::TRIGGER)?;
     }
     run(&format!("ALTER TABLE {name} DROP COLUMN IF EXISTS {TAG}"))?;
     match pg::owner_of(log) {

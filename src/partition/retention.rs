@@ -187,11 +187,8 @@ fn fence(facts: &Facts, partition: Oid, range: Range) -> Result<Progress> {
 /// Lets rows of the partition be changed again. That takes its lock against readers too, which the caller has tried for, or is about
 /// to take for ATTACH: in its queue everybody who reads the set would wait behind an open report.
 fn unfence(owner: Oid, partition: Oid) -> Result<()> {
-    let name = catalog::name_of(partition)?;
-    for trigger in ["tally_fence", "tally_fence_truncate"] {
-        run_as(owner, &format!("DROP TRIGGER IF EXISTS {trigger} ON {name}"))?;
-    }
-    Ok(())
+    let triggers = ["tally_fence", "tally_fence_truncate"];
+    pg::as_user(owner, || triggers.iter().try_for_each(|trigger| catalog::drop_trigger(partition, trigger)))
 }
 
 /// Has every rollup count its rows, which are the last ones, and keep their groups.
@@ -345,11 +342,7 @@ pub(crate) fn follow_attach(parent: Oid, partition: Oid) -> Result<()> {
         let Some(source) = sources::source_of(parent)? else { return Ok(false) };
         Ok(!knows_all(source, record)?)
     })?;
-    if is_unknown {
-        let name = catalog::name_of(partition)?;
-        Spi::run(&format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}")).map_err(spi)?;
-    }
-    Ok(())
+    if is_unknown { catalog::drop_trigger(partition, "tally_truncate") } else { Ok(()) }
 }
 
 /// Ends a DETACH CONCURRENTLY that was interrupted. FINALIZE waits for every older snapshot of the database, and then for tables that
@@ -396,9 +389,8 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
 /// Takes the triggers of the source away that DETACH CONCURRENTLY has left at a table. That it is leaving stays noted as long as it can come
 /// back: a snapshot from before it does counts its retained groups, and must not read its rows.
 fn part(facts: &Facts, partition: Oid) -> Result<()> {
-    let name = catalog::name_of(partition)?;
-    run_as(facts.owner, &format!("DROP TRIGGER IF EXISTS tally_truncate ON {name}"))?;
-    pg::as_user(facts.owner, || seal::drop_trigger(partition))
+    let triggers = ["tally_truncate", seal::TRIGGER];
+    pg::as_user(facts.owner, || triggers.iter().try_for_each(|trigger| catalog::drop_trigger(partition, trigger)))
 }
 
 /// Renames indexes and sequences of a table that would move along to a schema where their names are taken.
