@@ -32,17 +32,10 @@ pub(crate) struct Report {
     pub groups: i64,
 }
 
-/// Brings every rollup of the source up to a new snapshot. A second caller waits for the running tick, then takes its own
-/// snapshot. The transaction must be READ COMMITTED and must not have an id yet: rows that it has written would stay pending
+/// Brings every rollup of the source up to a new snapshot, and goes on in the same transaction with what is left to do at the state that
+/// is reached: `and_then` gets it and answers how many rows it has counted. A second caller waits for the running tick, then takes its
+/// own snapshot. The transaction must be READ COMMITTED and must not have an id yet: rows that it has written would stay pending
 /// behind rows of later transactions.
-pub(crate) fn tick(source: Oid) -> Result<Report> {
-    require_fresh_transaction()?;
-    pg::lock_refresh(sources::table()?, source, true);
-    tick_locked(source, &mut |_| Ok(0))
-}
-
-/// The same, and goes on in the same transaction with what is left to do at the state that is reached: `and_then` gets it and answers
-/// how many rows it has counted.
 pub(crate) fn tick_and(source: Oid, and_then: &mut dyn FnMut(&Reached) -> Result<i64>) -> Result<Report> {
     require_fresh_transaction()?;
     pg::lock_refresh(sources::table()?, source, true);
@@ -399,7 +392,8 @@ fn tally_refresh(rollup: Option<Oid>) -> std::result::Result<(), pgrx::pg_sys::p
     require_fresh_transaction()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
-    tick(source)?;
+    pg::lock_refresh(sources::table()?, source, true);
+    tick_locked(source, &mut |_| Ok(0))?;
     Ok(())
 }
 
