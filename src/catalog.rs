@@ -32,12 +32,16 @@ pub(crate) fn look_up_again<T: FromDatum + IntoDatum>(query: &str, arguments: &[
     no_row_is_none(Spi::connect(|client| client.select(Kept(query), Some(1), arguments)?.first().get_one::<T>()))
 }
 
-/// Drops a trigger if the table has it, and not as part of a partitioned table above it.
-pub(crate) fn drop_trigger(table: Oid, trigger: &str) -> Result<()> {
-    let is_there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
+/// Has the table this trigger, not as part of a partitioned table above it?
+pub(crate) fn has_trigger(table: Oid, trigger: &str) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
          AND g.tgname OPERATOR(pg_catalog.=) $2::pg_catalog.name AND g.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)";
-    let is_there = Snapshot::latest().read(|| look_up_again::<bool>(is_there, &[table.into(), trigger.into()]))?;
-    if is_there != Some(true) {
+    look_up_again::<bool>(query, &[table.into(), trigger.into()]).map(|found| found == Some(true))
+}
+
+/// Drops a trigger if the table has it.
+pub(crate) fn drop_trigger(table: Oid, trigger: &str) -> Result<()> {
+    if !Snapshot::latest().read(|| has_trigger(table, trigger))? {
         return Ok(());
     }
     Spi::run(&format!("DROP TRIGGER {} ON {}", quote(trigger), name_of(table)?)).map_err(spi)

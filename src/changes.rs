@@ -138,8 +138,8 @@ pub(crate) fn require_retained(partition: Oid) -> Result<()> {
     // Whoever creates a rollup, or brings the partition back, holds a lock on the parent that conflicts; the command takes this one.
     pg::relation::lock(parent, Mode::ShareUpdateExclusive);
     if Snapshot::latest().read(|| sources::leaving(source))?.contains(&partition) {
-        let records = Snapshot::latest().read(|| retirements::list(parent))?;
-        if records.iter().any(|record| record.partition == partition && record.state == State::Detaching) {
+        let record = Snapshot::latest().read(|| retirements::find(parent, partition))?;
+        if record.is_some_and(|record| record.state == State::Detaching) {
             return Ok(());
         }
         let name = catalog::name_of(partition)?;

@@ -167,18 +167,15 @@ fn redefine(rollup: Oid, definition: &str) -> Result<()> {
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
     let public = catalog::name_of(rollup)?;
-    let find = |known: Vec<Rollup>| {
-        let found = known.into_iter().find(|entry| entry.rollup == rollup);
-        found.ok_or_else(|| Error::new("42704", "the rollup has just been dropped by another session"))
-    };
+    let gone = || Error::new("42704", "the rollup has just been dropped by another session");
     // Those that are retained could not be united with others.
-    let sketches = find(rollups::of_source(source)?)?.definition.sketches;
+    let sketches = rollups::find(source, rollup)?.ok_or_else(gone)?.definition.sketches;
     let mut plan = Plan::of(definition, &public, sketches)?;
     let _settings = pg::pin_settings();
     let started = Instant::now();
     pg::lock_refresh(sources::table()?, source, true);
     let now = Snapshot::take();
-    let old = find(now.read(|| rollups::of_source(source))?)?;
+    let old = now.read(|| rollups::find(source, rollup))?.ok_or_else(gone)?;
     if plan.source != source || plan.base.as_ref().map(|base| base.rollup.rollup) != old.below {
         return Err(Error::new("0A000", format!("rollup {public} cannot be changed to read something else"))
             .hint("Create another rollup, and drop this one when nobody reads it any more."));
@@ -244,8 +241,9 @@ fn add_aggregate(rollup: Oid, column_name: &str, expression: &str) -> Result<()>
     refresh::require_read_committed()?;
     let source = rollups::source_of(rollup)?;
     catalog::require_owner(source)?;
-    let entry = rollups::of_source(source)?.into_iter().find(|entry| entry.rollup == rollup);
-    let Some(entry) = entry else { return Err(Error::new("42704", "the rollup does not exist")) };
+    let Some(entry) = rollups::find(source, rollup)? else {
+        return Err(Error::new("42704", "the rollup does not exist"));
+    };
     let from = catalog::name_of(entry.below.unwrap_or(source))?;
     let mut text = entry.definition.text.clone();
     // The view keeps the names that its columns have now.

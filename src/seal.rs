@@ -110,13 +110,6 @@ fn create_trigger(partition: Oid) -> Result<()> {
     run(&format!("ALTER TABLE {name} ENABLE ALWAYS TRIGGER tally_seal"))
 }
 
-/// Does the table have the trigger, not as part of a partitioned table above it?
-fn is_sealed(table: Oid) -> Result<bool> {
-    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
-         AND g.tgname OPERATOR(pg_catalog.=) 'tally_seal' AND g.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)";
-    catalog::look_up_again::<bool>(query, &[table.into()]).map(|found| found == Some(true))
-}
-
 /// Is the table a sealed partition, or part of one?
 pub(crate) fn is_sealed_partition(table: Oid) -> Result<bool> {
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgrelid OPERATOR(pg_catalog.=) $1 \
@@ -233,7 +226,7 @@ pub(crate) fn follow_arrival(source: Oid, partition: Oid) -> Result<()> {
     if lower >= sealed_before {
         return Ok(());
     }
-    if child == partition && !is_sealed(partition)? {
+    if child == partition && !catalog::has_trigger(partition, TRIGGER)? {
         create_trigger(partition)?;
     }
     if now.is_there(&format!("SELECT EXISTS (SELECT FROM ONLY {})", catalog::name_of(partition)?))? {

@@ -201,14 +201,18 @@ pub(crate) fn untrack(source: Oid, name: &QualifiedName, log: Oid) -> Result<()>
         crate::catalog::drop_trigger(source, trigger)?;
     }
     for relation in tree {
-        crate::catalog::drop_trigger(relation, "tally_truncate")?;
-        crate::catalog::drop_trigger(relation, seal::TRIGGER)?;
+        unprotect(relation)?;
     }
     run(&format!("ALTER TABLE {name} DROP COLUMN IF EXISTS {TAG}"))?;
     match pg::owner_of(log) {
         Some(_) => run(&format!("DROP TABLE {}", crate::catalog::name_of(log)?)),
         None => Ok(()),
     }
+}
+
+/// Takes the triggers away that a table has as a partition, and PostgreSQL does not clone.
+pub(crate) fn unprotect(partition: Oid) -> Result<()> {
+    ["tally_truncate", seal::TRIGGER].iter().try_for_each(|trigger| crate::catalog::drop_trigger(partition, trigger))
 }
 
 /// A foreign partition has no tag, and a crash empties an unlogged one.

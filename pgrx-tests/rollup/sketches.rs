@@ -91,13 +91,9 @@ fn sketches_of_rows_that_have_left_go_on_after_a_change() {
     let made = parameters(&mut session, "sketches");
     session.batch_execute(OTHER_SETTINGS).unwrap();
     session.batch_execute("SELECT tally.add_aggregate('sketches', 'n', 'count(*)')").unwrap();
-    insert_day_2(&mut session);
+    session.batch_execute("INSERT INTO events VALUES ('2024-01-02 02:00Z', 1, 77, 'y')").unwrap();
     session.batch_execute("CALL tally.refresh('sketches')").unwrap();
     assert_eq!(parameters(&mut session, "sketches"), made);
-}
-
-fn insert_day_2(session: &mut Client) {
-    session.batch_execute("INSERT INTO events VALUES ('2024-01-02 02:00Z', 1, 77, 'y')").unwrap();
 }
 
 #[test]

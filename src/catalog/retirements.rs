@@ -30,6 +30,11 @@ pub(crate) struct Row {
     pub note: Option<String>,
 }
 
+/// The record of a partition, if retention has one.
+pub(crate) fn find(parent: Oid, partition: Oid) -> Result<Option<Row>> {
+    Ok(list(parent)?.into_iter().find(|record| record.partition == partition))
+}
+
 /// The records of a set, the oldest first.
 pub(crate) fn list(parent: Oid) -> Result<Vec<Row>> {
     Spi::connect(|client| {

@@ -42,6 +42,11 @@ impl Rollup {
     }
 }
 
+/// One of the rollups of a source in the active snapshot.
+pub(crate) fn find(source: Oid, rollup: Oid) -> Result<Option<Rollup>> {
+    Ok(of_source(source)?.into_iter().find(|entry| entry.rollup == rollup))
+}
+
 /// The rollups of a source in the active snapshot, always in the same order: each behind the one that it is defined on.
 pub(crate) fn of_source(source: Oid) -> Result<Vec<Rollup>> {
     Spi::connect(|client| {

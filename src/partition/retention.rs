@@ -23,7 +23,7 @@ use crate::error::{Result, spi};
 use crate::pg::relation::{self, Mode};
 use crate::pg::types::is_name_taken;
 use crate::pg::{self, Oid, Snapshot, process};
-use crate::{changes, refresh, seal, settings, version, workers};
+use crate::{changes, refresh, settings, tags, version, workers};
 use pgrx::prelude::*;
 use std::time::Duration;
 use tally_core::bucket::Timestamp;
@@ -337,10 +337,9 @@ fn knows_all(source: Oid, record: &Row) -> Result<bool> {
 /// all rollups know; if one has come since that does not, it loses it, and is counted as any other table.
 pub(crate) fn follow_attach(parent: Oid, partition: Oid) -> Result<()> {
     let is_unknown = Snapshot::latest().read(|| -> Result<bool> {
-        let records = retirements::list(parent)?;
-        let Some(record) = records.iter().find(|record| record.partition == partition) else { return Ok(false) };
+        let Some(record) = retirements::find(parent, partition)? else { return Ok(false) };
         let Some(source) = sources::source_of(parent)? else { return Ok(false) };
-        Ok(!knows_all(source, record)?)
+        Ok(!knows_all(source, &record)?)
     })?;
     if is_unknown { catalog::drop_trigger(partition, "tally_truncate") } else { Ok(()) }
 }
@@ -389,8 +388,7 @@ fn discard(facts: &Facts, plan: &Plan, record: &Row) -> Result<Progress> {
 /// Takes the triggers of the source away that DETACH CONCURRENTLY has left at a table. That it is leaving stays noted as long as it can come
 /// back: a snapshot from before it does counts its retained groups, and must not read its rows.
 fn part(facts: &Facts, partition: Oid) -> Result<()> {
-    let triggers = ["tally_truncate", seal::TRIGGER];
-    pg::as_user(facts.owner, || triggers.iter().try_for_each(|trigger| catalog::drop_trigger(partition, trigger)))
+    pg::as_user(facts.owner, || tags::unprotect(partition))
 }
 
 /// Renames indexes and sequences of a table that would move along to a schema where their names are taken.

@@ -243,6 +243,6 @@ fn find_base(relation: Oid) -> Result<Option<Base>> {
     if !rollups::is_rollup(relation) {
         return Ok(None);
     }
-    let rollup = rollups::of_source(rollups::source_of(relation)?)?.into_iter().find(|known| known.rollup == relation);
+    let rollup = rollups::find(rollups::source_of(relation)?, relation)?;
     rollup.map(|rollup| Ok(Base { columns: rollups::visible_columns(relation)?, rollup })).transpose()
 }

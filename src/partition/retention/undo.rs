@@ -23,8 +23,7 @@ pub(in crate::partition) fn undo(parent: Oid, partition: Oid) -> Result<()> {
     let plan = Plan::of(&facts)?;
     refresh::require_read_committed()?;
     lock_out(&facts)?;
-    let records = retirements::list(parent)?;
-    let Some(record) = records.iter().find(|record| record.partition == partition) else {
+    let Some(record) = &retirements::find(parent, partition)? else {
         return Err(Error::new(
             "42704",
             format!("retention is not removing {} from {}", catalog::name_of(partition)?, facts.name),

@@ -4,8 +4,8 @@ use super::*;
 
 /// Counts the groups of the buckets in `range` that are stored differently from what the rows say which `counted` counts, and from what
 /// is retained. Compared is what is the same in any order of its rows, such as counts, exact sums, minima and sketches of different
-/// values; of the rest how many rows a group has. None for a rollup whose buckets do not follow the time by which the source is partitioned: all of it would
-/// have to be read.
+/// values; of the rest how many rows a group has. None for a rollup whose buckets do not follow the time by which the source is
+/// partitioned: all of it would have to be read.
 pub fn count_differences(
     definition: &Definition,
     relations: &Relations,
